@@ -1,0 +1,161 @@
+"""What a slider is: a low-rank change of some of a model's layers (Concept Sliders, arXiv 2311.12092)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite, prod
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .gate import Gate
+
+TEXT_ENCODER_PREFIXES = ("lora_te", "lora_prior_te", "text_encoder", "text_encoders.", "text_encoder_2.")
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The low-rank change of one layer's weight: delta = up @ down.
+
+    The LoRA scale alpha / rank is already folded into `up`.
+    down: (rank, in), or (rank, in, *kernel) for a convolution.
+    up: (out, rank), or (out, rank, 1, ...) for a convolution.
+    Raises ValueError where the two do not fit each other.
+    """
+
+    down: Tensor
+    up: Tensor
+
+    def __post_init__(self) -> None:
+        check_shapes("a low-rank layer", self.down, self.up)
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def check(self, name: str) -> None:
+        """Raise ValueError naming the layer if its shapes do not fit or a number in it is NaN or infinite."""
+        check_shapes(name, self.down, self.up)
+        for part, tensor in (("down", self.down), ("up", self.up)):
+            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+            if bad:
+                raise ValueError(f"Layer {name}: {bad} of the {tensor.numel()} numbers of its {part} projection are NaN or infinite.")
+
+    def fitted(self, weight_shape: tuple[int, ...], name: str) -> LowRank:
+        """The same change, shaped for a weight of shape (out, in) or (out, in, *kernel).
+
+        A 1x1 convolution and a linear layer hold the same numbers, and files use either form for both.
+        Raises ValueError naming the layer and both shapes where the numbers do not fit.
+        """
+        out, *inner = weight_shape
+        if self.up.shape[0] != out or prod(self.down.shape[1:]) != prod(inner):
+            raise ValueError(
+                f"Layer {name}: the slider has down {tuple(self.down.shape)} and up {tuple(self.up.shape)}, "
+                f"but the model's weight there is {tuple(weight_shape)}. Was the slider made for another model?"
+            )
+        down_shape = (self.rank, *inner)
+        up_shape = (out, self.rank, *(1 for _ in inner[1:]))
+        if self.down.shape == down_shape and self.up.shape == up_shape:
+            return self
+        return LowRank(self.down.reshape(down_shape), self.up.reshape(up_shape))
+
+    @staticmethod
+    def fresh(weight_shape: tuple[int, ...], rank: int, generator: torch.Generator | None = None) -> LowRank:
+        """An untrained float32 change for a weight of that shape: random down, zero up, so that delta is 0."""
+        out, *inner = weight_shape
+        bound = prod(inner) ** -0.5  # the usual start of a LoRA: uniform with variance 1 / (3 fan_in)
+        down = torch.empty(rank, *inner).uniform_(-bound, bound, generator=generator)
+        return LowRank(down, torch.zeros(out, rank, *(1 for _ in inner[1:])))
+
+
+@dataclass(frozen=True)
+class SliderInfo:
+    """What a slider's file says about it, apart from the weights.
+
+    less, more: labels of the negative and the positive end.
+    useful_range: the strengths between which it does what its labels say.
+    gate: the part of sampling it is meant to act in.
+    recipe: how it was trained, as plain JSON values.
+    family: the base model's family, as the host names it ("SD15", "SDXL", "Flux", ...).
+    base_model_hash: a hash of the base model's weights, or "".
+    source: the file it came from, or "".
+    extra: further header fields of the file, by name.
+    Raises ValueError if the range is empty or not finite.
+    """
+
+    less: str = ""
+    more: str = ""
+    useful_range: tuple[float, float] = (-1.0, 1.0)
+    gate: Gate = Gate()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
+    base_model_hash: str = ""
+    source: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        low, high = self.useful_range
+        if not (isfinite(low) and isfinite(high) and low < high):
+            raise ValueError(f"A slider's useful range runs from a lower to a higher strength; got {low} to {high}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Slider:
+    """A named slider: its low-rank layers by the layer names of its file, and what is known about it.
+
+    Raises ValueError, naming the slider, if it has no layers, or a layer's shapes or numbers are bad.
+    """
+
+    name: str
+    layers: Mapping[str, LowRank]
+    info: SliderInfo = field(default_factory=SliderInfo)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+        if not self.layers:
+            raise ValueError(f"Slider '{self.name}' has no layers.")
+        for name, layer in self.layers.items():
+            try:
+                layer.check(name)
+            except ValueError as error:
+                raise ValueError(f"Slider '{self.name}': {error}") from error
+
+    @property
+    def rank(self) -> int:
+        """The largest rank among its layers."""
+        return max(layer.rank for layer in self.layers.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory its weights take."""
+        return sum(t.numel() * t.element_size() for layer in self.layers.values() for t in (layer.down, layer.up))
+
+    @property
+    def model_layers(self) -> dict[str, LowRank]:
+        """The layers meant for the diffusion model."""
+        return {name: layer for name, layer in self.layers.items() if not name.startswith(TEXT_ENCODER_PREFIXES)}
+
+    @property
+    def text_layers(self) -> dict[str, LowRank]:
+        """The layers meant for the text encoders."""
+        return {name: layer for name, layer in self.layers.items() if name.startswith(TEXT_ENCODER_PREFIXES)}
+
+
+def check_shapes(name: str, down: Tensor, up: Tensor) -> None:
+    """Raise ValueError, naming the layer, if the two are not the projections of one low-rank change."""
+    shapes = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
+    if not (down.is_floating_point() and up.is_floating_point()):
+        raise ValueError(f"Layer {name}: weights must be floating-point numbers; got {down.dtype} and {up.dtype}.")
+    if not 2 <= down.ndim <= 5 or not 2 <= up.ndim <= 5:
+        raise ValueError(
+            f"Layer {name}: a projection has 2 dimensions, or 3 to 5 for a convolution; got {shapes}."
+        )
+    if down.shape[0] != up.shape[1] or prod(up.shape[2:]) != 1:
+        raise ValueError(
+            f"Layer {name}: down must be (rank, in, ...) and up (out, rank) or (out, rank, 1, ...), of one rank; got {shapes}."
+        )
+    if not down.numel() or not up.numel():
+        raise ValueError(f"Layer {name}: its weights are empty: {shapes}.")
