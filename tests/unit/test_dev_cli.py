@@ -1,0 +1,96 @@
+"""The command line: what goes where, and how it ends when something is wrong."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from concept_sliders.devtools import checks
+from concept_sliders.devtools.host import ROOT
+from concept_sliders.devtools.problem import Problem
+from concept_sliders.devtools.server import failure, refusal
+
+
+def dev(*arguments, **environment):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("COMFYUI_")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "dev.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env={**inherited, **environment},
+    )
+
+
+def test_a_wrong_comfyui_ends_with_one_line_and_no_traceback(tmp_path):
+    answer = dev("host", COMFYUI_PATH=str(tmp_path))
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("error: COMFYUI_PATH=")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_a_disk_that_is_too_small_or_a_folder_in_the_way_ends_with_one_line(tmp_path):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    answer = dev("host", CONCEPT_SLIDERS_CACHE=str(tmp_path / "cache"))
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: cannot set up in")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_an_unknown_option_is_refused_where_nothing_is_passed_on():
+    answer = dev("serve", "--prot", "8188")
+    assert answer.returncode == 2
+    assert "--prot" in answer.stderr
+
+
+def test_an_unknown_benchmark_names_those_there_are():
+    answer = dev("bench", "nothing", "--steps", "3")
+    assert answer.returncode == 1
+    assert "'nothing'" in answer.stderr
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for path in ("unit/test_a.py", "server/test_b.py", "js/maths.test.mjs", "browser/conftest.py"):
+        file = tmp_path / "tests" / path
+        file.parent.mkdir(parents=True)
+        file.touch()
+    return tmp_path
+
+
+def test_every_tier_that_has_tests_is_run_by_default(tree):
+    assert checks.select([], tree) == ["unit", "server", "js"]
+
+
+def test_tiers_are_run_in_their_own_order(tree):
+    assert checks.select(["server", "unit"], tree) == ["unit", "server"]
+
+
+@pytest.mark.parametrize(
+    ("tier", "sentence"), [("nowhere", "no tier 'nowhere'"), ("browser", "holds no tests")]
+)
+def test_a_tier_without_tests_is_one_sentence(tree, tier, sentence):
+    with pytest.raises(Problem, match=sentence):
+        checks.select([tier], tree)
+
+
+def test_a_refused_workflow_is_told_by_node():
+    body = (
+        '{"error": {"message": "Prompt outputs failed validation"},'
+        ' "node_errors": {"3": {"class_type": "KSampler", "errors": [{"message": "Value not in list", "details": "sampler_name: \'x\'"}]}}}'
+    )
+    assert (
+        refusal(body)
+        == "Prompt outputs failed validation\nKSampler (3): Value not in list: sampler_name: 'x'"
+    )
+
+
+def test_a_failed_workflow_is_told_by_node():
+    told = {
+        "node_id": "3",
+        "node_type": "KSampler",
+        "exception_type": "ValueError",
+        "exception_message": "bad\n",
+    }
+    assert failure([["execution_start", {}], ["execution_error", told]]) == "KSampler (3): ValueError: bad\n"
+    assert failure([["execution_interrupted", told]]) == "interrupted at KSampler (3)"
