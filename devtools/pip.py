@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -114,8 +115,6 @@ def drop_unfinished(site_packages: Path) -> list[str]:
     dropped = []
     for info in site_packages.glob("*.dist-info"):
         if not (info / "RECORD").is_file():
-            for file in info.rglob("*"):
-                if file.is_file():
-                    file.unlink()
+            shutil.rmtree(info)
             dropped.append(info.name)
     return dropped

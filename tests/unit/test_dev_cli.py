@@ -1,5 +1,6 @@
 """The command line: what goes where, and how it ends when something is wrong."""
 
+import json
 import os
 import subprocess
 import sys
@@ -75,14 +76,10 @@ def test_a_tier_without_tests_is_one_sentence(tree, tier, sentence):
 
 
 def test_a_refused_workflow_is_told_by_node():
-    body = (
-        '{"error": {"message": "Prompt outputs failed validation"},'
-        ' "node_errors": {"3": {"class_type": "KSampler", "errors": [{"message": "Value not in list", "details": "sampler_name: \'x\'"}]}}}'
-    )
-    assert (
-        refusal(body)
-        == "Prompt outputs failed validation\nKSampler (3): Value not in list: sampler_name: 'x'"
-    )
+    wrong = {"message": "Value not in list", "details": "sampler_name: 'x'"}
+    nodes = {"3": {"class_type": "KSampler", "errors": [wrong]}}
+    told = refusal(json.dumps({"error": {"message": "Not valid"}, "node_errors": nodes}))
+    assert told == "Not valid\nKSampler (3): Value not in list: sampler_name: 'x'"
 
 
 def test_a_failed_workflow_is_told_by_node():
