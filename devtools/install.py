@@ -54,7 +54,7 @@ def steps(lock: int | None = None) -> list[Step]:
         if made.returncode != 0:
             why = last_line(made.stderr or made.stdout)
             raise Problem(f"{python} -m venv failed: {why} (on Debian and Ubuntu: apt install python3-venv)")
-        pip(home, "install", "-c", str(pins.CONSTRAINTS), pins.PIP, lock=lock)
+        pip(home, "install", *pins.with_versions((pins.PIP,)), lock=lock)
 
     def source(home: Path, again: bool) -> None:
         fetch_comfyui(home, lock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -81,12 +82,19 @@ class Server:
             return ""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
+    def check_pack(self) -> None:
+        """ComfyUI goes on without a pack that it cannot import; nobody here wants that."""
+        said = "" if self.log is None else self.log.read_text(encoding="utf-8", errors="replace")
+        if found := re.search(rf"Cannot import .*{PACK} module for custom nodes: (.*)", said):
+            raise ServerError(f"ComfyUI could not load {PACK}: {found.group(1)}\n{self.tail()}")
+
     def until_ready(self, seconds: float = START_SECONDS) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.check_alive()
             with contextlib.suppress(OSError):  # nobody listens yet
                 self.ask("/system_stats", timeout=5)
+                self.check_pack()
                 return
             time.sleep(0.2)
         raise ServerError(f"ComfyUI does not answer at {self.url} after {seconds:.0f} s\n{self.tail()}")
@@ -171,7 +179,16 @@ def running(
     prepare(base, models)
     port = port or free_port()
     command = [str(host.python), "main.py", "--listen", "127.0.0.1", "--port", str(port)]
-    command += ["--base-directory", str(base), "--disable-auto-launch", *arguments]
+    # Its database would otherwise lie in the folder of ComfyUI itself.
+    database = f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}"
+    command += [
+        "--base-directory",
+        str(base),
+        "--database-url",
+        database,
+        "--disable-auto-launch",
+        *arguments,
+    ]
     if cpu or not has_accelerator(host):
         command.append("--cpu")
     log = None if shown else base / "server.log"

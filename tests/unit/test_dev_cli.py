@@ -9,7 +9,7 @@ import pytest
 from concept_sliders.devtools import checks
 from concept_sliders.devtools.host import ROOT
 from concept_sliders.devtools.problem import Problem
-from concept_sliders.devtools.server import failure, refusal
+from concept_sliders.devtools.server import PACK, Server, ServerError, failure, refusal
 
 
 def dev(*arguments, **environment):
@@ -91,3 +91,13 @@ def test_a_failed_workflow_is_told_by_node():
     }
     assert failure([["execution_start", {}], ["execution_error", told]]) == "KSampler (3): ValueError: bad\n"
     assert failure([["execution_interrupted", told]]) == "interrupted at KSampler (3)"
+
+
+def test_a_pack_that_comfyui_could_not_load_is_an_error(tmp_path):
+    log = tmp_path / "server.log"
+    server = Server(None, "http://127.0.0.1:1", tmp_path, log)
+    log.write_text("Import times for custom nodes:\n")
+    server.check_pack()
+    log.write_text(f"Cannot import /x/custom_nodes/{PACK} module for custom nodes: No module named 'y'\n")
+    with pytest.raises(ServerError, match="No module named 'y'"):
+        server.check_pack()
