@@ -70,26 +70,24 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, does, text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
-        made.set_defaults(does=does, passes_on=False)
+    def command(name: str, does, text: str, passes_on: bool = False) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, add_help=not passes_on)
+        made.set_defaults(does=does, passes_on=passes_on)
         return made
 
-    command("demo", demo, "train a slider in the real ComfyUI and turn it").set_defaults(passes_on=True)
+    command("demo", demo, "train a slider in the real ComfyUI and turn it", passes_on=True)
     testing = command("test", test, "run the tests; arguments after -- go to pytest")
     testing.add_argument(
         "tiers", nargs="*", metavar="tier", help=f"of {', '.join(checks.TIERS)}; default: all"
     )
-    benching = command("bench", bench, "run one of the benchmarks in bench/")
+    benching = command("bench", bench, "run one of the benchmarks in bench/", passes_on=True)
     benching.add_argument("name")
-    benching.set_defaults(passes_on=True)
     serving = command("serve", serve, "start ComfyUI with this pack in it")
     serving.add_argument("--port", type=int, default=0, help="default: a free one")
     serving.add_argument("--cpu", action="store_true", help="do not use a GPU")
     serving.add_argument("--base", help="folder for models, output and settings (default: a temporary one)")
-    running = command("run", run, "run a script with the host's Python")
+    running = command("run", run, "run a script with the host's Python", passes_on=True)
     running.add_argument("script")
-    running.set_defaults(passes_on=True)
     command("host", show_host, "where the host is and what it holds")
     return top
 

@@ -24,6 +24,18 @@ PACK = "ComfyUI-ConceptSliders"
 FOLDERS = ("custom_nodes", "user", "input", "output", "temp", "models")
 START_SECONDS = 180
 
+# Runs main.py in a process that ends when we do, however we end: its standard input is a pipe from us.
+BOUND_TO_US = """
+import os, runpy, sys, threading
+def leave_with_parent():
+    sys.stdin.buffer.read()
+    os._exit(1)
+threading.Thread(target=leave_with_parent, daemon=True).start()
+sys.argv = sys.argv[1:]
+sys.path[0] = os.getcwd()
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 class ServerError(RuntimeError):
     """The server refused a workflow, failed while running it, or ended."""
@@ -178,7 +190,7 @@ def running(
     """Start ComfyUI in `base`, wait until it answers, stop it in the end. `shown`: no log file."""
     prepare(base, models)
     port = port or free_port()
-    command = [str(host.python), "main.py", "--listen", "127.0.0.1", "--port", str(port)]
+    command = [str(host.python), "-c", BOUND_TO_US, "main.py", "--listen", "127.0.0.1", "--port", str(port)]
     # Its database would otherwise lie in the folder of ComfyUI itself.
     database = f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}"
     command += [
@@ -198,6 +210,7 @@ def running(
             command,
             cwd=host.comfy,
             env=host.environment(),
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
         )
