@@ -27,13 +27,16 @@ _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv2d: F.conv2d,
     nn.Conv3d: F.conv3d,
 }
-# Gates change which sliders are active a few times during sampling; more sets than that would only hold memory
+# Gates change the set of active sliders a few times during sampling; keeping more would only hold memory
 _KEPT_SETS = 4
 
 
 @dataclass(frozen=True)
 class _Joined:
-    """The active sliders of one layer, concatenated; columns: the slider of each of the sum-of-ranks channels."""
+    """The active sliders of one layer, concatenated.
+
+    columns: the slider of each of the sum-of-ranks channels between down and up.
+    """
 
     down: Tensor
     up: Tensor
@@ -50,13 +53,19 @@ class LayerBank:
     Raises ValueError if a module is neither linear nor an ungrouped convolution, or a change does not fit it.
     """
 
-    def __init__(self, layers: Mapping[nn.Module, Sequence[tuple[int, LowRank]]], names: Mapping[nn.Module, str] | None = None) -> None:
+    def __init__(
+        self,
+        layers: Mapping[nn.Module, Sequence[tuple[int, LowRank]]],
+        names: Mapping[nn.Module, str] | None = None,
+    ) -> None:
         names = names or {}
         self._layers: list[tuple[nn.Module, str, tuple[tuple[int, LowRank], ...]]] = []
         for module, changes in layers.items():
             name = names.get(module, type(module).__name__)
             shape = weight_shape(module, name)
-            self._layers.append((module, name, tuple((i, change.fitted(shape, name)) for i, change in changes)))
+            self._layers.append(
+                (module, name, tuple((i, change.fitted(shape, name)) for i, change in changes))
+            )
         self._kept: OrderedDict[frozenset[int], dict[tuple, _Joined]] = OrderedDict()
 
     @contextmanager
@@ -106,7 +115,8 @@ class _Spread:
         batch = x.shape[0] if rows > 1 else 1
         if batch % rows:
             raise ValueError(
-                f"Layer {name} runs on a batch of {batch}, which cannot be shared out over strengths for {rows} rows."
+                f"Layer {name} runs on a batch of {batch}, "
+                f"which cannot be shared out over strengths for {rows} rows."
             )
         key = (columns, batch, x.device, x.dtype)
         if key not in self._kept:
@@ -122,11 +132,13 @@ def weight_shape(module: nn.Module, name: str) -> tuple[int, ...]:
     """
     if _is_linear(module):
         return (module.out_features, module.in_features)
-    if isinstance(module, tuple(_CONVOLUTIONS)):
-        if module.groups != 1:
-            raise ValueError(f"Layer {name} is a convolution in {module.groups} groups; sliders act on ungrouped ones only.")
+    if can_act_on(module):
         return (module.out_channels, module.in_channels, *module.kernel_size)
-    raise ValueError(f"Layer {name} is of type {type(module).__name__}; sliders act on linear and convolution layers only.")
+    groups = getattr(module, "groups", 1)
+    kind = type(module).__name__ + (f" in {groups} groups" if groups != 1 else "")
+    raise ValueError(
+        f"Layer {name} is a {kind}; sliders act on linear layers and ungrouped convolutions only."
+    )
 
 
 def can_act_on(module: nn.Module) -> bool:
@@ -145,7 +157,11 @@ def _fewest_rows(strengths: Tensor) -> Tensor:
 
 
 def _hook(
-    index: int, name: str, chosen: tuple[tuple[int, LowRank], ...], spread: _Spread, kept: dict[tuple, _Joined]
+    index: int,
+    name: str,
+    chosen: tuple[tuple[int, LowRank], ...],
+    spread: _Spread,
+    kept: dict[tuple, _Joined],
 ) -> Callable[..., Tensor]:
     learning = any(change.down.requires_grad or change.up.requires_grad for _, change in chosen)
 
@@ -175,11 +191,8 @@ def _join(chosen: tuple[tuple[int, LowRank], ...], x: Tensor) -> _Joined:
 
 def _linear_change(module: nn.Module, x: Tensor, joined: _Joined, s: Tensor) -> Tensor:
     hidden = F.linear(x, joined.down)  # (b, ..., in) -> (b, ..., r)
-    if s.shape[0] > 1:
-        s = s.reshape(s.shape[0], *(1 for _ in hidden.shape[1:-1]), -1)  # (b, r) -> (b, 1, ..., r)
-    else:
-        s = s[0]
-    return F.linear(hidden * s, joined.up)  # (b, ..., r) -> (b, ..., out)
+    s = s.reshape(-1, *(1 for _ in hidden.shape[1:-1]), s.shape[1])  # (b, r) -> (b, 1, ..., r)
+    return F.linear((hidden * s).view_as(hidden), joined.up)  # (b, ..., r) -> (b, ..., out)
 
 
 def _convolution_change(module: nn.Module, x: Tensor, joined: _Joined, s: Tensor) -> Tensor:
@@ -188,6 +201,7 @@ def _convolution_change(module: nn.Module, x: Tensor, joined: _Joined, s: Tensor
     if module.padding_mode != "zeros":
         x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
         padding = 0
-    hidden = convolve(x, joined.down, None, module.stride, padding, module.dilation)  # (b, in, ...) -> (b, r, ...)
+    # (b, in, ...) -> (b, r, ...)
+    hidden = convolve(x, joined.down, None, module.stride, padding, module.dilation)
     s = s.reshape(*s.shape, *(1 for _ in hidden.shape[2:]))  # (b, r) -> (b, r, 1, ...)
     return convolve(hidden * s, joined.up)  # (b, r, ...) -> (b, out, ...)

@@ -34,6 +34,17 @@ _PAIRS = (
     (".lora_A", ".lora_B"),
 )
 _ALPHA = ".alpha"
+# What torch.load raises for files that are cut off, are something else, or ask for more than tensors
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 _UNSUPPORTED = {
     ".lora_mid.weight": "a LoCon middle convolution",
     ".dora_scale": "DoRA",
@@ -72,7 +83,7 @@ def save_slider(slider: Slider, path: str | os.PathLike, dtype: torch.dtype = to
         save_file(tensors, partial, metadata=write_header(slider))
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"Cannot write the slider to {path}: {error}. Is the folder {path.parent} writable?") from error
+        raise OSError(f"Cannot write the slider to {path}: {error}. Is the folder writable?") from error
     finally:
         with suppress(OSError):  # where the folder itself could not be made there is nothing to remove
             partial.unlink()
@@ -89,7 +100,8 @@ def load_slider(path: str | os.PathLike) -> Slider:
         raise FileNotFoundError(f"There is no slider file at {path}.")
     tensors, header = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
     try:
-        return Slider(name_from_header(header, path.stem), layers_from(tensors), info_from_header(header, str(path)))
+        info = info_from_header(header, str(path))
+        return Slider(name_from_header(header, path.stem), layers_from(tensors), info)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -97,7 +109,7 @@ def load_slider(path: str | os.PathLike) -> Slider:
 def layers_from(tensors: Mapping[str, Tensor]) -> dict[str, LowRank]:
     """The low-rank layers of a state dict, by layer name, with alpha / rank folded into `up`.
 
-    Raises ValueError for half a pair, shapes that do not fit, keys of other kinds of change, and no layer at all.
+    Raises ValueError for half a pair, shapes that do not fit, other kinds of change, and no layer at all.
     """
     _refuse_unsupported(tensors)
     layers, used = {}, set()
@@ -115,19 +127,22 @@ def layers_from(tensors: Mapping[str, Tensor]) -> dict[str, LowRank]:
         raise ValueError(f"there are no slider layers in it. {_describe_keys(tensors)}")
     unknown = [key for key in tensors if key not in used]
     if unknown:
-        raise ValueError(f"{len(unknown)} of its {len(tensors)} keys belong to no slider layer, such as {unknown[0]}.")
+        raise ValueError(
+            f"{len(unknown)} of its {len(tensors)} keys are of no slider layer, such as {unknown[0]}."
+        )
     return layers
 
 
 def _layer_tensors(name: str, layer: LowRank, dtype: torch.dtype) -> dict[str, Tensor]:
-    down_end, up_end = (".lora_A.weight", ".lora_B.weight") if "." in name else (".lora_down.weight", ".lora_up.weight")
+    ends = (".lora_A.weight", ".lora_B.weight") if "." in name else (".lora_down.weight", ".lora_up.weight")
     written = {}
-    for end, tensor in ((down_end, layer.down), (up_end, layer.up)):
+    for end, tensor in zip(ends, (layer.down, layer.up), strict=True):
         # A copy of our own: safetensors refuses tensors that share memory
         cast = tensor.detach().to("cpu", dtype, copy=True).contiguous()
         if not torch.isfinite(cast).all():
             raise ValueError(
-                f"Layer {name}: numbers up to {tensor.abs().max().item():g} do not fit {dtype}; save as bfloat16 or float32."
+                f"Layer {name}: numbers up to {tensor.abs().max().item():g} do not fit {dtype}; "
+                "save as bfloat16 or float32."
             )
         written[name + end] = cast
     written[name + _ALPHA] = torch.tensor(float(layer.rank), dtype=dtype)
@@ -176,7 +191,8 @@ def _describe_keys(tensors: Mapping[str, Tensor]) -> str:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
@@ -184,13 +200,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is truncated or holds more than plain tensors; nothing in it was run: {error}") from error
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{path} is truncated or holds more than plain tensors; nothing in it was run: {error}"
+        ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a slider's named tensors.")
-    others = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    others = [
+        key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
     if others:
         raise ValueError(f"{path} holds entries that are no tensors, such as {others[0]!r}.")
     return dict(content), {}

@@ -16,10 +16,10 @@ _ROUNDING = 1e-9
 class Gate:
     """A window of sampling in which a slider acts, as ConditioningSetTimestepRange means it.
 
-    `start` and `end` are fractions of sampling, 0 the first step and 1 the end. Both borders belong to the
-    window: it is open while sigma(end) <= sigma <= sigma(start). With a `ramp`, itself a fraction of sampling,
-    the factor rises linearly from 0 at `start` to 1 at `start + ramp`; where the window closes before the end
-    of sampling it falls in the same way, from 1 at `end - ramp` to 0 at `end`.
+    `start` and `end` are fractions of sampling, 0 its beginning and 1 its end. Both borders belong to the
+    window: it is open while sigma(end) <= sigma <= sigma(start). With a `ramp`, a fraction of sampling too,
+    the factor rises linearly from 0 at `start` to 1 at `start + ramp`; where the window closes before the
+    end of sampling it falls in the same way, from 1 at `end - ramp` to 0 at `end`.
 
     Raises ValueError unless 0 <= start < end <= 1 and the ramps fit into the window.
     """
@@ -31,13 +31,15 @@ class Gate:
     def __post_init__(self) -> None:
         if not 0.0 <= self.start < self.end <= 1.0:
             raise ValueError(
-                f"A gate opens at start and closes at end, with 0 <= start < end <= 1; got start {self.start} and end {self.end}."
+                "A gate opens at its start and closes at its end, with 0 <= start < end <= 1; "
+                f"got start {self.start} and end {self.end}."
             )
         ramps = 2 if self.falls else 1
         room = (self.end - self.start) / ramps
         if not 0.0 <= self.ramp <= room + _ROUNDING:
             raise ValueError(
-                f"The gate's ramp must lie between 0 and {room:g} to fit between start {self.start} and end {self.end}"
+                f"The gate's ramp must lie between 0 and {room:g} "
+                f"to fit between start {self.start} and end {self.end}"
                 f"{' twice, once at each end' if self.falls else ''}; got {self.ramp}."
             )
 
@@ -78,7 +80,7 @@ class Gate:
 
 
 def percent_of(sigma: float, percent_to_sigma: PercentToSigma) -> float:
-    """The fraction of sampling in [0, 1] at which a decreasing `percent_to_sigma` reaches `sigma`, by bisection."""
+    """The fraction of sampling at which a decreasing `percent_to_sigma` reaches `sigma`, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

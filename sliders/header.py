@@ -101,7 +101,10 @@ def _own_fields(header: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(own, dict):
         raise ValueError(f"its header field {FIELD} must be a JSON object; got {type(own).__name__}.")
     if own.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"it has slider format {own['format']}, and this version reads format {FORMAT}; a newer version may read it.")
+        raise ValueError(
+            f"it has slider format {own['format']}, and this version reads format {FORMAT}; "
+            "a newer version may read it."
+        )
     return own
 
 

@@ -1,6 +1,6 @@
 """Sliders at work on the host's models. The only module of this room that knows the host.
 
-The sliders act through forward hooks that exist only while one evaluation of the model runs, so whatever happens
+The sliders act through forward hooks that exist only while one evaluation of the model runs: whatever happens
 in sampling, nothing stays behind in the host's module tree, and no weight of the host's is written to.
 """
 
@@ -38,7 +38,9 @@ Placement = dict[str, tuple[tuple[int, LowRank], ...]]
 class Match:
     """Which of a slider's layers a model has.
 
-    layers: the changes by the path of the host's module, shaped for it; unmatched: the slider's names without one.
+    layers: the changes by the path of the host's module, shaped for it.
+    unmatched: the names of the slider's layers that the model has not. total: how many layers the slider has
+        for the diffusion model.
     """
 
     layers: Mapping[str, tuple[LowRank, ...]]
@@ -79,7 +81,8 @@ def acting_on(model: ModelPatcher) -> ActingStack | None:
 def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
     """A clone of the text encoders with the stack's text-encoder layers patched in by the host.
 
-    A text encoding has neither noise level nor rows: gates do not apply to it, and strengths must be the same in all rows.
+    A text encoding has neither noise level nor rows: gates do not apply to it, and a slider that changes it
+    must have one strength.
     Raises ValueError for a swept slider with text-encoder layers, and for one whose layers match nothing.
     """
     clone = clip.clone()
@@ -90,12 +93,16 @@ def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
             continue
         if len(set(placed.strength)) > 1:
             raise ValueError(
-                f"Slider '{placed.slider.name}' changes the text encoder, which has no rows, so it cannot be swept there; "
-                "apply it without CLIP, or at one strength."
+                f"Slider '{placed.slider.name}' changes the text encoder, which has no rows, "
+                "so it cannot be swept there; apply it without CLIP, or at one strength."
             )
         known = {name: layer for name, layer in layers.items() if name in key_map}
         _report(placed.slider, len(layers), tuple(set(layers) - set(known)), key_map, "text encoder")
-        pairs = {f"{name}.lora_{part}.weight": tensor for name, layer in known.items() for part, tensor in (("down", layer.down), ("up", layer.up))}
+        pairs = {
+            f"{name}.lora_{part}.weight": tensor
+            for name, layer in known.items()
+            for part, tensor in (("down", layer.down), ("up", layer.up))
+        }
         clone.add_patches(comfy.lora.load_lora(pairs, key_map, log_missing=False), placed.strength[0])
     return clone
 
@@ -129,8 +136,8 @@ def resolve(model: ModelPatcher, slider: Slider) -> Match:
 def layer_names(model: ModelPatcher) -> dict[str, str]:
     """For each module that sliders can act on, by its path in the host's model, its layer name in a file.
 
-    Paths are those of the state dict, such as "diffusion_model.input_blocks.1.0.in_layers.2". UNets get the kohya
-    names, in the diffusers form where there is one, since most tools read those; all other models get the path.
+    Paths are those of the state dict, such as "diffusion_model.input_blocks.1.0.in_layers.2". UNets get the
+    kohya names, in the diffusers form where there is one, which most tools read; other models get the path.
     The stock LoRA loader reads each name back to the same module.
     """
     unet_names: dict[str, str] = {}
@@ -157,15 +164,28 @@ class ActingStack:
         # One bank per module tree: clones share a tree, copies on further devices have their own
         self._banks: WeakKeyDictionary[nn.Module, LayerBank] = WeakKeyDictionary()
 
-    def __call__(self, executor: Any, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs) -> Tensor:
+    def __call__(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat=None,
+        c_crossattn=None,
+        control=None,
+        transformer_options=None,
+        **kwargs,
+    ) -> Tensor:
         base_model = executor.class_obj
+        transformer_options = transformer_options or {}
         strengths = self.strengths(base_model, x, t, transformer_options)
         acting = self._bank(base_model).acting(strengths) if strengths.any() else nullcontext()
         with acting:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    def strengths(self, base_model: nn.Module, x: Tensor, t: Tensor, transformer_options: Mapping[str, Any]) -> Tensor:
-        """The strengths for each entry of a model batch: (1, sliders) if all are the same, or (batch, sliders).
+    def strengths(
+        self, base_model: nn.Module, x: Tensor, t: Tensor, transformer_options: Mapping[str, Any]
+    ) -> Tensor:
+        """The strengths for the entries of a model batch: (batch, sliders), or (1, sliders) for all of them.
 
         The host's batch is its conditioning chunks one after the other, each holding every row.
         Raises ValueError if the rows of the stack are not those of the batch.
@@ -174,20 +194,26 @@ class ActingStack:
         rows = self.stack.rows
         if rows > 1 and x.shape[0] != rows * chunks:
             raise ValueError(
-                f"The sliders are swept over {rows} rows, but the batch that is sampled has {x.shape[0] // chunks}; "
-                "both numbers must be the same."
+                f"The sliders are swept over {rows} rows, but the batch that is sampled has "
+                f"{x.shape[0] // chunks}; both numbers must be the same."
             )
         if not self.stack.is_gated:
             strengths = self.stack.strengths()  # reading sigma would make the host wait for the device
         else:
             sigmas = transformer_options.get("sigmas", t)
-            strengths = self.stack.strengths(float(sigmas.flatten()[0]), _percent_to_sigma(base_model, sigmas.dtype))
-        return strengths.repeat(chunks, 1) if rows > 1 else strengths  # (rows, sliders) -> (chunks * rows, sliders)
+            strengths = self.stack.strengths(
+                float(sigmas.flatten()[0]), _percent_to_sigma(base_model, sigmas.dtype)
+            )
+        return (
+            strengths.repeat(chunks, 1) if rows > 1 else strengths
+        )  # (rows, sliders) -> (chunks * rows, sliders)
 
     def _bank(self, base_model: nn.Module) -> LayerBank:
         if base_model not in self._banks:
             modules = {base_model.get_submodule(path): path for path in self.placement}
-            self._banks[base_model] = LayerBank({m: self.placement[path] for m, path in modules.items()}, modules)
+            self._banks[base_model] = LayerBank(
+                {m: self.placement[path] for m, path in modules.items()}, modules
+            )
         return self._banks[base_model]
 
 
@@ -198,13 +224,19 @@ def _percent_to_sigma(base_model: nn.Module, dtype: torch.dtype) -> PercentToSig
 
 
 def _host_names(layers: Mapping[str, LowRank]) -> dict[str, str]:
-    """Each layer's name as it is after the renaming that the stock LoRA loader does for some trainers' files."""
+    """Each layer's name after the renaming that the stock LoRA loader does for some trainers' files."""
     end = ".lora_down.weight"
     renamed = comfy.lora_convert.convert_lora({name + end: name for name in layers})
     return {name: key[: -len(end)] for key, name in renamed.items()}
 
 
-def _placed_in(layer: LowRank, shape: tuple[int, ...], name: str, offset: tuple[int, int, int] | None = None, function=None) -> LowRank:
+def _placed_in(
+    layer: LowRank,
+    shape: tuple[int, ...],
+    name: str,
+    offset: tuple[int, int, int] | None = None,
+    function=None,
+) -> LowRank:
     """The change of a whole weight that changes the part the host's key map names.
 
     offset: (dim, start, length) of the part. function: a reordering of the change's outputs.
@@ -221,15 +253,23 @@ def _placed_in(layer: LowRank, shape: tuple[int, ...], name: str, offset: tuple[
     return layer if function is None else LowRank(layer.down, function(layer.up))
 
 
-def _report(slider: Slider, total: int, unmatched: tuple[str, ...], key_map: Mapping[str, Any], where: str) -> None:
+def _report(
+    slider: Slider, total: int, unmatched: tuple[str, ...], key_map: Mapping[str, Any], where: str
+) -> None:
     if len(unmatched) == total:
         source = f" ({slider.info.source})" if slider.info.source else ""
         expected = next((name for name in key_map if name.startswith("lora_")), next(iter(key_map), "none"))
         raise ValueError(
-            f"None of the {total} layers of slider '{slider.name}'{source} is in this {where}: the slider has names such as "
-            f"{unmatched[0]}, the model such as {expected}. It was made for another family of models."
+            f"None of the {total} layers of slider '{slider.name}'{source} is in this {where}: "
+            f"the slider has names such as {unmatched[0]}, the model such as {expected}. "
+            "It was made for another family of models."
         )
     if unmatched:
         logging.warning(
-            "Slider '%s': %d of its %d layers are in this %s; not %s", slider.name, total - len(unmatched), total, where, ", ".join(unmatched)
+            "Slider '%s': %d of its %d layers are in this %s; not %s",
+            slider.name,
+            total - len(unmatched),
+            total,
+            where,
+            ", ".join(unmatched),
         )

@@ -42,7 +42,10 @@ class LowRank:
         for part, tensor in (("down", self.down), ("up", self.up)):
             bad = tensor.numel() - int(torch.isfinite(tensor).sum())
             if bad:
-                raise ValueError(f"Layer {name}: {bad} of the {tensor.numel()} numbers of its {part} projection are NaN or infinite.")
+                raise ValueError(
+                    f"Layer {name}: {bad} of the {tensor.numel()} numbers of its {part} projection "
+                    "are NaN or infinite."
+                )
 
     def fitted(self, weight_shape: tuple[int, ...], name: str) -> LowRank:
         """The same change, shaped for a weight of shape (out, in) or (out, in, *kernel).
@@ -54,7 +57,7 @@ class LowRank:
         if self.up.shape[0] != out or prod(self.down.shape[1:]) != prod(inner):
             raise ValueError(
                 f"Layer {name}: the slider has down {tuple(self.down.shape)} and up {tuple(self.up.shape)}, "
-                f"but the model's weight there is {tuple(weight_shape)}. Was the slider made for another model?"
+                f"but the model's weight there is {tuple(weight_shape)}. Was it made for another model?"
             )
         down_shape = (self.rank, *inner)
         up_shape = (out, self.rank, *(1 for _ in inner[1:]))
@@ -64,7 +67,7 @@ class LowRank:
 
     @staticmethod
     def fresh(weight_shape: tuple[int, ...], rank: int, generator: torch.Generator | None = None) -> LowRank:
-        """An untrained float32 change for a weight of that shape: random down, zero up, so that delta is 0."""
+        """An untrained float32 change for a weight of that shape: random down, zero up, so delta is 0."""
         out, *inner = weight_shape
         bound = prod(inner) ** -0.5  # the usual start of a LoRA: uniform with variance 1 / (3 fan_in)
         down = torch.empty(rank, *inner).uniform_(-bound, bound, generator=generator)
@@ -99,7 +102,9 @@ class SliderInfo:
     def __post_init__(self) -> None:
         low, high = self.useful_range
         if not (isfinite(low) and isfinite(high) and low < high):
-            raise ValueError(f"A slider's useful range runs from a lower to a higher strength; got {low} to {high}.")
+            raise ValueError(
+                f"A slider's useful range runs from a lower to a higher strength; got {low} to {high}."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +136,16 @@ class Slider:
     @property
     def size_bytes(self) -> int:
         """The memory its weights take."""
-        return sum(t.numel() * t.element_size() for layer in self.layers.values() for t in (layer.down, layer.up))
+        return sum(
+            t.numel() * t.element_size() for layer in self.layers.values() for t in (layer.down, layer.up)
+        )
 
     @property
     def model_layers(self) -> dict[str, LowRank]:
         """The layers meant for the diffusion model."""
-        return {name: layer for name, layer in self.layers.items() if not name.startswith(TEXT_ENCODER_PREFIXES)}
+        return {
+            name: layer for name, layer in self.layers.items() if not name.startswith(TEXT_ENCODER_PREFIXES)
+        }
 
     @property
     def text_layers(self) -> dict[str, LowRank]:
@@ -148,14 +157,17 @@ def check_shapes(name: str, down: Tensor, up: Tensor) -> None:
     """Raise ValueError, naming the layer, if the two are not the projections of one low-rank change."""
     shapes = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
     if not (down.is_floating_point() and up.is_floating_point()):
-        raise ValueError(f"Layer {name}: weights must be floating-point numbers; got {down.dtype} and {up.dtype}.")
+        raise ValueError(
+            f"Layer {name}: weights must be floating-point numbers; got {down.dtype} and {up.dtype}."
+        )
     if not 2 <= down.ndim <= 5 or not 2 <= up.ndim <= 5:
         raise ValueError(
             f"Layer {name}: a projection has 2 dimensions, or 3 to 5 for a convolution; got {shapes}."
         )
     if down.shape[0] != up.shape[1] or prod(up.shape[2:]) != 1:
         raise ValueError(
-            f"Layer {name}: down must be (rank, in, ...) and up (out, rank) or (out, rank, 1, ...), of one rank; got {shapes}."
+            f"Layer {name}: down must be (rank, in, ...) and up (out, rank) or (out, rank, 1, ...), "
+            f"of one rank; got {shapes}."
         )
     if not down.numel() or not up.numel():
         raise ValueError(f"Layer {name}: its weights are empty: {shapes}.")

@@ -28,7 +28,10 @@ class Placed:
 
     def __post_init__(self) -> None:
         if not self.strength or not all(isfinite(value) for value in self.strength):
-            raise ValueError(f"Slider '{self.slider.name}': strengths must be finite numbers, at least one; got {self.strength}.")
+            raise ValueError(
+                f"Slider '{self.slider.name}': strengths must be finite numbers, at least one; "
+                f"got {self.strength}."
+            )
 
     @property
     def is_zero(self) -> bool:
@@ -107,14 +110,19 @@ class Stack:
         """One slider set to each value in turn, one value a row: a sweep in one batch.
 
         position: which slider, counted from 0. Its strength is replaced; the others keep theirs in all rows.
-        repeats: the number of latents swept, n. Rows are ordered latent by latent: row b of the n * len(values)
-            rows has the strength values[b % len(values)].
+        repeats: the number of latents swept, n. Rows are ordered latent by latent: row b of the
+            n * len(values) rows has the strength values[b % len(values)].
         Raises ValueError if there is no such slider, no value, or `repeats` is below 1.
         """
         if not 0 <= position < len(self):
-            raise ValueError(f"There is no slider {position + 1} to sweep: the stack has {len(self)} (the first is number 1).")
+            raise ValueError(
+                f"There is no slider {position + 1} to sweep: the stack has {len(self)}, counted from 1."
+            )
         if not len(values) or repeats < 1:
-            raise ValueError(f"A sweep needs at least one value and one latent; got {len(values)} values and {repeats} latents.")
+            raise ValueError(
+                "A sweep needs at least one value and one latent; "
+                f"got {len(values)} values and {repeats} latents."
+            )
         strength = tuple(float(v) for v in values) * repeats
         placed = list(self.placed)
         placed[position] = replace(placed[position], strength=strength)
@@ -127,7 +135,7 @@ class Stack:
     def strengths(self, sigma: float | None = None, percent_to_sigma: PercentToSigma | None = None) -> Tensor:
         """The strength of every slider in every row at a noise level: float32 of shape (rows, sliders).
 
-        sigma: the noise level. percent_to_sigma: the model's decreasing map from a fraction of sampling to sigma.
+        sigma: the noise level. percent_to_sigma: the model's decreasing map from fraction of sampling to it.
         Without them the gates are left out of account.
         """
         timed = sigma is not None and percent_to_sigma is not None
