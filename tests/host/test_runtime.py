@@ -338,6 +338,21 @@ def test_gate_equals_split_sampling(name, bare_steps, run_of):
     assert difference(split, sample_custom(with_slider, name, *run_of)) > 1e-4
 
 
+@pytest.mark.parametrize("family", ["SD15", "Flux"])
+@pytest.mark.parametrize("start, end", [(0.0, 0.37), (0.41, 1.0), (0.2, 0.8), (0.0, 1.0)])
+def test_window_is_that_of_conditioning_ranges(family, start, end):
+    """On every step of every schedule, and on the borders themselves."""
+    model = tiny_model(family)
+    acting = acting_on(apply_sliders(model, Stack.of(random_slider(model), 1.0, Gate(start, end))))
+    sampling, x = model.model.model_sampling, torch.zeros(1, 4, 8, 8)
+    borders = [sampling.percent_to_sigma(p) for p in (start, end)]
+    sigmas = [comfy.samplers.calculate_sigmas(sampling, name, 20) for name in comfy.samplers.SCHEDULER_NAMES]
+    entry = {"timestep_start": borders[0], "timestep_end": borders[1], "model_conds": {}, "uuid": None}
+    for sigma in torch.cat([*sigmas, torch.tensor(borders)]).unsqueeze(1):
+        expected = comfy.samplers.get_area_and_mult(entry, x, sigma) is not None
+        assert bool(acting.strengths(model.model, x, sigma, {"sigmas": sigma}).item()) == expected
+
+
 def test_closed_gate_is_the_bare_model():
     model = tiny_model("SD15")
     stack = Stack.of(random_slider(model)).gated(Gate(0.0, 0.3)).gated(Gate(0.6, 1.0))

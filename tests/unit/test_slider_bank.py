@@ -142,9 +142,10 @@ def test_gradients_equal_those_of_merged_weights(layer_and_x):
 
 
 def test_backward_after_inference_mode():
-    """Concatenations made under inference mode are never saved for backward."""
+    """Neither weights nor concatenations made under inference mode are saved for backward."""
     first, last = nn.Linear(5, 5), nn.Linear(5, 5)
-    (frozen,) = changes(last, (2,))
+    with torch.inference_mode():  # as a node loads it
+        (frozen,) = changes(last, (2,))
     (start,) = changes(first, (2,))
     learning = LowRank(nn.Parameter(start.down), nn.Parameter(start.up))
     bank = LayerBank({first: [(0, learning)], last: [(1, frozen)]})

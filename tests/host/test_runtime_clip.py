@@ -1,0 +1,72 @@
+"""A slider's text-encoder layers, on a tiny CLIP of the host's own classes."""
+
+import comfy.sd
+import comfy.sd1_clip
+import pytest
+import torch
+from comfy.supported_models_base import ClipTarget
+from concept_sliders.sliders.files import save_slider
+from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.runtime import apply_to_clip
+from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.stack import Stack
+from safetensors.torch import load_file
+
+TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+LAYER = "lora_te_text_model_encoder_layers_{}_mlp_fc1"
+
+
+@pytest.fixture(scope="module")
+def clip() -> comfy.sd.CLIP:
+    target = ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    cpu = torch.device("cpu")
+    options = {"clip_l_model_config": TINY, "load_device": cpu, "offload_device": cpu, "dtype": torch.float32}
+    clip = comfy.sd.CLIP(target, model_options=options, disable_dynamic=True)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in clip.cond_stage_model.parameters():
+        parameter.data.normal_(0.0, 0.2, generator=generator)
+    return clip
+
+
+@pytest.fixture
+def slider() -> Slider:
+    generator = torch.Generator().manual_seed(1)
+    layers = {
+        LAYER.format(i): LowRank(
+            torch.randn(2, 32, generator=generator), torch.randn(64, 2, generator=generator)
+        )
+        for i in range(2)
+    }
+    return Slider("words", {**layers, "lora_unet_mid": LowRank(torch.ones(2, 3), torch.ones(4, 2))})
+
+
+def encoded(clip: comfy.sd.CLIP) -> torch.Tensor:
+    with torch.inference_mode():
+        return clip.encode_from_tokens_scheduled(clip.tokenize("an old man"))[0][0].clone()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_equals_the_stock_loader(clip, slider, tmp_path):
+    save_slider(slider, tmp_path / "words.safetensors", torch.float32)
+    _, stock = comfy.sd.load_lora_for_models(None, clip, load_file(tmp_path / "words.safetensors"), 0.0, 0.7)
+    stack = Stack.of(slider, 0.7).gated(Gate(0.3, 1.0))
+    bare, by_us, by_stock = encoded(clip), encoded(apply_to_clip(clip, stack)), encoded(stock)
+    assert ((by_us - by_stock).norm() / by_stock.norm()).item() < 1e-5
+    assert ((by_us - bare).norm() / bare.norm()).item() > 1e-2
+    assert torch.equal(encoded(clip), bare)
+
+
+def test_a_sweep_cannot_reach_the_text(clip, slider):
+    with pytest.raises(ValueError, match="'words' changes the text encoder.*cannot be swept"):
+        apply_to_clip(clip, Stack.of(slider).swept(0, (0.0, 1.0)))
+
+
+def test_a_slider_for_another_encoder(clip):
+    other = Slider("t5", {"lora_te_block_0_attn": LowRank(torch.ones(2, 3), torch.ones(4, 2))})
+    with pytest.raises(ValueError, match="None of the 1 layers of slider 't5' is in this text encoder"):
+        apply_to_clip(clip, Stack.of(other))
+
+
+def test_no_text_layers_no_change(clip):
+    unet_only = Slider("looks", {"lora_unet_mid": LowRank(torch.ones(2, 3), torch.ones(4, 2))})
+    assert not apply_to_clip(clip, Stack.of(unet_only)).patcher.patches
