@@ -6,6 +6,7 @@
     python3 dev.py bench NAME [...]     one of the benchmarks in bench/
     python3 dev.py serve                a running ComfyUI with this pack in it
     python3 dev.py run SCRIPT [...]     a script, by the host's Python
+    python3 dev.py module NAME [...]    a module of the pack inside ComfyUI as a library, such as pocket.train
     python3 dev.py host                 where the host is and what it holds
 
 The host is the ComfyUI that COMFYUI_PATH names (run by COMFYUI_PYTHON, if that differs). Without it a pinned
@@ -55,6 +56,10 @@ def run(options: argparse.Namespace) -> int:
     return script(options.script, options.rest)
 
 
+def module(options: argparse.Namespace) -> int:
+    return script("devtools/library.py", [options.name, *options.rest])
+
+
 def serve(options: argparse.Namespace) -> int:
     return server.serve(host.find(say), options.port, options.cpu, options.base, say)
 
@@ -88,6 +93,8 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument("--base", help="folder for models, output and settings (default: a temporary one)")
     running = command("run", run, "run a script with the host's Python", passes_on=True)
     running.add_argument("script")
+    loading = command("module", module, "run a module of the pack inside ComfyUI as a library", passes_on=True)
+    loading.add_argument("name")
     command("host", show_host, "where the host is and what it holds")
     return top
 

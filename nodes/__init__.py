@@ -1,0 +1,21 @@
+"""The nodes, by task. Each takes its inputs apart, makes one call, and wraps what comes back."""
+
+from .applying import ApplySliders, SliderStrip
+from .composing import CombineSliders, GateSliders, ScaleSliders, SweepSliders
+from .loading import LoadSlider, SaveSlider
+from .pocket import LoadPocketModel
+from .training import SliderConceptNode, TrainSlider
+
+NODES = (
+    LoadSlider,
+    SaveSlider,
+    CombineSliders,
+    ScaleSliders,
+    GateSliders,
+    SweepSliders,
+    ApplySliders,
+    SliderStrip,
+    SliderConceptNode,
+    TrainSlider,
+    LoadPocketModel,
+)

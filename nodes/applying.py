@@ -1,0 +1,59 @@
+"""Sliders on a model, and the pictures they make side by side."""
+
+from comfy_api.latest import io, ui
+
+from ..sliders.runtime import apply_sliders, apply_to_clip
+from ..sliders.stack import Stack
+from .sockets import Sliders
+from .strip import draw_strip, strip_labels
+
+
+class ApplySliders(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ConceptSlidersApplySliders",
+            display_name="Apply Sliders",
+            category="sliders",
+            search_aliases=["lora", "slider", "concept slider"],
+            description="Lets a stack of sliders act on a model while it samples. The model's weights are not "
+            "changed; sliders at strength 0 or outside their gate cost nothing.",
+            inputs=[
+                io.Model.Input("model"),
+                Sliders.Input("sliders"),
+                io.Clip.Input("clip", optional=True,
+                              tooltip="Only for sliders that also change the text encoder."),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, sliders: Stack, clip=None) -> io.NodeOutput:
+        return io.NodeOutput(apply_sliders(model, sliders), clip and apply_to_clip(clip, sliders))
+
+
+class SliderStrip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ConceptSlidersSliderStrip",
+            display_name="Slider Strip",
+            category="sliders",
+            description="The pictures of a sweep side by side, with their strengths written above: one row for every "
+            "latent that was swept.",
+            inputs=[
+                io.Image.Input("images", tooltip="The decoded pictures, in the order of the sweep."),
+                Sliders.Input("sliders", optional=True, tooltip="The swept sliders: they give the labels."),
+                io.String.Input("labels", default="", optional=True,
+                                tooltip="Labels of the columns, separated by commas, instead of the strengths."),
+                io.Int.Input("cell", default=192, min=64, max=2048, step=8,
+                             tooltip="Width of one picture in the strip, in pixels."),
+            ],
+            outputs=[io.Image.Output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images, cell: int, sliders: Stack | None = None, labels: str = "") -> io.NodeOutput:
+        strip = draw_strip(images, *strip_labels(sliders, labels, images.shape[0]), cell)
+        return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))

@@ -1,0 +1,103 @@
+"""Stacks of sliders, their strengths and gates: pure values in, new values out."""
+
+from comfy_api.latest import io
+
+from ..sliders.gate import Gate
+from ..sliders.stack import Stack
+from .sockets import Sliders
+from .sweeping import parse_values, swept_latent
+
+STRENGTH_TOOLTIP = "How far the slider is turned: 0 is off, negative turns it the other way."
+
+
+class CombineSliders(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        growing = io.Autogrow.TemplatePrefix(Sliders.Input("sliders"), prefix="sliders", min=2, max=50)
+        return io.Schema(
+            node_id="ConceptSlidersCombineSliders",
+            display_name="Combine Sliders",
+            category="sliders",
+            description="Several sliders as one stack, in order. They act by addition.",
+            inputs=[io.Autogrow.Input("stacks", template=growing, tooltip="A new input appears as you connect.")],
+            outputs=[Sliders.Output(display_name="sliders")],
+        )
+
+    @classmethod
+    def execute(cls, stacks: io.Autogrow.Type) -> io.NodeOutput:
+        return io.NodeOutput(sum((stack for stack in stacks.values() if stack is not None), Stack()))
+
+
+class ScaleSliders(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ConceptSlidersScaleSliders",
+            display_name="Scale Sliders",
+            category="sliders",
+            description="Multiplies the strength of every slider of the stack.",
+            inputs=[
+                Sliders.Input("sliders"),
+                io.Float.Input("strength", default=1.0, min=-20.0, max=20.0, step=0.05, tooltip=STRENGTH_TOOLTIP),
+            ],
+            outputs=[Sliders.Output(display_name="sliders")],
+        )
+
+    @classmethod
+    def execute(cls, sliders: Stack, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(sliders.scaled(strength))
+
+
+class GateSliders(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def part(name: str, default: float, tooltip: str) -> io.Float.Input:
+            return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+        return io.Schema(
+            node_id="ConceptSlidersGateSliders",
+            display_name="Gate Sliders",
+            category="sliders",
+            description="Lets the sliders act in a part of sampling only. The first part of sampling fixes the "
+            "structure of a picture: sliders that start later leave it alone.",
+            inputs=[
+                Sliders.Input("sliders"),
+                part("start", 0.2, "When the sliders begin to act, as a fraction of sampling (0 = from the first "
+                     "step), as ConditioningSetTimestepRange counts it."),
+                part("end", 1.0, "When the sliders stop, as a fraction of sampling (1 = at the last step)."),
+                part("ramp", 0.0, "Fraction of sampling over which they come in after the start (and go out before "
+                     "an end below 1). 0 switches at once."),
+            ],
+            outputs=[Sliders.Output(display_name="sliders")],
+        )
+
+    @classmethod
+    def execute(cls, sliders: Stack, start: float, end: float, ramp: float) -> io.NodeOutput:
+        return io.NodeOutput(sliders.gated(Gate(start, end, ramp)))
+
+
+class SweepSliders(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ConceptSlidersSweepSliders",
+            display_name="Sweep Sliders",
+            category="sliders",
+            description="One slider at several strengths in one batch: every latent is repeated once for each value, "
+            "with the same noise in all its rows. Sample the latent that comes out, with these sliders applied.",
+            inputs=[
+                Sliders.Input("sliders"),
+                io.Latent.Input("latent", tooltip="The latents to sweep over; each becomes one row of pictures."),
+                io.String.Input("values", default="-3, -2, -1, 0, 1, 2, 3",
+                                tooltip="Strengths, separated by commas; or from:to:count, such as -3:3:7."),
+                io.Int.Input("position", default=1, min=1, max=1000,
+                             tooltip="Which slider of the stack is swept, counted from 1. The others keep their strength."),
+            ],
+            outputs=[Sliders.Output(display_name="sliders"), io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, sliders: Stack, latent: dict, values: str, position: int) -> io.NodeOutput:
+        strengths = parse_values(values)
+        count = latent["samples"].shape[0]
+        return io.NodeOutput(sliders.swept(position - 1, strengths, count), swept_latent(latent, len(strengths)))

@@ -1,0 +1,6 @@
+"""The pack's own socket types."""
+
+from comfy_api.latest import io
+
+Sliders = io.Custom("SLIDERS")  # a stack: concept_sliders.sliders.stack.Stack
+SliderConcept = io.Custom("SLIDER_CONCEPT")  # what to train: concept_sliders.training.recipe.Concept

@@ -1,0 +1,73 @@
+"""The pocket model's text encoder: the host's CLIP text model, small, over the words of the captions."""
+
+import comfy.sd1_clip
+
+from .captions import vocabulary, words_of
+
+LENGTH = 40  # tokens a prompt is padded to
+WIDTH = 128
+START, END, UNKNOWN = 0, 1, 2
+CONFIG = {
+    "num_hidden_layers": 3,
+    "hidden_size": WIDTH,
+    "num_attention_heads": 4,
+    "intermediate_size": 384,
+    "hidden_act": "quick_gelu",
+    "max_position_embeddings": LENGTH,
+    "eos_token_id": END,
+}
+
+
+class WordTokenizer:
+    """One token a word, with the calls the host's SDTokenizer makes of a tokenizer."""
+
+    def __init__(self):
+        words = ["<start>", "<end>", "<unknown>", *vocabulary()]
+        self.ids = {word: index for index, word in enumerate(words)}
+
+    @classmethod
+    def from_pretrained(cls, path, **options):
+        return cls()
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.ids
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [START, *(self.ids.get(word, UNKNOWN) for word in words_of(text)), END]}
+
+
+def padded_ids(tokenizer: WordTokenizer, text: str) -> list[int]:
+    """(LENGTH,) token ids as the host's tokenizer lays them out."""
+    ids = tokenizer(text)["input_ids"][:LENGTH]
+    ids[-1] = END
+    return ids + [END] * (LENGTH - len(ids))
+
+
+class PocketSDTokenizer(comfy.sd1_clip.SDTokenizer):
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        super().__init__(
+            tokenizer_path="", max_length=LENGTH, embedding_directory=embedding_directory,
+            embedding_size=WIDTH, tokenizer_class=WordTokenizer, tokenizer_data=tokenizer_data or {},
+        )
+
+
+class PocketTokenizer(comfy.sd1_clip.SD1Tokenizer):
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=PocketSDTokenizer)
+
+
+class PocketTextModel(comfy.sd1_clip.SDClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        special = {"start": START, "end": END, "pad": END}
+        super().__init__(
+            device=device, dtype=dtype, max_length=LENGTH, textmodel_json_config=dict(CONFIG),
+            special_tokens=special, model_options=model_options or {},
+        )
+        words = len(WordTokenizer().ids)  # the host's class always makes room for CLIP's 49,408
+        embedding = self.operations.Embedding(words, WIDTH, dtype=dtype, device=device)
+        self.transformer.set_input_embeddings(embedding.requires_grad_(False))
+
+
+class PocketClipModel(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=PocketTextModel)

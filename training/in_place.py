@@ -1,0 +1,107 @@
+"""Borrowing the host's loaded model for training, and giving it back as it was.
+
+No copy is made. The host loads weights in inference mode, and autograd refuses to keep such tensors for
+backward; here each is lent out, for the time of training, as an ordinary tensor on the same memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ..sliders.bank import LayerBank, weight_shape
+from ..sliders.runtime import layer_names
+from ..sliders.slider import LowRank
+from .layers import choose
+
+
+@contextmanager
+def borrowed(patcher: ModelPatcher, memory_required: int = 0) -> Iterator[ModelPatcher]:
+    """The model, loaded on its device, through which gradients can run while the context lasts.
+
+    Its weights stay untouched, and the same tensors are back in their places afterwards, however it ends.
+    memory_required: bytes the host should keep free beside the weights.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        comfy.model_management.load_models_gpu([patcher], memory_required=memory_required)
+        patcher.pre_run()
+        try:
+            with ordinary_weights(patcher.model):
+                yield patcher
+        finally:
+            patcher.cleanup()
+
+
+@contextmanager
+def ordinary_weights(model: nn.Module) -> Iterator[None]:
+    """Put ordinary tensors on the same memory in the place of a module's inference tensors."""
+    lent: list[tuple[dict, str, Tensor]] = []
+    try:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in list(tensors.items()):
+                    if tensor is not None and tensor.is_inference():
+                        lent.append((tensors, name, tensor))
+                        tensors[name] = _ordinary(tensor)
+        yield
+    finally:
+        for tensors, name, tensor in lent:
+            tensors[name] = tensor
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor on the same memory that autograd may keep."""
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
+
+
+class NewLayers:
+    """The layers of one slider in training, on the model that is borrowed.
+
+    by_name: the changes by their names in a file; their tensors are the parameters that learn.
+    bank: lets them act. Raises ValueError if the choice takes no layer of the model.
+    """
+
+    def __init__(self, patcher: ModelPatcher, choice: str, rank: int, generator: torch.Generator):
+        names = layer_names(patcher)
+        self.by_name: dict[str, LowRank] = {}
+        placed, paths = {}, {}
+        for path in choose(names, choice):
+            module = patcher.model.get_submodule(path)
+            fresh = LowRank.fresh(weight_shape(module, path), rank, generator)
+            down, up = (nn.Parameter(t.to(patcher.load_device)) for t in (fresh.down, fresh.up))
+            self.by_name[names[path]] = LowRank(down, up)
+            placed[module], paths[module] = [(0, self.by_name[names[path]])], path
+        self.bank = LayerBank(placed, paths)
+
+    def parameters(self) -> list[Tensor]:
+        return [tensor for layer in self.by_name.values() for tensor in (layer.down, layer.up)]
+
+    def finished(self) -> dict[str, LowRank]:
+        """Copies on the CPU that no longer learn."""
+        return {
+            name: LowRank(layer.down.detach().cpu().clone(), layer.up.detach().cpu().clone())
+            for name, layer in self.by_name.items()
+        }
+
+
+def family(patcher: ModelPatcher) -> str:
+    """The base model's family as the host names it, such as "SDXL"."""
+    return type(patcher.model.model_config).__name__
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of a model's weights: names, shapes and the first values of every tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        if tensor.is_floating_point():
+            digest.update(tensor.flatten()[:32].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,124 @@
+"""The training loop of a textual slider (Concept Sliders, arXiv 2311.12092)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .objectives import textual_loss, textual_target
+from .recipe import Recipe
+from .rollouts import classifier_free, roll_out
+
+if TYPE_CHECKING:
+    from .denoiser import Denoiser
+    from .in_place import NewLayers
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing to learn. x, target: (B, C, ...). sigma: scalar. strengths: (B, 1), of the slider."""
+
+    x: Tensor
+    sigma: Tensor
+    target: Tensor
+    strengths: Tensor
+
+
+@dataclass
+class Progress:
+    """How a run went: the loss of every step done, and whether it was stopped before its last."""
+
+    losses: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+
+def train_textual(
+    denoiser: Denoiser,
+    layers: NewLayers,
+    recipe: Recipe,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    should_stop: Callable[[], bool],
+    after_step: Callable[[Progress, Point], None],
+) -> Progress:
+    """Teach the layers the recipe's concept, on latents of `shape` (B, C, ...).
+
+    should_stop: asked before every step; what has been learned by then is kept.
+    after_step: told how it goes. Raises FloatingPointError if the loss is no longer a finite number.
+    """
+    parameters = layers.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
+    progress = Progress()
+    points = textual_points(denoiser, recipe, shape, generator)
+    for step in range(recipe.steps):
+        if should_stop():
+            progress.stopped = True
+            break
+        point = next(points)
+        with layers.bank.acting(point.strengths):
+            prediction = denoiser(point.x, point.sigma, [recipe.concept.target])[0]
+            loss = textual_loss(prediction, point.target)
+            loss.backward()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"Training broke down at step {step + 1} of {recipe.steps}, noise level {float(point.sigma):.3g}: "
+                f"the loss is {loss.item()}. A lower learning rate than {recipe.learning_rate:g} may help."
+            )
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.losses.append(loss.item())
+        after_step(progress, point)
+    return progress
+
+
+def textual_points(
+    denoiser: Denoiser, recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator
+) -> Iterator[Point]:
+    """Endless training points: noise levels of frozen trajectories, with the frozen model's answers there.
+
+    A trajectory passes through every noise level, so each serves `recipe.visits` points. The rollout runs the
+    bare model: with the slider on, as in the public code, it would train on its own drift.
+    """
+    concept, sigmas = recipe.concept, denoiser.sigmas(recipe.rollout_steps)
+    start, end = (round(fraction * recipe.rollout_steps) for fraction in recipe.noise_range)
+    levels = torch.arange(start, max(end, start + 1))
+
+    @torch.no_grad()
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        d_prompt, d_empty = denoiser(x, sigma, [concept.target, ""])
+        return classifier_free(d_prompt, d_empty, recipe.guidance)
+
+    while True:
+        noise = torch.randn(shape, generator=generator).to(denoiser.device)
+        trajectory = roll_out(guided, noise, sigmas, denoiser.scale_noise)
+        for level in levels[torch.randperm(len(levels), generator=generator)[: recipe.visits]]:
+            signs = _signs(shape[0], recipe.both_signs, generator).to(denoiser.device)
+            x, sigma = trajectory.x[level], trajectory.sigmas[level]
+            with torch.no_grad():
+                target = _answer(denoiser, recipe, x, sigma, signs)
+            yield Point(x, sigma, target, signs[:, None])
+
+
+def _answer(denoiser: Denoiser, recipe: Recipe, x: Tensor, sigma: Tensor, signs: Tensor) -> Tensor:
+    """The target at (x, sigma) for rows with the slider at +1 or -1: the edit and its opposite."""
+    d_target, *ends = denoiser(x, sigma, recipe.concept.prompts())
+    d_more, d_less = torch.stack(ends[0::2]), torch.stack(ends[1::2])  # (P, B, C, ...)
+    eta = recipe.concept.eta * signs.view(-1, *(1 for _ in x.shape[1:]))
+    return textual_target(d_target, d_more, d_less, eta)
+
+
+def _signs(rows: int, both: bool, generator: torch.Generator) -> Tensor:
+    """(rows,) of +1, or of +1 and -1 in turn from a random one."""
+    if not both:
+        return torch.ones(rows)
+    first = int(torch.randint(2, (1,), generator=generator))
+    return 1.0 - 2.0 * ((torch.arange(rows) + first) % 2)
