@@ -29,7 +29,7 @@ def enter() -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import comfy.cli_args  # noqa: F401
+    import comfy.cli_args
 
     sys.argv = own_arguments
 

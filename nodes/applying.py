@@ -21,8 +21,7 @@ class ApplySliders(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 Sliders.Input("sliders"),
-                io.Clip.Input("clip", optional=True,
-                              tooltip="Only for sliders that also change the text encoder."),
+                io.Clip.Input("clip", optional=True, tooltip="Only for sliders that also change the text encoder."),
             ],
             outputs=[io.Model.Output(), io.Clip.Output()],
         )
@@ -44,10 +43,20 @@ class SliderStrip(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="The decoded pictures, in the order of the sweep."),
                 Sliders.Input("sliders", optional=True, tooltip="The swept sliders: they give the labels."),
-                io.String.Input("labels", default="", optional=True,
-                                tooltip="Labels of the columns, separated by commas, instead of the strengths."),
-                io.Int.Input("cell", default=192, min=64, max=2048, step=8,
-                             tooltip="Width of one picture in the strip, in pixels."),
+                io.String.Input(
+                    "labels",
+                    default="",
+                    optional=True,
+                    tooltip="Labels of the columns, separated by commas, instead of the strengths.",
+                ),
+                io.Int.Input(
+                    "cell",
+                    default=192,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="Width of one picture in the strip, in pixels.",
+                ),
             ],
             outputs=[io.Image.Output()],
             is_output_node=True,

@@ -62,11 +62,19 @@ class GateSliders(io.ComfyNode):
             "structure of a picture: sliders that start later leave it alone.",
             inputs=[
                 Sliders.Input("sliders"),
-                part("start", 0.2, "When the sliders begin to act, as a fraction of sampling (0 = from the first "
-                     "step), as ConditioningSetTimestepRange counts it."),
+                part(
+                    "start",
+                    0.2,
+                    "When the sliders begin to act, as a fraction of sampling (0 = from the first "
+                    "step), as ConditioningSetTimestepRange counts it.",
+                ),
                 part("end", 1.0, "When the sliders stop, as a fraction of sampling (1 = at the last step)."),
-                part("ramp", 0.0, "Fraction of sampling over which they come in after the start (and go out before "
-                     "an end below 1). 0 switches at once."),
+                part(
+                    "ramp",
+                    0.0,
+                    "Fraction of sampling over which they come in after the start (and go out before "
+                    "an end below 1). 0 switches at once.",
+                ),
             ],
             outputs=[Sliders.Output(display_name="sliders")],
         )
@@ -88,10 +96,18 @@ class SweepSliders(io.ComfyNode):
             inputs=[
                 Sliders.Input("sliders"),
                 io.Latent.Input("latent", tooltip="The latents to sweep over; each becomes one row of pictures."),
-                io.String.Input("values", default="-3, -2, -1, 0, 1, 2, 3",
-                                tooltip="Strengths, separated by commas; or from:to:count, such as -3:3:7."),
-                io.Int.Input("position", default=1, min=1, max=1000,
-                             tooltip="Which slider of the stack is swept, counted from 1. The others keep their strength."),
+                io.String.Input(
+                    "values",
+                    default="-3, -2, -1, 0, 1, 2, 3",
+                    tooltip="Strengths, separated by commas; or from:to:count, such as -3:3:7.",
+                ),
+                io.Int.Input(
+                    "position",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    tooltip="Which slider of the stack is swept, counted from 1. The others keep their strength.",
+                ),
             ],
             outputs=[Sliders.Output(display_name="sliders"), io.Latent.Output()],
         )

@@ -57,11 +57,18 @@ class SaveSlider(io.ComfyNode):
             "strength other than 1 becomes part of its weights; a gate is noted in the file.",
             inputs=[
                 Sliders.Input("sliders", tooltip="A stack of one slider."),
-                io.String.Input("name", default="sliders/my_slider",
-                                tooltip="File name, with folders if you like. A number is added rather than "
-                                "overwriting a file."),
-                io.Combo.Input("precision", options=list(DTYPES), default="float16", advanced=True,
-                               tooltip="How the numbers are stored; half precision is enough for sliders."),
+                io.String.Input(
+                    "name",
+                    default="sliders/my_slider",
+                    tooltip="File name, with folders if you like. A number is added rather than overwriting a file.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(DTYPES),
+                    default="float16",
+                    advanced=True,
+                    tooltip="How the numbers are stored; half precision is enough for sliders.",
+                ),
             ],
             outputs=[Sliders.Output(display_name="sliders"), io.String.Output(display_name="file")],
             is_output_node=True,

@@ -28,7 +28,9 @@ def strip_labels(sliders: Stack | None, labels: str, count: int) -> tuple[list[s
         columns = columns or [f"{value:+g}" if value else "0" for value in _one_period(swept.strength)]
     columns = columns or [""] * count
     if count % len(columns):
-        raise ValueError(f"The strip has {len(columns)} columns, but {count} pictures do not fill whole rows of that.")
+        raise ValueError(
+            f"The strip has {len(columns)} columns, but {count} pictures do not fill whole rows of that."
+        )
     return columns, title
 
 

@@ -26,7 +26,10 @@ def encode_prompts(clip, recipe: Recipe) -> dict[str, list]:
 def fitted(model: ModelPatcher, latent: dict) -> Tensor:
     """(B, C, ...) latents with the channels and the size of this model, as KSampler fits them."""
     return comfy.sample.fix_empty_latent_channels(
-        model, latent["samples"], latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
+        model,
+        latent["samples"],
+        latent.get("downscale_ratio_spacial"),
+        latent.get("downscale_ratio_temporal"),
     )
 
 
@@ -65,7 +68,8 @@ def _from_latents(model: ModelPatcher, latents: Tensor) -> Tensor:
     if latent_format.latent_rgb_factors is None:
         return torch.full((3, 8, 8, 3), 0.5)
     previewer = latent_preview.Latent2RGBPreviewer(
-        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias,
+        latent_format.latent_rgb_factors,
+        latent_format.latent_rgb_factors_bias,
         latent_format.latent_rgb_factors_reshape,
     )
     pictures = [previewer.decode_latent_to_preview(one[None]) for one in latents.float().cpu()]
@@ -73,6 +77,9 @@ def _from_latents(model: ModelPatcher, latents: Tensor) -> Tensor:
 
 
 def _tensor(picture: Image.Image) -> Tensor:
-    return torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8).reshape(
-        picture.height, picture.width, 3
-    ).float() / 255
+    return (
+        torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+        .reshape(picture.height, picture.width, 3)
+        .float()
+        / 255
+    )

@@ -87,8 +87,23 @@ def vocabulary() -> list[str]:
             for item in value:
                 yield from phrases(item)
 
-    said = (AGE, SMILE, EYES, HAIR_LENGTH, HAIR_SHADE, SKIN, FACE, SKY, tuple(STYLE.values()), SPOILED, SOUND,
-            WITH_GLASSES, WITHOUT_GLASSES, WITH_HAT, WITHOUT_HAT,
-            "portrait of a an the and woman lady man gentleman person hair")
+    said = (
+        AGE,
+        SMILE,
+        EYES,
+        HAIR_LENGTH,
+        HAIR_SHADE,
+        SKIN,
+        FACE,
+        SKY,
+        tuple(STYLE.values()),
+        SPOILED,
+        SOUND,
+        WITH_GLASSES,
+        WITHOUT_GLASSES,
+        WITH_HAT,
+        WITHOUT_HAT,
+        "portrait of a an the and woman lady man gentleman person hair",
+    )
     found = dict.fromkeys(w for phrase in phrases(said) for w in words_of(phrase))
     return list(found)

@@ -123,8 +123,15 @@ def _measure(p: Portrait, nuisance: np.random.Generator) -> Face:
         eyes = [(eyes[0][0], eye_y - signs[0] * drop), (eyes[1][0], eye_y + signs[0] * drop)]
         mouth, tilt = (x + signs[1] * side, y + 38), signs[0] * 0.55
     return Face(
-        x, y, half_width, half_height, tuple(eyes), mouth, tilt,
-        _ramp(SKIN, p.skin_tone), _ramp(HAIR, p.hair_shade),
+        x,
+        y,
+        half_width,
+        half_height,
+        tuple(eyes),
+        mouth,
+        tilt,
+        _ramp(SKIN, p.skin_tone),
+        _ramp(HAIR, p.hair_shade),
     )
 
 
@@ -150,8 +157,12 @@ def _draw_back_hair(brush: Brush, p: Portrait, f: Face):
     reach = f.y - 24 + 142 * p.hair_length
     flare = f.half_width + 10 + 16 * p.hair_length
     crown = [(f.x + flare * cos(a), f.y - 14 - 64 * sin(a)) for a in np.linspace(pi, 0, 25)]
-    ends = [(f.x + flare * 1.04, reach - 12), (f.x + flare * 0.8, reach),
-            (f.x - flare * 0.8, reach), (f.x - flare * 1.04, reach - 12)]
+    ends = [
+        (f.x + flare * 1.04, reach - 12),
+        (f.x + flare * 0.8, reach),
+        (f.x - flare * 0.8, reach),
+        (f.x - flare * 1.04, reach - 12),
+    ]
     brush.shape(crown + ends, f.hair)
 
 
@@ -194,8 +205,11 @@ def _draw_wrinkles(brush: Brush, p: Portrait, f: Face):
         y = f.y - 24 - 9 * row
         brush.line(_arc(f.x, y, w * (0.52 - 0.07 * row), -3), color, width)
     for side in (-1, 1):
-        cheek = [(f.x + side * w * 0.30, f.y + 18), (f.x + side * w * 0.52, f.y + 30),
-                 (f.x + side * w * 0.55, f.y + 47)]
+        cheek = [
+            (f.x + side * w * 0.30, f.y + 18),
+            (f.x + side * w * 0.52, f.y + 30),
+            (f.x + side * w * 0.55, f.y + 47),
+        ]
         brush.line(cheek, color, width)
         eye_y = f.y + 14 - 24 * p.age
         brush.line(_arc(f.x + side * w * 0.46, eye_y + 20, 11, 4), color, width * 0.8)
@@ -237,8 +251,12 @@ def _draw_nose_and_mouth(brush: Brush, p: Portrait, f: Face):
 def _draw_front_hair(brush: Brush, p: Portrait, f: Face):
     w, top = f.half_width + 4, f.top
     cap = [(f.x + w * cos(a), f.y - 16 - (f.half_height - 10) * sin(a)) for a in np.linspace(pi, 0, 25)]
-    hairline = [(f.x + w * 0.86, top + 38), (f.x + w * 0.4, top + 24), (f.x - w * 0.25, top + 30),
-                (f.x - w * 0.86, top + 42)]
+    hairline = [
+        (f.x + w * 0.86, top + 38),
+        (f.x + w * 0.4, top + 24),
+        (f.x - w * 0.25, top + 30),
+        (f.x - w * 0.86, top + 42),
+    ]
     brush.shape(cap + hairline, f.hair)
 
 
@@ -259,8 +277,15 @@ def _draw_hat(brush: Brush, f: Face, nuisance: np.random.Generator):
     w, base = f.half_width, f.top + 27
     crown = [(f.x + w * 0.86 * cos(a), base - 48 * sin(a) ** 0.6) for a in np.linspace(pi, 0, 25)]
     brush.shape(crown, felt)
-    brush.shape([(f.x - w * 0.86, base - 14), (f.x + w * 0.86, base - 14), (f.x + w * 0.88, base),
-                 (f.x - w * 0.88, base)], _mix(felt, INK, 0.5))
+    brush.shape(
+        [
+            (f.x - w * 0.86, base - 14),
+            (f.x + w * 0.86, base - 14),
+            (f.x + w * 0.88, base),
+            (f.x - w * 0.88, base),
+        ],
+        _mix(felt, INK, 0.5),
+    )
     brush.shape(_oval(f.x, base + 2, w * 1.42, 9), felt)
 
 

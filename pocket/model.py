@@ -90,7 +90,8 @@ def build_vae() -> comfy.sd.VAE:
     vae.downscale_ratio = vae.upscale_ratio = BLOCK
     vae.latent_channels = CHANNELS
     vae.patcher = comfy.model_patcher.ModelPatcher(
-        vae.first_stage_model, load_device=vae.device,
+        vae.first_stage_model,
+        load_device=vae.device,
         offload_device=comfy.model_management.vae_offload_device(),
     )
     return vae
@@ -111,7 +112,8 @@ def load_pocket(path: Path = WEIGHTS):
     model = build_unet()
     model.diffusion_model.load_state_dict(split["unet."])
     patcher = comfy.model_patcher.CoreModelPatcher(
-        model, load_device=comfy.model_management.get_torch_device(),
+        model,
+        load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
     return patcher, build_clip(split["clip_l."]), build_vae()

@@ -46,8 +46,12 @@ def padded_ids(tokenizer: WordTokenizer, text: str) -> list[int]:
 class PocketSDTokenizer(comfy.sd1_clip.SDTokenizer):
     def __init__(self, embedding_directory=None, tokenizer_data=None):
         super().__init__(
-            tokenizer_path="", max_length=LENGTH, embedding_directory=embedding_directory,
-            embedding_size=WIDTH, tokenizer_class=WordTokenizer, tokenizer_data=tokenizer_data or {},
+            tokenizer_path="",
+            max_length=LENGTH,
+            embedding_directory=embedding_directory,
+            embedding_size=WIDTH,
+            tokenizer_class=WordTokenizer,
+            tokenizer_data=tokenizer_data or {},
         )
 
 
@@ -60,8 +64,12 @@ class PocketTextModel(comfy.sd1_clip.SDClipModel):
     def __init__(self, device="cpu", dtype=None, model_options=None):
         special = {"start": START, "end": END, "pad": END}
         super().__init__(
-            device=device, dtype=dtype, max_length=LENGTH, textmodel_json_config=dict(CONFIG),
-            special_tokens=special, model_options=model_options or {},
+            device=device,
+            dtype=dtype,
+            max_length=LENGTH,
+            textmodel_json_config=dict(CONFIG),
+            special_tokens=special,
+            model_options=model_options or {},
         )
         words = len(WordTokenizer().ids)  # the host's class always makes room for CLIP's 49,408
         embedding = self.operations.Embedding(words, WIDTH, dtype=dtype, device=device)

@@ -136,8 +136,11 @@ def train(worker: int, options: argparse.Namespace) -> None:
             log.info("step %d / %d  loss %.4f  %.1f images/s", step + 1, options.steps, np.mean(losses[-200:]), rate)
         if worker == 0 and ((step + 1) % options.save == 0 or step + 1 == options.steps):
             state = {
-                "student": student.state_dict(), "average": average.state_dict(), "step": step + 1,
-                "optimizer": optimizer.state_dict(), "seconds": seconds + time.monotonic() - start,
+                "student": student.state_dict(),
+                "average": average.state_dict(),
+                "step": step + 1,
+                "optimizer": optimizer.state_dict(),
+                "seconds": seconds + time.monotonic() - start,
             }
             _write(state_file, lambda path, state=state: torch.save(state, path))
             _export(average, options.folder / "pocket.safetensors", state, options.workers)

@@ -89,7 +89,11 @@ class Recipe:
             ("rollout_steps", self.rollout_steps >= 2, "at least 2"),
             ("guidance", isfinite(self.guidance) and self.guidance >= 0, "0 or above"),
             ("visits", self.visits >= 1, "at least 1"),
-            ("noise_range", 0 <= self.noise_range[0] < self.noise_range[1] <= 1, "two fractions, 0 <= start < end <= 1"),
+            (
+                "noise_range",
+                0 <= self.noise_range[0] < self.noise_range[1] <= 1,
+                "two fractions, 0 <= start < end <= 1",
+            ),
         )
         for name, good, allowed in checks:
             if not good:
@@ -102,9 +106,13 @@ class Recipe:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Recipe:
         concept = {**values["concept"], "hold": tuple(values["concept"]["hold"])}
-        return Recipe(**{
-            **values, "concept": Concept(**concept), "noise_range": tuple(values["noise_range"]),
-        })
+        return Recipe(
+            **{
+                **values,
+                "concept": Concept(**concept),
+                "noise_range": tuple(values["noise_range"]),
+            }
+        )
 
 
 def _plain(text: str) -> str:

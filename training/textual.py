@@ -67,8 +67,11 @@ def train_slider(
             return None
         concept = recipe.concept
         info = SliderInfo(
-            less=concept.less, more=concept.more, recipe={**recipe.as_dict(), "steps_done": progress.steps},
-            family=family(patcher), base_model_hash=fingerprint(patcher.model),
+            less=concept.less,
+            more=concept.more,
+            recipe={**recipe.as_dict(), "steps_done": progress.steps},
+            family=family(patcher),
+            base_model_hash=fingerprint(patcher.model),
         )
         return Trained(Slider(name, layers.finished(), info), progress)
 
@@ -96,6 +99,7 @@ class _Strip:
 
 def _ordinary(conditioning: list) -> list:
     """The conditioning outside inference mode, so that autograd may keep it."""
+
     def plain(value):
         return value.clone() if isinstance(value, Tensor) else value
 
