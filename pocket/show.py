@@ -99,8 +99,15 @@ def sample(pocket, prompt: str, count: int, sampling: Sampling) -> torch.Tensor:
         for index, begin in enumerate(range(0, count, sampling.batch)):
             (latent,) = nodes.EmptyLatentImage().generate(SIZE, SIZE, min(sampling.batch, count - begin))
             (latent,) = nodes.common_ksampler(
-                model, sampling.seed + index, sampling.steps, sampling.cfg,
-                sampling.sampler, sampling.scheduler, positive, negative, latent,
+                model,
+                sampling.seed + index,
+                sampling.steps,
+                sampling.cfg,
+                sampling.sampler,
+                sampling.scheduler,
+                positive,
+                negative,
+                latent,
             )
             pictures += nodes.VAEDecode().decode(vae, latent)
     return torch.cat(pictures)
@@ -132,6 +139,44 @@ def markdown(figures: list[Figure], count: int, sampling: Sampling) -> str:
     return "\n".join(lines) + "\n"
 
 
+def show(pocket, oppositions: list[Opposition], count: int, sampling: Sampling, folder: Path) -> list[Figure]:
+    """Sample, read and write everything into `folder`; the figures, in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe, pictures, readings = load_probe(), {}, {}
+    figures, rows = [], []
+    for o in oppositions:
+        for prompt in (o.low, o.high):
+            if prompt not in pictures:  # a style's prompt serves twice
+                pictures[prompt] = sample(pocket, prompt, count, sampling)
+                readings[prompt] = probe.read(pictures[prompt])
+        figure = measure(o, readings[o.low][o.column], readings[o.high][o.column])
+        log.info("%-12s %.2f .. %.2f  %3.0f %%", o.column, figure.low, figure.high, 100 * figure.distance)
+        ends = [
+            (f"{o.low}: {o.column} {figure.low:.2f}", pictures[o.low]),
+            (f"{o.high}: {o.column} {figure.high:.2f}", pictures[o.high]),
+        ]
+        _store(
+            contact_sheet([(label, shown[:ON_A_SHEET]) for label, shown in ends]),
+            folder / f"{o.column.replace(' ', '_')}.png",
+        )
+        figures.append(figure)
+        rows.append((o.column, pictures[o.low][: ON_A_SHEET // 2], pictures[o.high][: ON_A_SHEET // 2]))
+    _store(overview(rows), folder / "overview.png")
+    (folder / "show.md").write_text(markdown(figures, count, sampling), encoding="utf-8")
+    report = {
+        "sampling": asdict(sampling),
+        "count": count,
+        "figures": [{**asdict(f), "distance": f.distance, "enough": f.enough} for f in figures],
+        "readings": {prompt: reading.mean() for prompt, reading in readings.items()},
+    }
+    (folder / "show.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return figures
+
+
+def _store(sheet: Image.Image, path: Path) -> None:
+    sheet.save(path, optimize=True)
+
+
 def main() -> None:
     defaults = Sampling()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -147,38 +192,6 @@ def main() -> None:
     sampling = Sampling(**{name: getattr(options, name) for name in asdict(defaults)})
     chosen = [o for o in OPPOSITIONS if not options.only or o.column in options.only]
     show(load_pocket(options.weights), chosen, options.count, sampling, options.folder)
-
-
-def show(pocket, oppositions: list[Opposition], count: int, sampling: Sampling, folder: Path) -> list[Figure]:
-    """Sample, read and write everything into `folder`; the figures, in order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe, pictures, readings = load_probe(), {}, {}
-    figures, rows = [], []
-    for o in oppositions:
-        for prompt in {o.low: None, o.high: None}.keys() - pictures.keys():
-            pictures[prompt] = sample(pocket, prompt, count, sampling)
-            readings[prompt] = probe.read(pictures[prompt])
-        figure = measure(o, readings[o.low][o.column], readings[o.high][o.column])
-        log.info("%-12s %.2f .. %.2f  %3.0f %%", o.column, figure.low, figure.high, 100 * figure.distance)
-        ends = [(f"{o.low}: {o.column} {figure.low:.2f}", pictures[o.low]),
-                (f"{o.high}: {o.column} {figure.high:.2f}", pictures[o.high])]
-        _store(contact_sheet([(label, shown[:ON_A_SHEET]) for label, shown in ends]),
-               folder / f"{o.column.replace(' ', '_')}.png")
-        figures.append(figure)
-        rows.append((o.column, pictures[o.low][: ON_A_SHEET // 2], pictures[o.high][: ON_A_SHEET // 2]))
-    _store(overview(rows), folder / "overview.png")
-    (folder / "show.md").write_text(markdown(figures, count, sampling), encoding="utf-8")
-    report = {
-        "sampling": asdict(sampling), "count": count,
-        "figures": [{**asdict(f), "distance": f.distance, "enough": f.enough} for f in figures],
-        "readings": {prompt: reading.mean() for prompt, reading in readings.items()},
-    }
-    (folder / "show.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    return figures
-
-
-def _store(sheet: Image.Image, path: Path) -> None:
-    sheet.save(path, optimize=True)
 
 
 if __name__ == "__main__":
