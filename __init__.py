@@ -3,7 +3,7 @@
 @author: The ConceptSliders authors
 @title: Concept Sliders
 @nickname: Concept Sliders
-@description: Sliders that turn one attribute of a diffusion model's images up and down: load, train, combine, gate, sweep.
+@description: Sliders that turn one attribute of images up and down: load, train, combine, gate, sweep.
 """
 
 from comfy_api.latest import ComfyExtension, io

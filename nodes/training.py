@@ -71,8 +71,8 @@ class TrainSlider(io.ComfyNode):
             display_name="Train Slider",
             category="sliders/training",
             search_aliases=["train lora", "train slider", "concept slider"],
-            description="Trains a slider on the model in place; the model stays as it is. Cancelling keeps the slider "
-            "trained so far.",
+            description="Trains a slider on the model in place; the model stays as it is. Cancelling keeps what "
+            "has been trained so far.",
             inputs=[
                 io.Model.Input("model"),
                 io.Clip.Input("clip"),

@@ -1,0 +1,100 @@
+"""Concepts and recipes: what they hold, and what they refuse."""
+
+import json
+
+import pytest
+from concept_sliders.training.layers import CHOICES, choose
+from concept_sliders.training.recipe import Concept, Recipe
+
+AGE = Concept("person", "old person", "young person", ("with glasses", "without glasses"))
+
+
+def test_every_end_is_asked_with_every_phrase():
+    assert AGE.ends() == (
+        ("old person, with glasses", "young person, with glasses"),
+        ("old person, without glasses", "young person, without glasses"),
+    )
+    assert AGE.prompts()[0] == "person" and len(AGE.prompts()) == 5
+
+
+def test_without_phrases_the_ends_stand_alone():
+    assert Concept("", "rain", "sun").ends() == (("rain", "sun"),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"more": "  "}, "'more' prompt is empty"),
+        ({"less": ""}, "'less' prompt is empty"),
+        ({"more": "Old  Person", "less": "old person"}, "same prompt"),
+        ({"hold": ("male", " ")}, "phrase to hold fixed is empty"),
+        ({"hold": ("male", "Male")}, "there twice"),
+        ({"eta": 0.0}, "above 0, got 0.0"),
+        ({"eta": float("nan")}, "above 0"),
+    ],
+)
+def test_a_concept_that_cannot_be_learned_is_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        Concept(**{"target": "person", "more": "old person", "less": "young person", **changes})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rank", 0),
+        ("rank", 129),
+        ("steps", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("inf")),
+        ("layers", "some"),
+        ("rollout_steps", 1),
+        ("guidance", -1.0),
+        ("visits", 0),
+        ("noise_range", (0.5, 0.5)),
+        ("noise_range", (0.0, 1.5)),
+    ],
+)
+def test_a_recipe_names_the_field_that_is_out_of_range(field, value):
+    with pytest.raises(ValueError, match=field):
+        Recipe(AGE, **{field: value})
+
+
+def test_a_recipe_survives_json():
+    recipe = Recipe(AGE, rank=8, noise_range=(0.1, 0.9), seed=5)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
+
+
+PATHS = [
+    "diffusion_model.input_blocks.1.0.in_layers.2",
+    "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+    "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_q",
+    "diffusion_model.input_blocks.1.1.transformer_blocks.0.ff.net.2",
+]
+
+
+@pytest.mark.parametrize(
+    ("choice", "taken"),
+    [
+        ("all but cross-attention", [0, 1, 3]),
+        ("self-attention", [1]),
+        ("cross-attention", [2]),
+        ("attention", [1, 2]),
+        ("all", [0, 1, 2, 3]),
+    ],
+)
+def test_layers_are_chosen_by_their_role(choice, taken):
+    assert choose(PATHS, choice) == [PATHS[i] for i in taken]
+
+
+def test_joint_attention_is_attention_too():
+    assert choose(["diffusion_model.blocks.0.attn.qkv", "diffusion_model.blocks.0.mlp.0"], "attention") == [
+        "diffusion_model.blocks.0.attn.qkv"
+    ]
+
+
+def test_a_role_the_model_does_not_have_is_an_error():
+    with pytest.raises(ValueError, match="None of the model's 1 layers"):
+        choose(PATHS[:1], "cross-attention")
+    with pytest.raises(ValueError, match="one of"):
+        choose(PATHS, "norms")
+    assert set(CHOICES) >= {"all", "attention"}
