@@ -6,7 +6,7 @@ from .captions import vocabulary, words_of
 
 LENGTH = 40  # tokens a prompt is padded to
 WIDTH = 128
-START, END, UNKNOWN = 0, 1, 2
+START, END = 0, 1
 CONFIG = {
     "num_hidden_layers": 3,
     "hidden_size": WIDTH,
@@ -19,10 +19,13 @@ CONFIG = {
 
 
 class WordTokenizer:
-    """One token a word, with the calls the host's SDTokenizer makes of a tokenizer."""
+    """One token a word, with the calls the host's SDTokenizer makes of a tokenizer.
+
+    Words that no caption of the pocket world holds are left out: the model has never seen them.
+    """
 
     def __init__(self):
-        words = ["<start>", "<end>", "<unknown>", *vocabulary()]
+        words = ["<start>", "<end>", "<unused>", *vocabulary()]
         self.ids = {word: index for index, word in enumerate(words)}
 
     @classmethod
@@ -33,7 +36,8 @@ class WordTokenizer:
         return self.ids
 
     def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [START, *(self.ids.get(word, UNKNOWN) for word in words_of(text)), END]}
+        known = [self.ids[word] for word in words_of(text) if word in self.ids]
+        return {"input_ids": [START, *known, END]}
 
 
 def padded_ids(tokenizer: WordTokenizer, text: str) -> list[int]:
