@@ -33,23 +33,32 @@ def fitted(model: ModelPatcher, latent: dict) -> Tensor:
     )
 
 
+class _Cancel:
+    """Whether the user has cancelled. Noticing takes the cancel back, since what was made is to be kept."""
+
+    def __init__(self):
+        self.seen = False
+
+    def __call__(self) -> bool:
+        if comfy.model_management.processing_interrupted():
+            comfy.model_management.interrupt_current_processing(False)
+            self.seen = True
+        return self.seen
+
+
 def watch_training(model: ModelPatcher, steps: int, vae=None) -> Watch:
     """Progress on the host's bar, a preview strip now and then, and a stop when the user cancels."""
     bar = comfy.utils.ProgressBar(steps)
+    cancel = _Cancel()
 
     def progress(done: Progress, latents: Tensor | None) -> None:
-        preview = None if latents is None else ("JPEG", _strip(model, latents, vae), 4 * CELL)
-        bar.update_absolute(done.steps, steps, preview)
+        try:
+            preview = None if latents is None else ("JPEG", _strip(model, latents, vae), 4 * CELL)
+            bar.update_absolute(done.steps, steps, preview)
+        except comfy.model_management.InterruptProcessingException:
+            cancel.seen = True  # the bar looks for a cancel too, and takes it back
 
-    return Watch(_cancelled, progress, preview_every=max(10, steps // 20))
-
-
-def _cancelled() -> bool:
-    """Whether the user has cancelled. Answering takes the cancel back, since what was made is to be kept."""
-    if not comfy.model_management.processing_interrupted():
-        return False
-    comfy.model_management.interrupt_current_processing(False)
-    return True
+    return Watch(cancel, progress, preview_every=max(10, steps // 20))
 
 
 def _strip(model: ModelPatcher, latents: Tensor, vae) -> Image.Image:
