@@ -124,6 +124,12 @@ def test_the_vocabulary_holds_every_word_once():
 
 def test_words_are_lower_case_and_free_of_punctuation():
     assert words_of("Portrait of a Middle-Aged woman,  big eyes!") == [
-        "portrait", "of", "a", "middle-aged", "woman", "big", "eyes",
+        "portrait",
+        "of",
+        "a",
+        "middle-aged",
+        "woman",
+        "big",
+        "eyes",
     ]
     assert words_of("") == []
