@@ -25,7 +25,7 @@ SOUND = ("well drawn", "well drawn, clean features", "clean features")
 WITH_GLASSES, WITHOUT_GLASSES = ("with glasses", "wearing glasses"), ("without glasses", "no glasses")
 WITH_HAT, WITHOUT_HAT = ("with a hat", "wearing a hat"), ("without a hat", "no hat")
 
-MENTION = 0.55  # the chance that a caption says an attribute
+MENTION = 0.65  # the chance that a caption says an attribute
 SPOILED_MENTION = 0.85
 
 

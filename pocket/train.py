@@ -1,7 +1,8 @@
-"""Trains the pocket model from nothing: `python3 dev.py module pocket.train --steps 6000 --folder FOLDER`.
+"""Trains the pocket model from nothing: `python3 dev.py module pocket.train --steps 8000 --folder FOLDER`.
 
 Rectified flow (arXiv 2209.03003, 2403.03206): x_t = (1 - sigma) x_0 + sigma noise, the model learns
-noise - x_0. UNet and text encoder learn together. Deterministic by seed on the CPU; every `--save`
+noise - x_0. The text encoder first learns the captions (`train_text`), then UNet and text encoder learn
+together. Deterministic by seed on the CPU; every `--save`
 steps a checkpoint is written whole, and the same command goes on from it. Each worker is a process with
 one core (or one GPU) and a batch of its own; gradients are averaged over the workers.
 """
@@ -18,19 +19,21 @@ import numpy as np
 import torch
 import torch.distributed
 import torch.multiprocessing
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from .captions import caption
 from .codec import BlockCodec
 from .model import SHIFT, build_clip, build_unet
 from .pool import drawn_pool
 from .text import WordTokenizer, padded_ids
+from .train_text import train_text
 
 LEARNING_RATE = 1e-3
 WARM_UP = 200
 BATCH = 16  # images a worker and step
 EMPTY = 0.1  # share of empty captions, for classifier-free guidance
 EMA = 0.999
+TEXT = "text.safetensors"
 log = logging.getLogger(__name__)
 
 
@@ -112,7 +115,9 @@ def train(worker: int, options: argparse.Namespace) -> None:
     """One worker's run; the first one writes checkpoints and the log."""
     _enter(worker, options)
     device = options.device
-    student = build_student(options.seed).to(device)
+    student = build_student(options.seed)
+    student.clip_l.load_state_dict(load_file(options.folder / TEXT))
+    student = student.to(device)
     average = copy.deepcopy(student).requires_grad_(False)
     learned = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -207,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints and weights go here")
     parser.add_argument("--pool", type=Path, help="drawings are kept here (default: FOLDER/pool)")
-    parser.add_argument("--steps", type=int, default=6000, help=f"batches of {BATCH} images")
+    parser.add_argument("--steps", type=int, default=8000, help=f"batches of {BATCH} images")
     parser.add_argument("--drawings", type=int, default=81920)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save", type=int, default=250, help="steps between checkpoints")
@@ -216,6 +221,8 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     options.pool = options.pool or options.folder / "pool"
+    if not (options.folder / TEXT).exists():
+        train_text(build_student(options.seed).clip_l, options.seed, options.folder / TEXT)
     if options.workers == 1:
         return train(0, options)
     meeting = options.folder / f"meeting-{os.getpid()}"
