@@ -1,0 +1,168 @@
+"""`dev.py demo`: an age slider, trained and turned in the real ComfyUI, and what the probe reads along it.
+
+It posts the example workflows to a server of its own, with people that training has not seen, and leaves a
+strip of pictures, a report and its numbers in a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p or ".").resolve() != ROOT / "devtools")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from devtools import host, live, report, server, workflow  # noqa: E402
+from devtools.problem import Problem  # noqa: E402
+from pocket.measure import Effect, effect  # noqa: E402
+from pocket.probe import COLUMNS, load_probe  # noqa: E402
+
+say = functools.partial(print, flush=True)
+EXAMPLES = ROOT / "example_workflows"
+MORE, LESS = "portrait of a very old person", "portrait of a very young person"
+STRENGTHS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+HELD = "with glasses\nwithout glasses"
+FIRST_SEED = 50_000  # training draws from seed 0
+PEOPLE = 8  # in one batch
+SHOWN = 5  # people in the strip
+MEASURED = tuple(name for name in COLUMNS if name not in ("flat colour", "ink sketch", "pastel"))
+
+
+class Studio:
+    """The running server, and what the demo asks of it."""
+
+    def __init__(self, running: server.Server, folder: Path):
+        self.server, self.folder = running, folder
+        self.nodes = running.object_info()
+
+    def train(self, name: str, hold: str, steps: int | None) -> str:
+        """Train the age slider by the example workflow; the name of the file it is saved in."""
+        prompt = self._prompt("train_a_textual_slider")
+        workflow.change(prompt, "Slider Concept", hold=hold)
+        workflow.change(prompt, "Save Slider", name=f"sliders/{name}")
+        workflow.change(prompt, "Sweep Sliders", values="-1, 0, 1")
+        if steps:
+            workflow.change(prompt, "Train Slider", steps=steps)
+        entry = self._run(prompt)
+        (text,) = entry["outputs"][workflow.named(prompt, "Save Slider")[0]]["text"]
+        return text.removeprefix("Saved ")
+
+    def sweep(self, slider: str, people: int) -> torch.Tensor:
+        """(people, strengths, 64, 64, 3) pictures of a slider turned from end to end, by the example workflow."""
+        parts = []
+        for first in range(0, people, PEOPLE):
+            prompt = self._prompt("use_sliders")
+            workflow.change(prompt, "Load Slider", slider=slider)
+            workflow.change(prompt, "Sweep Sliders", values=", ".join(f"{s:g}" for s in STRENGTHS))
+            workflow.change(prompt, "People to Sweep Over", batch_size=min(PEOPLE, people - first))
+            parts.append(self._pictures(prompt, first))
+        return torch.cat(parts).unflatten(0, (-1, len(STRENGTHS)))
+
+    def prompted(self, text: str, people: int) -> torch.Tensor:
+        """(people, 64, 64, 3) pictures of the bare model for a prompt: the same workflow, the slider at zero."""
+        prompt = self._prompt("use_sliders")
+        workflow.change(prompt, "Load Slider", slider="pocket_age.safetensors")
+        workflow.change(prompt, "Prompt", text=text)
+        workflow.change(prompt, "Sweep Sliders", values="0")
+        workflow.change(prompt, "People to Sweep Over", batch_size=people)
+        return self._pictures(prompt, 0)
+
+    def _prompt(self, name: str) -> workflow.Prompt:
+        return workflow.to_prompt(workflow.read_workflow(EXAMPLES / f"{name}.json"), self.nodes)
+
+    def _pictures(self, prompt: workflow.Prompt, first: int) -> torch.Tensor:
+        workflow.change(prompt, "KSampler", seed=FIRST_SEED + first)
+        (decoded,) = workflow.named(prompt, "VAEDecode")
+        saving = workflow.add(prompt, "SaveImage", images=[decoded, 0], filename_prefix="demo")
+        entry = self._run(prompt)
+        files = [
+            self.server.base / "output" / i["subfolder"] / i["filename"] for i in entry["outputs"][saving]["images"]
+        ]
+        return torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGB"))) for file in files]) / 255
+
+    def _run(self, prompt: workflow.Prompt) -> dict:
+        return live.run_live(self.server, prompt, Telling(self.folder))
+
+
+class Telling:
+    """Progress of a workflow on the terminal, and its last preview in the folder."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.title, self.start = folder, "", time.monotonic()
+
+    def __call__(self, moment: live.Moment) -> None:
+        if moment.preview:
+            (self.folder / "preview.jpg").write_bytes(moment.preview)
+            return
+        if moment.title != self.title:
+            self.title, self.start = moment.title, time.monotonic()
+        if moment.of > 1:
+            spent = time.monotonic() - self.start
+            left = spent / max(1, moment.done) * (moment.of - moment.done)
+            line = f"  {moment.title}: {moment.done} / {moment.of}, {left:.0f} s left   "
+            if sys.stdout.isatty():
+                print(f"\r{line}", end="\n" if moment.done == moment.of else "", flush=True)
+            elif moment.done == moment.of or moment.done % max(1, moment.of // 4) == 0:
+                say(line.rstrip())
+
+
+def measured(pictures: torch.Tensor, reach: float) -> Effect:
+    """(people, strengths, 64, 64, 3) -> the effect on age and on everything else."""
+    readings = load_probe().read(pictures.flatten(0, 1)).values[:, : len(MEASURED)]
+    return effect(readings.unflatten(0, pictures.shape[:2]).numpy(), STRENGTHS, MEASURED, "age", reach)
+
+
+def reached(studio: Studio, people: int) -> float:
+    """How far apart the opposing prompts lie in age."""
+    old, young = (load_probe().read(studio.prompted(text, people))["age"].mean() for text in (MORE, LESS))
+    return float(old - young)
+
+
+def run(options: argparse.Namespace) -> None:
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    say("starting ComfyUI ...")
+    with server.temporary_base() as base, server.running(host.find(say), base) as running:
+        studio = Studio(running, folder)
+        say(f"ComfyUI runs at {running.url}; training an age slider with glasses held fixed ...")
+        held = studio.train("demo_age", HELD, options.steps)
+        say(f"turning it through {len(STRENGTHS)} strengths on {options.seeds} people ...")
+        pictures = studio.sweep(held, options.seeds)
+        say("asking the bare model for the two ends in words ...")
+        reach = reached(studio, options.seeds)
+        effects = {"held": measured(pictures, reach)}
+        if options.compare:
+            say("the same slider without holding glasses fixed, for comparison ...")
+            free = studio.train("demo_age_free", "", options.steps)
+            effects["free"] = measured(studio.sweep(free, options.seeds), reach)
+        report.write(folder, pictures[:SHOWN], effects, options.seeds, time.monotonic() - started)
+        (folder / "demo_age.safetensors").write_bytes((base / "models" / "loras" / held).read_bytes())
+    say(report.summary(effects))
+    say(f"\nlook at {folder / 'strip.png'} and {folder / 'report.md'} ({time.monotonic() - started:.0f} s)")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--comfy", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, default=ROOT / "output" / "demo", help="where pictures and report go")
+    parser.add_argument("--steps", type=int, help="training steps (default: the example workflow's)")
+    parser.add_argument("--seeds", type=int, default=32, help="people to measure on")
+    parser.add_argument("--compare", action="store_true", help="also train without the phrases held fixed")
+    try:
+        run(parser.parse_args())
+    except (Problem, server.ServerError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
