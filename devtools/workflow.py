@@ -53,16 +53,16 @@ def named(prompt: Prompt, name: str) -> list[str]:
     raise ValueError(f"The workflow has no node {name!r}; it has: {titles}.")
 
 
-def change(prompt: Prompt, name: str, **values: Any) -> None:
+def change(prompt: Prompt, node: str, /, **values: Any) -> None:
     """Set inputs of every node of that title or class, in place. Raises ValueError for an unknown input."""
-    for node in named(prompt, name):
-        inputs = prompt[node]["inputs"]
+    for number in named(prompt, node):
+        inputs = prompt[number]["inputs"]
         if unknown := values.keys() - inputs.keys():
-            raise ValueError(f"{name} has no input {min(unknown)!r}; it has: {', '.join(inputs)}.")
+            raise ValueError(f"{node} has no input {min(unknown)!r}; it has: {', '.join(inputs)}.")
         inputs.update(values)
 
 
-def add(prompt: Prompt, class_type: str, **inputs: Any) -> str:
+def add(prompt: Prompt, class_type: str, /, **inputs: Any) -> str:
     """Add a node, in place; its id."""
     node = str(max((int(number) for number in prompt), default=0) + 1)
     prompt[node] = {"class_type": class_type, "inputs": inputs, "_meta": {"title": class_type}}

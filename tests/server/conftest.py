@@ -1,8 +1,26 @@
-"""One running ComfyUI with the pack in it, for all tests of this tier."""
+"""One running ComfyUI with the pack in it, for all tests of this tier, and the example workflows for it."""
+
+from pathlib import Path
 
 import pytest
 from concept_sliders.devtools import host
 from concept_sliders.devtools import server as servers
+from concept_sliders.devtools.workflow import read_workflow, to_prompt
+
+EXAMPLES = Path(__file__).parents[2] / "example_workflows"
+# Small enough for a test; the graph and the code are those of a real run.
+FEW = {
+    "train_a_textual_slider": {
+        "Train Slider": {"steps": 3, "rollout_steps": 3},
+        "Pictures a Training Step": {"batch_size": 2},
+    },
+    "use_sliders": {},
+}
+SMALL_SWEEP = {
+    "People to Sweep Over": {"batch_size": 2},
+    "Sweep Sliders": {"values": "-1, 0, 1"},
+    "KSampler": {"steps": 2},
+}
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +31,24 @@ def server(tmp_path_factory):
         pytest.fail("there is no ComfyUI to run: start the tests with `python3 dev.py test server`")
     with servers.running(found, tmp_path_factory.mktemp("comfyui")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def example(server):
+    """`example(name, {node: {input: value}})`: an example workflow as a prompt, with few steps and pictures."""
+    info = server.object_info()
+
+    def prompt(name, overrides=None):
+        changes = {**SMALL_SWEEP, **FEW[name]}
+        for node, values in (overrides or {}).items():
+            changes[node] = {**changes.get(node, {}), **values}
+        return to_prompt(read_workflow(EXAMPLES / f"{name}.json"), info, changes)
+
+    return prompt
+
+
+@pytest.fixture(scope="session")
+def trained(server, example):
+    """(the training workflow as it was posted, its history entry), run once."""
+    prompt = example("train_a_textual_slider")
+    return prompt, server.wait(server.post(prompt))

@@ -1,0 +1,121 @@
+"""The example workflows on a running server: a slider is trained, saved, used, and its training cancelled."""
+
+import pytest
+from concept_sliders.devtools.live import run_live
+from concept_sliders.devtools.workflow import add, change, named
+from concept_sliders.sliders.files import load_slider
+from PIL import Image
+
+CELL, GAP = 128, 4
+SAVED = "sliders/pocket_age.safetensors"
+
+
+def loras(server):
+    return server.base / "models" / "loras"
+
+
+def shown(server, prompt, entry, node):
+    """The picture that a node showed."""
+    (image,) = entry["outputs"][named(prompt, node)[0]]["images"]
+    return Image.open(server.base / image["type"] / image["subfolder"] / image["filename"])
+
+
+def saved_file(prompt, entry):
+    (text,) = entry["outputs"][named(prompt, "Save Slider")[0]]["text"]
+    return text.removeprefix("Saved ")
+
+
+def cached(entry):
+    """The nodes that did not run again."""
+    told = dict(entry["status"]["messages"])
+    return set(told["execution_cached"]["nodes"])
+
+
+def test_training_leaves_a_slider_that_describes_itself(server, trained):
+    prompt, entry = trained
+    assert saved_file(prompt, entry) == SAVED
+    info = load_slider(loras(server) / SAVED).info
+    assert (info.less, info.more) == ("portrait of a very young person", "portrait of a very old person")
+    assert info.recipe["steps_done"] == info.recipe["steps"] == 3
+    assert info.recipe["concept"]["hold"] == ["with glasses", "without glasses"]
+    assert info.family and info.base_model_hash
+
+
+def test_the_sweep_behind_it_is_a_strip_with_a_row_for_each_person(server, trained):
+    strip = shown(server, *trained, "Slider Strip")
+    assert strip.width == 3 * (CELL + GAP) + GAP
+    assert 2 * (CELL + GAP) < strip.height < 2 * (CELL + GAP) + CELL
+
+
+def test_the_same_graph_again_runs_nothing(server, trained):
+    prompt, _ = trained
+    entry = server.wait(server.post(prompt))
+    assert cached(entry) == set(prompt)
+    assert [path.name for path in (loras(server) / "sliders").glob("pocket_age*")] == ["pocket_age.safetensors"]
+
+
+def test_another_sweep_does_not_train_again(server, trained, example):
+    prompt = example("train_a_textual_slider", {"Sweep Sliders": {"values": "0, 2"}})
+    entry = server.wait(server.post(prompt))
+    assert named(prompt, "Train Slider")[0] in cached(entry)
+    assert shown(server, prompt, entry, "Slider Strip").width == 2 * (CELL + GAP) + GAP
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_saved_slider_is_used_by_the_other_workflow(server, example):
+    prompt = example("use_sliders", {"Load Slider": {"slider": SAVED}})
+    strip = shown(server, prompt, server.wait(server.post(prompt)), "Slider Strip")
+    assert strip.width == 3 * (CELL + GAP) + GAP
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_stock_lora_loader_lists_the_slider_and_uses_it(server, example):
+    options = server.object_info("LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    assert SAVED in options
+    prompt = example("use_sliders", {"Load Slider": {"slider": SAVED}})
+    (model,), (sampler,), (decode,) = (named(prompt, n) for n in ("Load Pocket Model", "KSampler", "VAE Decode"))
+    lora = add(
+        prompt,
+        "LoraLoader",
+        model=[model, 0],
+        clip=[model, 1],
+        lora_name=SAVED,
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
+    change(prompt, "CLIPTextEncode", clip=[lora, 1])
+    prompt[sampler]["inputs"].update(model=[lora, 0], latent_image=[named(prompt, "EmptyLatentImage")[0], 0])
+    for node in ("Slider Strip", "Apply Sliders", "Sweep Sliders", "Gate Sliders", "Load Slider"):
+        del prompt[named(prompt, node)[0]]
+    save = add(prompt, "SaveImage", images=[decode, 0], filename_prefix="stock")
+    entry = server.wait(server.post(prompt))
+    assert len(entry["outputs"][save]["images"]) == 2
+    said = server.log.read_text(encoding="utf-8", errors="replace")
+    assert "lora key not loaded" not in said
+
+
+def test_a_cancel_in_the_middle_of_training_keeps_a_usable_slider(server, example):
+    prompt = example(
+        "train_a_textual_slider",
+        {
+            "Train Slider": {"steps": 100_000, "rollout_steps": 2, "seed": 5},
+            "Save Slider": {"name": "sliders/cancelled"},
+        },
+    )
+    steps = []
+
+    def cancel_at_the_second_step(moment):
+        if moment.title == "Train Slider" and moment.of:
+            steps.append(moment.done)
+            if moment.done == 2:
+                server.interrupt()
+
+    entry = run_live(server, prompt, cancel_at_the_second_step)
+    file = saved_file(prompt, entry)
+    recipe = load_slider(loras(server) / file).info.recipe
+    assert recipe["steps"] == 100_000
+    assert 2 <= recipe["steps_done"] < 1000
+    assert steps[0] == 1
+    assert shown(server, prompt, entry, "Slider Strip").width == 3 * (CELL + GAP) + GAP
+    used = example("use_sliders", {"Load Slider": {"slider": file}})
+    assert shown(server, used, server.wait(server.post(used)), "Slider Strip").size
