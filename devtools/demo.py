@@ -27,7 +27,7 @@ from pocket.probe import COLUMNS, load_probe  # noqa: E402
 say = functools.partial(print, flush=True)
 EXAMPLES = ROOT / "example_workflows"
 MORE, LESS = "portrait of a very old person", "portrait of a very young person"
-STRENGTHS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 HELD = "with glasses\nwithout glasses"
 FIRST_SEED = 50_000  # training draws from seed 0
 PEOPLE = 8  # in one batch
@@ -65,10 +65,10 @@ class Studio:
             parts.append(self._pictures(prompt, first))
         return torch.cat(parts).unflatten(0, (-1, len(STRENGTHS)))
 
-    def prompted(self, text: str, people: int) -> torch.Tensor:
+    def prompted(self, text: str, slider: str, people: int) -> torch.Tensor:
         """(people, 64, 64, 3) pictures of the bare model for a prompt: the same workflow, the slider at zero."""
         prompt = self._prompt("use_sliders")
-        workflow.change(prompt, "Load Slider", slider="pocket_age.safetensors")
+        workflow.change(prompt, "Load Slider", slider=slider)
         workflow.change(prompt, "Prompt", text=text)
         workflow.change(prompt, "Sweep Sliders", values="0")
         workflow.change(prompt, "People to Sweep Over", batch_size=people)
@@ -119,9 +119,9 @@ def measured(pictures: torch.Tensor, reach: float) -> Effect:
     return effect(readings.unflatten(0, pictures.shape[:2]).numpy(), STRENGTHS, MEASURED, "age", reach)
 
 
-def reached(studio: Studio, people: int) -> float:
+def reached(studio: Studio, slider: str, people: int) -> float:
     """How far apart the opposing prompts lie in age."""
-    old, young = (load_probe().read(studio.prompted(text, people))["age"].mean() for text in (MORE, LESS))
+    old, young = (load_probe().read(studio.prompted(text, slider, people))["age"].mean() for text in (MORE, LESS))
     return float(old - young)
 
 
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> None:
         say(f"turning it through {len(STRENGTHS)} strengths on {options.seeds} people ...")
         pictures = studio.sweep(held, options.seeds)
         say("asking the bare model for the two ends in words ...")
-        reach = reached(studio, options.seeds)
+        reach = reached(studio, held, options.seeds)
         effects = {"held": measured(pictures, reach)}
         if options.compare:
             say("the same slider without holding glasses fixed, for comparison ...")

@@ -15,6 +15,7 @@ from .in_place import NewLayers, borrowed, family, fingerprint
 from .loop import Point, Progress, train_textual
 from .recipe import Recipe
 
+USEFUL_RANGE = (-1.5, 1.5)  # a first guess: what strengths mean is set by eta
 PREVIEW_LEVEL = 0.4  # of sampling: noisy enough to change, clear enough to see
 
 
@@ -68,6 +69,7 @@ def train_slider(
         concept = recipe.concept
         info = SliderInfo(
             less=concept.less,
+            useful_range=USEFUL_RANGE,
             more=concept.more,
             recipe={**recipe.as_dict(), "steps_done": progress.steps},
             family=family(patcher),

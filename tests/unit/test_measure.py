@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from concept_sliders.pocket.measure import effect, spearman
 
 
