@@ -69,8 +69,8 @@ def train_slider(
         concept = recipe.concept
         info = SliderInfo(
             less=concept.less,
-            useful_range=USEFUL_RANGE,
             more=concept.more,
+            useful_range=USEFUL_RANGE,
             recipe={**recipe.as_dict(), "steps_done": progress.steps},
             family=family(patcher),
             base_model_hash=fingerprint(patcher.model),
