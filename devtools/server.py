@@ -202,7 +202,7 @@ def running(
         *arguments,
     ]
     if cpu or not has_accelerator(host):
-        command.append("--cpu")
+        command += ["--cpu", "--use-pytorch-cross-attention"]  # the faster attention there
     log = None if shown else base / "server.log"
     with contextlib.ExitStack() as stack:
         output = None if log is None else stack.enter_context(open(log, "w", encoding="utf-8"))

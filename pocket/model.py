@@ -29,7 +29,8 @@ class PocketLatents(comfy.latent_formats.LatentFormat):
     def __init__(self):
         # Lowest frequencies alone, for the host's previews: luma, then the two chroma axes.
         factors = [[0.0, 0.0, 0.0] for _ in range(CHANNELS)]
-        factors[0], factors[16], factors[20] = [0.27] * 3, [0.22, 0.0, -0.22], [0.07, -0.14, 0.07]
+        factors[0] = [0.1355] * 3
+        factors[16], factors[20] = [0.1101, 0.0, -0.1101], [0.0399, -0.0798, 0.0399]
         self.latent_rgb_factors = factors
 
 

@@ -1,6 +1,7 @@
 """The pocket model behind the host's stock nodes: it loads, samples, encodes, obeys and takes a LoRA."""
 
 import folder_paths
+import latent_preview
 import numpy as np
 import pytest
 import torch
@@ -153,3 +154,13 @@ def test_a_drawing_is_refined_like_a_photograph(pocket):
     reading = load_probe().read(again)
     assert reading["sky"].item() < 0.3 and reading["glasses"].item() > 0.5
     assert (again - picture).abs().mean() < 0.06
+
+
+def test_the_preview_resembles_the_picture(pocket, drawings):
+    model, _, vae = pocket
+    latents = nodes.VAEEncode().encode(vae, drawings)[0]["samples"]
+    factors = model.model.latent_format.latent_rgb_factors
+    preview = latent_preview.Latent2RGBPreviewer(factors).decode_latent_to_preview(latents[:1])
+    shown = torch.from_numpy(np.array(preview.convert("RGB"))).float() / 255  # (16, 16, 3)
+    small = drawings[0].unfold(0, 4, 4).unfold(1, 4, 4).mean((-1, -2))  # (64, 64, 3) -> (16, 16, 3)
+    assert (shown - small).abs().mean() < 0.03
