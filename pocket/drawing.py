@@ -11,6 +11,7 @@ from math import cos, pi, sin
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from .shapes import arc, mix, oval, ramp, tilted
 from .world import Portrait
 
 SIZE = 64
@@ -87,13 +88,13 @@ class Brush:
     def shape(self, points, color, ink_width: int = 6):
         fill = self.tint(color)
         self.pen.polygon(points, fill=fill)
-        outline = {"flat colour": _mix(fill, INK, 0.45), "ink sketch": INK, "pastel": None}[self.style]
+        outline = {"flat colour": mix(fill, INK, 0.45), "ink sketch": INK, "pastel": None}[self.style]
         if outline:
             width = ink_width if self.style == "ink sketch" else 3
             self.pen.line([*points, points[0], points[1]], fill=outline, width=width, joint="curve")
 
     def oval(self, x, y, rx, ry, color, ink_width: int = 6):
-        self.shape(_oval(x, y, rx, ry), color, ink_width)
+        self.shape(oval(x, y, rx, ry), color, ink_width)
 
     def dot(self, x, y, rx, ry, color):
         """An oval without an outline."""
@@ -130,25 +131,25 @@ def _measure(p: Portrait, nuisance: np.random.Generator) -> Face:
         tuple(eyes),
         mouth,
         tilt,
-        _ramp(SKIN, p.skin_tone),
-        _ramp(HAIR, p.hair_shade),
+        ramp(SKIN, p.skin_tone),
+        ramp(HAIR, p.hair_shade),
     )
 
 
 def _draw_sky(brush: Brush, p: Portrait):
-    top, low = (np.array(brush.tint(_ramp(c, p.sky)), float) for c in (SKY_TOP, SKY_LOW))
+    top, low = (np.array(brush.tint(ramp(c, p.sky)), float) for c in (SKY_TOP, SKY_LOW))
     blend = np.linspace(0, 1, CANVAS)[:, None]
     rows = top * (1 - blend) + low * blend  # (256, 3)
     brush.image.paste(Image.fromarray(np.repeat(rows[:, None], CANVAS, 1).round().astype(np.uint8)))
     glow = max(0.0, 1 - p.sky / 0.3)
     if glow:
-        sky = _ramp(SKY_TOP, p.sky)
+        sky = ramp(SKY_TOP, p.sky)
         for sx, sy in STARS:
-            brush.dot(sx, sy, 3.5, 3.5, _mix(sky, (255, 250, 220), glow))
-        brush.dot(210, 54, 19, 19, _mix(sky, (250, 244, 214), glow))
+            brush.dot(sx, sy, 3.5, 3.5, mix(sky, (255, 250, 220), glow))
+        brush.dot(210, 54, 19, 19, mix(sky, (250, 244, 214), glow))
     if p.sky > 0.3:  # the sun climbs through the day
         height = 190 - 194 * (p.sky - 0.3)
-        brush.dot(210, height, 20, 20, _ramp(((255, 120, 70), (255, 190, 90), (255, 240, 150)), p.sky))
+        brush.dot(210, height, 20, 20, ramp(((255, 120, 70), (255, 190, 90), (255, 240, 150)), p.sky))
 
 
 def _draw_back_hair(brush: Brush, p: Portrait, f: Face):
@@ -171,7 +172,7 @@ def _draw_body(brush: Brush, p: Portrait, f: Face, nuisance: np.random.Generator
     hue = nuisance.random()
     shirt = tuple(int(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.5, 0.72))
     neck = 19 if p.woman else 27
-    shade = _mix(f.skin, (90, 40, 40), 0.16)
+    shade = mix(f.skin, (90, 40, 40), 0.16)
     brush.shape([(f.x - neck, f.y + 40), (f.x + neck, f.y + 40), (f.x + neck, 226), (f.x - neck, 226)], shade)
     arc = [(f.x + shoulders * cos(a), 262 - 46 * sin(a)) for a in np.linspace(pi, 0, 21)]
     brush.shape([*arc, (f.x + shoulders, 280), (f.x - shoulders, 280)], shirt)
@@ -189,7 +190,7 @@ def _draw_head(brush: Brush, p: Portrait, f: Face):
     brush.shape(outline, f.skin)
     blush = max(0.0, 1 - p.age / 0.4)  # children's cheeks
     if blush:
-        color = _mix(f.skin, (236, 84, 96), 0.5 * blush)
+        color = mix(f.skin, (236, 84, 96), 0.5 * blush)
         for side in (-1, 1):
             brush.dot(f.x + side * f.half_width * 0.6, f.y + 28, 11, 8, color)
 
@@ -198,12 +199,12 @@ def _draw_wrinkles(brush: Brush, p: Portrait, f: Face):
     depth = max(0.0, (p.age - 0.3) / 0.7)
     if not depth:
         return
-    color = _mix(f.skin, (58, 26, 30), 0.75 * depth)
+    color = mix(f.skin, (58, 26, 30), 0.75 * depth)
     width = 2 + 4 * depth
     w = f.half_width
     for row in range(3):
         y = f.y - 24 - 9 * row
-        brush.line(_arc(f.x, y, w * (0.52 - 0.07 * row), -3), color, width)
+        brush.line(arc(f.x, y, w * (0.52 - 0.07 * row), -3), color, width)
     for side in (-1, 1):
         cheek = [
             (f.x + side * w * 0.30, f.y + 18),
@@ -212,37 +213,37 @@ def _draw_wrinkles(brush: Brush, p: Portrait, f: Face):
         ]
         brush.line(cheek, color, width)
         eye_y = f.y + 14 - 24 * p.age
-        brush.line(_arc(f.x + side * w * 0.46, eye_y + 20, 11, 4), color, width * 0.8)
+        brush.line(arc(f.x + side * w * 0.46, eye_y + 20, 11, 4), color, width * 0.8)
 
 
 def _draw_eyes(brush: Brush, p: Portrait, f: Face):
     radius = 6 + 11 * p.eye_size
-    brow = _mix(f.hair, INK, 0.35)
+    brow = mix(f.hair, INK, 0.35)
     for side, (x, y) in zip((-1, 1), f.eyes):
         brush.oval(x, y, radius * 1.25, radius, (252, 252, 250), ink_width=3)
         brush.dot(x, y, radius * 0.72, radius * 0.72, (70, 92, 104))
         brush.dot(x, y, radius * 0.42, radius * 0.42, (16, 14, 20))
         brush.dot(x - radius * 0.25, y - radius * 0.3, radius * 0.2, radius * 0.2, (255, 255, 255))
         if p.woman:
-            lid = _arc(x, y - radius * 0.55, radius * 1.35, -radius * 0.5)
+            lid = arc(x, y - radius * 0.55, radius * 1.35, -radius * 0.5)
             brush.line(lid, INK, 6)
             corner = x + side * radius * 1.25
             brush.line([(corner, y - radius * 0.5), (corner + side * 9, y - radius * 0.5 - 7)], INK, 5)
-        brush.line(_arc(x, y - radius - 9, 15, -4), brow, 5 if p.woman else 10)
+        brush.line(arc(x, y - radius - 9, 15, -4), brow, 5 if p.woman else 10)
 
 
 def _draw_nose_and_mouth(brush: Brush, p: Portrait, f: Face):
-    shade = _mix(f.skin, (80, 30, 30), 0.45)
+    shade = mix(f.skin, (80, 30, 30), 0.45)
     length = 8 + 12 * p.age
     tip = f.y + 20
     brush.line([(f.x - 2, tip - length), (f.x - 7, tip), (f.x + 5, tip + 1)], shade, 5)
-    lip = (196, 48, 62) if p.woman else _mix(f.skin, (96, 30, 32), 0.6)
+    lip = (196, 48, 62) if p.woman else mix(f.skin, (96, 30, 32), 0.6)
     half, bend = 17 + 6 * p.smile, (p.smile - 0.42) * 34
     x, y = f.mouth
-    lower = _tilted(_arc(x, y - bend / 2, half, bend), x, y, f.mouth_tilt)
+    lower = tilted(arc(x, y - bend / 2, half, bend), x, y, f.mouth_tilt)
     gape = max(0.0, p.smile - 0.55) * 22
     if gape:  # a laugh shows teeth
-        upper = _tilted(_arc(x, y - bend / 2, half, bend - gape * 1.4), x, y, f.mouth_tilt)
+        upper = tilted(arc(x, y - bend / 2, half, bend - gape * 1.4), x, y, f.mouth_tilt)
         brush.pen.polygon(lower + upper[::-1], fill=brush.tint((252, 250, 244)))
         brush.line(upper, lip, 4)
     brush.line(lower, lip, 8 if p.woman else 5)
@@ -265,7 +266,7 @@ def _draw_glasses(brush: Brush, f: Face):
     frame = (30, 28, 44)
     lens = min(24.0, f.half_width * 0.40)
     for x, y in f.eyes:
-        brush.line(_oval(x, y, lens, 22) + _oval(x, y, lens, 22)[:2], frame, 6)
+        brush.line(oval(x, y, lens, 22) + oval(x, y, lens, 22)[:2], frame, 6)
     brush.line([(lx + lens, ly), (rx - lens, ry)], frame, 6)
     brush.line([(lx - lens, ly), (f.x - f.half_width - 3, ly - 3)], frame, 6)
     brush.line([(rx + lens, ry), (f.x + f.half_width + 3, ry - 3)], frame, 6)
@@ -284,30 +285,6 @@ def _draw_hat(brush: Brush, f: Face, nuisance: np.random.Generator):
             (f.x + w * 0.88, base),
             (f.x - w * 0.88, base),
         ],
-        _mix(felt, INK, 0.5),
+        mix(felt, INK, 0.5),
     )
-    brush.shape(_oval(f.x, base + 2, w * 1.42, 9), felt)
-
-
-def _oval(x, y, rx, ry, steps: int = 32):
-    return [(x + rx * cos(a), y + ry * sin(a)) for a in np.linspace(0, 2 * pi, steps + 1)[:-1]]
-
-
-def _arc(x, y, half, bend, steps: int = 12):
-    """A parabola from (x - half, y) to (x + half, y) that sags by `bend` in the middle."""
-    return [(x + half * t, y + bend * (1 - t * t)) for t in np.linspace(-1, 1, steps)]
-
-
-def _tilted(points, x, y, angle):
-    c, s = cos(angle), sin(angle)
-    return [(x + c * (a - x) - s * (b - y), y + s * (a - x) + c * (b - y)) for a, b in points]
-
-
-def _mix(color, other, share: float):
-    return tuple(round(a + (b - a) * share) for a, b in zip(color, other))
-
-
-def _ramp(colors, t: float):
-    place = t * (len(colors) - 1)
-    low = min(int(place), len(colors) - 2)
-    return _mix(colors[low], colors[low + 1], place - low)
+    brush.shape(oval(f.x, base + 2, w * 1.42, 9), felt)
