@@ -32,9 +32,7 @@ def clip() -> comfy.sd.CLIP:
 def slider() -> Slider:
     generator = torch.Generator().manual_seed(1)
     layers = {
-        LAYER.format(i): LowRank(
-            torch.randn(2, 32, generator=generator), torch.randn(64, 2, generator=generator)
-        )
+        LAYER.format(i): LowRank(torch.randn(2, 32, generator=generator), torch.randn(64, 2, generator=generator))
         for i in range(2)
     }
     return Slider("words", {**layers, "lora_unet_mid": LowRank(torch.ones(2, 3), torch.ones(4, 2))})

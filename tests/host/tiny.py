@@ -1,0 +1,139 @@
+"""Tiny models of the host's own classes with random weights, sliders for them, and short sampling runs."""
+
+import comfy.lora
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models
+import torch
+from comfy.model_patcher import ModelPatcher
+from concept_sliders.sliders.bank import weight_shape
+from concept_sliders.sliders.runtime import layer_names
+from concept_sliders.sliders.slider import LowRank, Slider
+
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "use_spatial_transformer": True,
+    "context_dim": 16,
+    "legacy": False,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+    "use_temporal_attention": False,
+    "dtype": torch.float32,
+}
+FLUX = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 8,
+    "context_in_dim": 16,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+    "dtype": torch.float32,
+}
+FAMILIES = {
+    "SD15": (comfy.supported_models.SD15, UNET, 4, 0),
+    "SDXL": (
+        comfy.supported_models.SDXL,
+        # SDXL has heads of 64 channels
+        {
+            **UNET,
+            "model_channels": 64,
+            "use_linear_in_transformer": True,
+            "num_classes": "sequential",
+            "adm_in_channels": 2816,
+        },
+        4,
+        1280,
+    ),
+    "Flux": (comfy.supported_models.Flux, FLUX, 16, 8),
+}
+STEPS = 6
+
+
+def tiny_model(family: str, seed: int = 0) -> ModelPatcher:
+    config_class, unet_config, _, _ = FAMILIES[family]
+    model = config_class(dict(unet_config)).get_model({}, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.diffusion_model.parameters():
+        spread = 0.7 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+        offset = 1.0 if parameter.ndim == 1 else 0.0  # norms stay near 1
+        parameter.data.normal_(0.0, spread, generator=generator).add_(offset)
+    return ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+def random_slider(model: ModelPatcher, seed: int = 1, names=None, rank: int = 2, size: float = 0.3) -> Slider:
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for path, name in (names or layer_names(model)).items():
+        fresh = LowRank.fresh(weight_shape(model.model.get_submodule(path), name), rank, generator)
+        layers[name] = LowRank(fresh.down, torch.empty_like(fresh.up).normal_(0.0, size, generator=generator))
+    return Slider(f"random {seed}", layers)
+
+
+def condition(family: str, seed: int):
+    pooled = FAMILIES[family][3]
+    generator = torch.Generator().manual_seed(seed)
+    extra = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
+    return [[torch.randn(1, 7, 16, generator=generator), extra]]
+
+
+def sample(
+    model: ModelPatcher,
+    family: str,
+    rows: int = 1,
+    sampler="euler",
+    start=None,
+    last=None,
+    latent=None,
+    noise=None,
+):
+    """A latent of the model after `STEPS` steps with CFG 3; every row has the same noise."""
+    channels = FAMILIES[family][2]
+    if latent is None:
+        latent = torch.zeros(rows, channels, 8, 8)
+    if noise is None:
+        noise = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(7)).repeat(rows, 1, 1, 1)
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model,
+            noise,
+            STEPS,
+            3.0,
+            sampler,
+            "normal",
+            condition(family, 2),
+            condition(family, 3),
+            latent,
+            start_step=start,
+            last_step=last,
+            disable_noise=start is not None,
+            seed=5,
+        ).clone()
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def traces(model: ModelPatcher) -> list[str]:
+    return [
+        n for n, m in model.model.named_modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
+    ]
