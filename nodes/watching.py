@@ -1,6 +1,5 @@
-"""What training needs of the running host: encoded prompts, progress with pictures, and its cancel button."""
+"""What training needs of the running host: encoded prompts, and progress with pictures."""
 
-import comfy.model_management
 import comfy.sample
 import comfy.utils
 import latent_preview
@@ -33,32 +32,15 @@ def fitted(model: ModelPatcher, latent: dict) -> Tensor:
     )
 
 
-class _Cancel:
-    """Whether the user has cancelled. Noticing takes the cancel back, since what was made is to be kept."""
-
-    def __init__(self):
-        self.seen = False
-
-    def __call__(self) -> bool:
-        if comfy.model_management.processing_interrupted():
-            comfy.model_management.interrupt_current_processing(False)
-            self.seen = True
-        return self.seen
-
-
 def watch_training(model: ModelPatcher, steps: int, vae=None) -> Watch:
-    """Progress on the host's bar, a preview strip now and then, and a stop when the user cancels."""
+    """Progress on the host's bar, and a preview strip now and then."""
     bar = comfy.utils.ProgressBar(steps)
-    cancel = _Cancel()
 
     def progress(done: Progress, latents: Tensor | None) -> None:
-        try:
-            preview = None if latents is None else ("JPEG", _strip(model, latents, vae), 4 * CELL)
-            bar.update_absolute(done.steps, steps, preview)
-        except comfy.model_management.InterruptProcessingException:
-            cancel.seen = True  # the bar looks for a cancel too, and takes it back
+        preview = None if latents is None else ("JPEG", _strip(model, latents, vae), 4 * CELL)
+        bar.update_absolute(done.steps, steps, preview)
 
-    return Watch(cancel, progress, preview_every=max(10, steps // 20))
+    return Watch(progress=progress, preview_every=max(10, steps // 20))
 
 
 def _strip(model: ModelPatcher, latents: Tensor, vae) -> Image.Image:

@@ -48,35 +48,39 @@ def train_textual(
     generator: torch.Generator,
     should_stop: Callable[[], bool],
     after_step: Callable[[Progress, Point], None],
+    cancelled: type[BaseException] | tuple = (),
 ) -> Progress:
     """Teach the layers the recipe's concept, on latents of `shape` (B, C, ...).
 
     should_stop: asked before every step; what has been learned by then is kept.
-    after_step: told how it goes. Raises FloatingPointError if the loss is no longer a finite number.
+    after_step: told how it goes. cancelled: what the model raises when it is told to stop; the step is then
+    dropped and what has been learned is kept. Raises FloatingPointError if the loss is no longer a finite number.
     """
     parameters = layers.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
     progress = Progress()
     points = textual_points(denoiser, recipe, shape, generator)
-    for step in range(recipe.steps):
-        if should_stop():
-            progress.stopped = True
-            break
-        point = next(points)
-        with layers.bank.acting(point.strengths):
-            prediction = denoiser(point.x, point.sigma, [recipe.concept.target])[0]
-            loss = textual_loss(prediction, point.target)
-            loss.backward()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"Training broke down at step {step + 1} of {recipe.steps}, noise level {float(point.sigma):.3g}: "
-                f"the loss is {loss.item()}. A lower learning rate than {recipe.learning_rate:g} may help."
-            )
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        progress.losses.append(loss.item())
-        after_step(progress, point)
+    try:
+        while progress.steps < recipe.steps and not should_stop():
+            point = next(points)
+            with layers.bank.acting(point.strengths):
+                prediction = denoiser(point.x, point.sigma, [recipe.concept.target])[0]
+                loss = textual_loss(prediction, point.target)
+                loss.backward()
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"Training broke down at step {progress.steps + 1} of {recipe.steps}, noise level "
+                    f"{float(point.sigma):.3g}: the loss is {loss.item()}. A lower learning rate than "
+                    f"{recipe.learning_rate:g} may help."
+                )
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.losses.append(loss.item())
+            after_step(progress, point)
+    except cancelled:
+        pass
+    progress.stopped = progress.steps < recipe.steps
     return progress
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -62,7 +63,15 @@ def train_slider(
             watch.progress(progress, strip() if due else None)
 
         progress = train_textual(
-            denoiser, layers, recipe, tuple(latents.shape), generator, watch.should_stop, after_step
+            denoiser,
+            layers,
+            recipe,
+            tuple(latents.shape),
+            generator,
+            watch.should_stop,
+            after_step,
+            # the host's layers raise it as soon as the user cancels, and take the cancel back by doing so
+            cancelled=InterruptProcessingException,
         )
         if not progress.steps:
             return None

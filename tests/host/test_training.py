@@ -1,5 +1,6 @@
 """Training on the model the host has loaded: what it learns, and that it leaves no trace."""
 
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import pytest
@@ -96,6 +97,18 @@ def test_cancelling_keeps_what_was_learned(pocket, conditionings):
     assert trained.progress.stopped and trained.progress.steps == 2
     assert trained.slider.info.recipe["steps_done"] == 2
     assert any(layer.up.any() for layer in trained.slider.layers.values())
+    assert_untouched(pocket[0].model, before)
+
+
+def test_a_cancel_that_the_hosts_layers_notice_keeps_what_was_learned(pocket, conditionings):
+    before = state(pocket[0].model)
+
+    def cancel_at_the_second(progress, preview):
+        comfy.model_management.interrupt_current_processing(progress.steps == 2)
+
+    trained = train(pocket, conditionings, Watch(progress=cancel_at_the_second), steps=50)
+    assert trained.progress.stopped and trained.progress.steps == 2
+    assert not comfy.model_management.processing_interrupted()
     assert_untouched(pocket[0].model, before)
 
 

@@ -1,5 +1,7 @@
 """The example workflows on a running server: a slider is trained, saved, used, and its training cancelled."""
 
+import time
+
 import pytest
 from concept_sliders.devtools.live import run_live
 from concept_sliders.devtools.workflow import add, change, named
@@ -102,20 +104,17 @@ def test_a_cancel_in_the_middle_of_training_keeps_a_usable_slider(server, exampl
             "Save Slider": {"name": "sliders/cancelled"},
         },
     )
-    steps = []
 
-    def cancel_at_the_second_step(moment):
-        if moment.title == "Train Slider" and moment.of:
-            steps.append(moment.done)
-            if moment.done == 2:
-                server.interrupt()
+    def cancel_after_a_step(moment):
+        if moment.title == "Train Slider" and moment.done == 1:
+            time.sleep(1)  # the host's progress bar tells of the first step, and then of every 500th
+            server.interrupt()
 
-    entry = run_live(server, prompt, cancel_at_the_second_step)
+    entry = run_live(server, prompt, cancel_after_a_step)
     file = saved_file(prompt, entry)
     recipe = load_slider(loras(server) / file).info.recipe
     assert recipe["steps"] == 100_000
-    assert 2 <= recipe["steps_done"] < 1000
-    assert steps[0] == 1
+    assert 1 <= recipe["steps_done"] < 1000
     assert shown(server, prompt, entry, "Slider Strip").width == 3 * (CELL + GAP) + GAP
     used = example("use_sliders", {"Load Slider": {"slider": file}})
     assert shown(server, used, server.wait(server.post(used)), "Slider Strip").size
