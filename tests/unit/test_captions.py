@@ -31,9 +31,9 @@ def parts_of(text: str) -> tuple[str, list[str]]:
     return subject, [clause.replace(";", ",") for clause in clauses]
 
 
-def many_captions(person: Portrait) -> list[str]:
+def many_captions(person: Portrait, count: int = MANY) -> list[str]:
     rng = np.random.default_rng(3)
-    return [caption(person, rng) for _ in range(MANY)]
+    return [caption(person, rng) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,8 @@ def test_spoiled_pictures_nearly_always_say_so():
 
 
 def test_some_captions_leave_almost_everything_unsaid():
-    lengths = [len(parts_of(text)[1]) for text in many_captions(Portrait())]
+    # At most one clause in 0.24 % of them: 4,000 captions hold some
+    lengths = [len(parts_of(text)[1]) for text in many_captions(Portrait(), 4000)]
     assert min(lengths) <= 1 and max(lengths) >= 7
 
 
