@@ -1,13 +1,16 @@
 """The example workflows on a running server: a slider is trained, saved, used, and its training cancelled."""
 
 import time
+from pathlib import Path
 
 import pytest
 from concept_sliders.devtools.live import run_live
+from concept_sliders.devtools.server import PACK
 from concept_sliders.devtools.workflow import add, change, named
 from concept_sliders.sliders.files import load_slider
 from PIL import Image
 
+EXAMPLES = Path(__file__).parents[2] / "example_workflows"
 CELL, GAP = 128, 4
 SAVED = "sliders/pocket_age.safetensors"
 
@@ -31,6 +34,18 @@ def cached(entry):
     """The nodes that did not run again."""
     told = dict(entry["status"]["messages"])
     return set(told["execution_cached"]["nodes"])
+
+
+def test_the_examples_are_in_the_template_browser_with_their_pictures(server):
+    names = {path.stem for path in EXAMPLES.glob("*.json")}
+    assert set(server.ask("/api/workflow_templates")[PACK]) == names
+    assert {path.stem for path in EXAMPLES.glob("*.jpg")} == names
+
+
+def test_the_slider_that_comes_with_the_pack_is_loaded_as_the_example_names_it(server, example):
+    prompt = example("use_sliders")
+    strip = shown(server, prompt, server.wait(server.post(prompt)), "Slider Strip")
+    assert strip.width == 3 * (CELL + GAP) + GAP
 
 
 def test_training_leaves_a_slider_that_describes_itself(server, trained):
