@@ -24,7 +24,7 @@ def strip_labels(sliders: Stack | None, labels: str, count: int) -> tuple[list[s
     swept = next((p for p in sliders or () if len(p.strength) > 1), None)
     if swept is not None:
         info = swept.slider.info
-        title = f"{info.less}  \N{LEFT RIGHT ARROW}  {info.more}" if info.less and info.more else swept.slider.name
+        title = f"{info.less}  to  {info.more}" if info.less and info.more else swept.slider.name
         columns = columns or [f"{value:+g}" if value else "0" for value in _one_period(swept.strength)]
     columns = columns or [""] * count
     if count % len(columns):
