@@ -117,12 +117,12 @@ def _measure(p: Portrait, nuisance: np.random.Generator) -> Face:
     eye_y = y + 14 - 24 * p.age
     apart = half_width * 0.46
     eyes = [(x - apart, eye_y), (x + apart, eye_y)]
-    mouth, tilt = (x, y + 38), 0.0
+    mouth, tilt = (x, y + 36), 0.0
     slip = nuisance.uniform(13, 18), nuisance.uniform(12, 17), nuisance.choice((-1, 1), 2)
     if p.spoiled:
         drop, side, signs = slip
         eyes = [(eyes[0][0], eye_y - signs[0] * drop), (eyes[1][0], eye_y + signs[0] * drop)]
-        mouth, tilt = (x + signs[1] * side, y + 38), signs[0] * 0.55
+        mouth, tilt = (x + signs[1] * side, y + 36), signs[0] * 0.55
     return Face(
         x,
         y,
@@ -229,7 +229,9 @@ def _draw_eyes(brush: Brush, p: Portrait, f: Face):
             brush.line(lid, INK, 6)
             corner = x + side * radius * 1.25
             brush.line([(corner, y - radius * 0.5), (corner + side * 9, y - radius * 0.5 - 7)], INK, 5)
-        brush.line(arc(x, y - radius - 9, 15, -4), brow, 5 if p.woman else 10)
+        frown = 14 * (0.5 - p.smile)  # brows go down to the nose in a frown, up in a laugh
+        arch = [(px, py - side * frown * (px - x) / 15) for px, py in arc(x, y - radius - 9, 15, -4)]
+        brush.line(arch, brow, 5 if p.woman else 10)
 
 
 def _draw_nose_and_mouth(brush: Brush, p: Portrait, f: Face):
@@ -237,16 +239,22 @@ def _draw_nose_and_mouth(brush: Brush, p: Portrait, f: Face):
     length = 8 + 12 * p.age
     tip = f.y + 20
     brush.line([(f.x - 2, tip - length), (f.x - 7, tip), (f.x + 5, tip + 1)], shade, 5)
-    lip = (196, 48, 62) if p.woman else mix(f.skin, (96, 30, 32), 0.6)
-    half, bend = 17 + 6 * p.smile, (p.smile - 0.42) * 34
+    _draw_mouth(brush, p, f)
+
+
+def _draw_mouth(brush: Brush, p: Portrait, f: Face):
     x, y = f.mouth
+    half, bend = 19 + 9 * p.smile, 44 * (p.smile - 0.45)
+    lip = (196, 48, 62) if p.woman else mix(f.skin, (96, 30, 32), 0.6)
+    if brush.style == "ink sketch":
+        lip = INK  # a red as grey as the skin would vanish
     lower = tilted(arc(x, y - bend / 2, half, bend), x, y, f.mouth_tilt)
-    gape = max(0.0, p.smile - 0.55) * 22
+    gape = max(0.0, p.smile - 0.5) * 30
     if gape:  # a laugh shows teeth
         upper = tilted(arc(x, y - bend / 2, half, bend - gape * 1.4), x, y, f.mouth_tilt)
         brush.pen.polygon(lower + upper[::-1], fill=brush.tint((252, 250, 244)))
         brush.line(upper, lip, 4)
-    brush.line(lower, lip, 8 if p.woman else 5)
+    brush.line(lower, lip, 9 if p.woman else 7)
 
 
 def _draw_front_hair(brush: Brush, p: Portrait, f: Face):
