@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..sliders.files import load_slider, save_slider
-from ..sliders.slider import LowRank, Slider
+from ..sliders.slider import Slider
 from ..sliders.stack import Placed, Stack
 from .composing import STRENGTH_TOOLTIP
 from .sockets import Sliders
@@ -127,6 +127,6 @@ def as_one_slider(sliders: Stack, name: str) -> Slider:
     if len(set(placed.strength)) > 1:
         raise ValueError(f"Slider '{placed.slider.name}' is swept; save it as it is before the sweep.")
     slider, strength = placed.slider, placed.strength[0]
-    layers = {n: LowRank(layer.down, layer.up * strength) for n, layer in slider.layers.items()}
+    layers = {name: change.scaled(strength) for name, change in slider.layers.items()}
     info = replace(slider.info, gate=placed.gates[0]) if len(placed.gates) == 1 else slider.info
     return Slider(name, layers if strength != 1 else slider.layers, info)

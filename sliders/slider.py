@@ -1,4 +1,4 @@
-"""What a slider is: a low-rank change of some of a model's layers (Concept Sliders, arXiv 2311.12092)."""
+"""What a slider is: a change, low-rank as a rule, of some of a model's layers (arXiv 2311.12092)."""
 
 from __future__ import annotations
 
@@ -36,16 +36,19 @@ class LowRank:
     def rank(self) -> int:
         return self.down.shape[0]
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """Its tensors by their names."""
+        return {"down projection": self.down, "up projection": self.up}
+
     def check(self, name: str) -> None:
         """Raise ValueError naming the layer if its shapes do not fit or a number in it is NaN or infinite."""
         check_shapes(name, self.down, self.up)
-        for part, tensor in (("down", self.down), ("up", self.up)):
-            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-            if bad:
-                raise ValueError(
-                    f"Layer {name}: {bad} of the {tensor.numel()} numbers of its {part} projection "
-                    "are NaN or infinite."
-                )
+        _check_finite(name, self.parts)
+
+    def scaled(self, factor: float) -> LowRank:
+        """The change times a factor."""
+        return LowRank(self.down, self.up * factor)
 
     def fitted(self, weight_shape: tuple[int, ...], name: str) -> LowRank:
         """The same change, shaped for a weight of shape (out, in) or (out, in, *kernel).
@@ -72,6 +75,42 @@ class LowRank:
         bound = prod(inner) ** -0.5  # the usual start of a LoRA: uniform with variance 1 / (3 fan_in)
         down = torch.empty(rank, *inner).uniform_(-bound, bound, generator=generator)
         return LowRank(down, torch.zeros(out, rank, *(1 for _ in inner[1:])))
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """The change of one layer in a form that is not one low-rank product of its weight.
+
+    LoHa, LoKr, DoRA, OFT, BOFT, GLoRA; differences of a weight, a bias or a norm; a low-rank change with a
+    bias beside it. What such tensors do to a weight is the host's knowledge; here they are only carried.
+    parts: the tensors by the endings of their keys in a file, without the dot: "hada_w1_a", "lokr_w1",
+        "lora_up.weight" with "dora_scale", "diff", "diff_b", "w_norm", "alpha", ...
+    scale: a factor of the whole change.
+    """
+
+    parts: Mapping[str, Tensor]
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """The rank of its product, or 0 where it has none."""
+        for ending, dimension in (("lora_down.weight", 0), ("hada_w1_b", 0), ("lokr_w1_b", 0), ("lokr_w2_b", 0)):
+            if ending in self.parts:
+                return self.parts[ending].shape[dimension]
+        return 0
+
+    def check(self, name: str) -> None:
+        """Raise ValueError naming the layer if it has no tensors or a number in them is NaN or infinite."""
+        if not self.parts:
+            raise ValueError(f"Layer {name} has no weights.")
+        _check_finite(name, self.parts)
+
+    def scaled(self, factor: float) -> Adapted:
+        """The change times a factor."""
+        return Adapted(self.parts, self.scale * factor)
+
+
+Change = LowRank | Adapted
 
 
 @dataclass(frozen=True)
@@ -109,13 +148,13 @@ class SliderInfo:
 
 @dataclass(frozen=True, eq=False)
 class Slider:
-    """A named slider: its low-rank layers by the layer names of its file, and what is known about it.
+    """A named slider: its changes by the layer names of its file, and what is known about it.
 
     Raises ValueError, naming the slider, if it has no layers, or a layer's shapes or numbers are bad.
     """
 
     name: str
-    layers: Mapping[str, LowRank]
+    layers: Mapping[str, Change]
     info: SliderInfo = field(default_factory=SliderInfo)
 
     def __post_init__(self) -> None:
@@ -136,21 +175,28 @@ class Slider:
     @property
     def size_bytes(self) -> int:
         """The memory its weights take."""
-        return sum(
-            t.numel() * t.element_size() for layer in self.layers.values() for t in (layer.down, layer.up)
-        )
+        return sum(t.numel() * t.element_size() for layer in self.layers.values() for t in layer.parts.values())
 
     @property
-    def model_layers(self) -> dict[str, LowRank]:
+    def model_layers(self) -> dict[str, Change]:
         """The layers meant for the diffusion model."""
         return {
             name: layer for name, layer in self.layers.items() if not name.startswith(TEXT_ENCODER_PREFIXES)
         }
 
     @property
-    def text_layers(self) -> dict[str, LowRank]:
+    def text_layers(self) -> dict[str, Change]:
         """The layers meant for the text encoders."""
         return {name: layer for name, layer in self.layers.items() if name.startswith(TEXT_ENCODER_PREFIXES)}
+
+
+def _check_finite(name: str, parts: Mapping[str, Tensor]) -> None:
+    for part, tensor in parts.items():
+        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if bad:
+            raise ValueError(
+                f"Layer {name}: {bad} of the {tensor.numel()} numbers of its {part} are NaN or infinite."
+            )
 
 
 def check_shapes(name: str, down: Tensor, up: Tensor) -> None:
