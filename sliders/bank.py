@@ -6,7 +6,8 @@ A layer f on which N sliders act gives, for row b of a batch at noise level sigm
 
 A: the sliders' down-projections, concatenated (sum of ranks x in). B: their up-projections, concatenated
 (out x sum of ranks). s: each slider's strength in row b, repeated over its rank. For a convolution A has the
-layer's kernel, stride, padding and dilation, and B is 1x1.
+layer's kernel, stride, padding and dilation, and B is 1x1. This is the way by rows; `merged` has the other one,
+for strengths that are the same in all rows. A change that is no product of low rank acts as a layer of its own.
 """
 
 from __future__ import annotations
@@ -20,52 +21,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .slider import LowRank
+from .layers import can_act_on, convolve, dense_output, is_linear, weight_shape
+from .slider import Dense, LowRank
 
-_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Conv1d: F.conv1d,
-    nn.Conv2d: F.conv2d,
-    nn.Conv3d: F.conv3d,
-}
 # Gates change the set of active sliders a few times during sampling; keeping more would only hold memory
 _KEPT_SETS = 4
 
 
 @dataclass(frozen=True)
 class _Joined:
-    """The active sliders of one layer, concatenated.
+    """The active sliders of one layer: the low-rank ones concatenated, the dense ones beside them.
 
     columns: the slider of each of the sum-of-ranks channels between down and up.
     """
 
-    down: Tensor
-    up: Tensor
+    down: Tensor | None
+    up: Tensor | None
     columns: tuple[int, ...]
+    dense: tuple[tuple[int, Dense], ...]
 
 
 class LayerBank:
     """The sliders that act on the layers of one model.
 
-    layers: for each module, the (slider index, low-rank change) pairs that act on it. Changes whose tensors
+    layers: for each module, the (slider index, change) pairs that act on it. Changes whose tensors
         require gradients are read afresh at every call and receive gradients; all others are cast to the
         layer's dtype and device and concatenated once per set of active sliders.
     names: for each module, the name used in error messages.
-    Raises ValueError if a module is neither linear nor an ungrouped convolution, or a change does not fit it.
+    Raises ValueError if a module that a low-rank change acts on is neither linear nor an ungrouped convolution,
+        or a change does not fit it.
     """
 
     def __init__(
         self,
-        layers: Mapping[nn.Module, Sequence[tuple[int, LowRank]]],
+        layers: Mapping[nn.Module, Sequence[tuple[int, LowRank | Dense]]],
         names: Mapping[nn.Module, str] | None = None,
     ) -> None:
         names = names or {}
-        self._layers: list[tuple[nn.Module, str, tuple[tuple[int, LowRank], ...]]] = []
+        self.layers: list[tuple[nn.Module, str, tuple[tuple[int, LowRank | Dense], ...]]] = []
         for module, changes in layers.items():
             name = names.get(module, type(module).__name__)
-            shape = weight_shape(module, name)
-            self._layers.append(
-                (module, name, tuple((i, change.fitted(shape, name)) for i, change in changes))
-            )
+            self.layers.append((module, name, tuple((i, _fitted(change, module, name)) for i, change in changes)))
         self._kept: OrderedDict[frozenset[int], dict[tuple, _Joined]] = OrderedDict()
 
     @contextmanager
@@ -84,7 +80,7 @@ class LayerBank:
         kept = self._kept_for(active)
         handles = []
         try:
-            for index, (module, name, changes) in enumerate(self._layers):
+            for index, (module, name, changes) in enumerate(self.layers):
                 chosen = tuple((i, change) for i, change in changes if i in active)
                 if chosen:
                     hook = _hook(index, name, chosen, spread, kept)
@@ -115,8 +111,7 @@ class _Spread:
         batch = x.shape[0] if rows > 1 else 1
         if batch % rows:
             raise ValueError(
-                f"Layer {name} runs on a batch of {batch}, "
-                f"which cannot be shared out over strengths for {rows} rows."
+                f"Layer {name} runs on a batch of {batch}, which cannot be shared out over strengths for {rows} rows."
             )
         key = (columns, batch, x.device, x.dtype)
         if key not in self._kept:
@@ -125,30 +120,8 @@ class _Spread:
         return self._kept[key]
 
 
-def weight_shape(module: nn.Module, name: str) -> tuple[int, ...]:
-    """The shape of a layer's weight, (out, in) or (out, in, *kernel), without touching the weight itself.
-
-    Raises ValueError if sliders cannot act on this kind of layer.
-    """
-    if _is_linear(module):
-        return (module.out_features, module.in_features)
-    if can_act_on(module):
-        return (module.out_channels, module.in_channels, *module.kernel_size)
-    groups = getattr(module, "groups", 1)
-    kind = type(module).__name__ + (f" in {groups} groups" if groups != 1 else "")
-    raise ValueError(
-        f"Layer {name} is a {kind}; sliders act on linear layers and ungrouped convolutions only."
-    )
-
-
-def can_act_on(module: nn.Module) -> bool:
-    """Whether sliders can act on this module."""
-    return _is_linear(module) or (isinstance(module, tuple(_CONVOLUTIONS)) and module.groups == 1)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # Quantised linear layers need not derive from nn.Linear
-    return hasattr(module, "in_features") and hasattr(module, "out_features")
+def _fitted(change: LowRank | Dense, module: nn.Module, name: str) -> LowRank | Dense:
+    return change.fitted(weight_shape(module, name), name) if isinstance(change, LowRank) else change
 
 
 def _fewest_rows(strengths: Tensor) -> Tensor:
@@ -159,49 +132,72 @@ def _fewest_rows(strengths: Tensor) -> Tensor:
 def _hook(
     index: int,
     name: str,
-    chosen: tuple[tuple[int, LowRank], ...],
+    chosen: tuple[tuple[int, LowRank | Dense], ...],
     spread: _Spread,
     kept: dict[tuple, _Joined],
 ) -> Callable[..., Tensor]:
-    learning = any(change.down.requires_grad or change.up.requires_grad for _, change in chosen)
+    learning = any(c.down.requires_grad or c.up.requires_grad for _, c in chosen if isinstance(c, LowRank))
 
     def joined_for(x: Tensor) -> _Joined:
         if learning:
-            return _join(chosen, x)
-        # Tensors made in inference mode cannot be saved for backward, so training must never meet them
-        key = (index, x.device, x.dtype, torch.is_inference_mode_enabled())
+            return join(chosen, x.device, x.dtype)
+        key = (index, x.device, x.dtype)
         if key not in kept:
-            kept[key] = _join(chosen, x)
+            # Tensors made in inference mode could not be saved for backward, should the model be trained on
+            with torch.inference_mode(False), torch.no_grad():
+                kept[key] = join(chosen, x.device, x.dtype)
         return kept[key]
 
     def add_change(module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> Tensor:
         x = args[0] if args else kwargs["input"]
         joined = joined_for(x)
-        change = _linear_change if _is_linear(module) else _convolution_change
-        return y + change(module, x, joined, spread.over(joined.columns, x, name)).to(y.dtype)
+        if joined.down is not None:
+            add = _add_linear if is_linear(module) else _add_convolution
+            y = add(module, x, y, joined, spread.over(joined.columns, x, name))
+        for slider, change in joined.dense:
+            s = _along(spread.over((slider,), x, name), y, channel=None)
+            y = y + s * dense_output(module, x, change.differences, name).to(y.dtype)
+        return y
 
     return add_change
 
 
-def _join(chosen: tuple[tuple[int, LowRank], ...], x: Tensor) -> _Joined:
-    down = torch.cat([change.down.to(x.device, x.dtype) for _, change in chosen], dim=0)
-    up = torch.cat([change.up.to(x.device, x.dtype) for _, change in chosen], dim=1)
-    return _Joined(down, up, tuple(i for i, change in chosen for _ in range(change.rank)))
+def join(chosen: Sequence[tuple[int, LowRank | Dense]], device: torch.device, dtype: torch.dtype) -> _Joined:
+    """The changes of one layer, those of low rank concatenated: A (sum of ranks, in, ...), B (out, sum of ranks, ...)."""
+    low_rank = [(i, change) for i, change in chosen if isinstance(change, LowRank)]
+    dense = tuple((i, change.to(device, dtype)) for i, change in chosen if isinstance(change, Dense))
+    if not low_rank:
+        return _Joined(None, None, (), dense)
+    down = torch.cat([change.down.to(device, dtype) for _, change in low_rank], dim=0)
+    up = torch.cat([change.up.to(device, dtype) for _, change in low_rank], dim=1)
+    return _Joined(down, up, tuple(i for i, change in low_rank for _ in range(change.rank)), dense)
 
 
-def _linear_change(module: nn.Module, x: Tensor, joined: _Joined, s: Tensor) -> Tensor:
+def _add_linear(module: nn.Module, x: Tensor, y: Tensor, joined: _Joined, s: Tensor) -> Tensor:
     hidden = F.linear(x, joined.down)  # (b, ..., in) -> (b, ..., r)
-    s = s.reshape(-1, *(1 for _ in hidden.shape[1:-1]), s.shape[1])  # (b, r) -> (b, 1, ..., r)
-    return F.linear((hidden * s).view_as(hidden), joined.up)  # (b, ..., r) -> (b, ..., out)
+    hidden = (hidden * _along(s, hidden, channel=-1)).view_as(hidden)
+    if torch.is_grad_enabled() or y.dtype != hidden.dtype or not y.is_contiguous():
+        return y + F.linear(hidden, joined.up).to(y.dtype)
+    # In place on the layer's fresh output: one pass over it instead of two
+    y.view(-1, y.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), joined.up.T)
+    return y
 
 
-def _convolution_change(module: nn.Module, x: Tensor, joined: _Joined, s: Tensor) -> Tensor:
-    convolve = next(function for kind, function in _CONVOLUTIONS.items() if isinstance(module, kind))
-    padding = module.padding
-    if module.padding_mode != "zeros":
-        x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
-        padding = 0
-    # (b, in, ...) -> (b, r, ...)
-    hidden = convolve(x, joined.down, None, module.stride, padding, module.dilation)
-    s = s.reshape(*s.shape, *(1 for _ in hidden.shape[2:]))  # (b, r) -> (b, r, 1, ...)
-    return convolve(hidden * s, joined.up)  # (b, r, ...) -> (b, out, ...)
+def _add_convolution(module: nn.Module, x: Tensor, y: Tensor, joined: _Joined, s: Tensor) -> Tensor:
+    hidden = convolve(module, x, joined.down)  # (b, in, ...) -> (b, r, ...)
+    hidden = hidden * _along(s, hidden, channel=1)
+    if torch.is_grad_enabled() or y.dtype != hidden.dtype or not y.is_contiguous():
+        up = joined.up.flatten(1)
+        return y + torch.einsum("or,br...->bo...", up, hidden).to(y.dtype)
+    up = joined.up.flatten(1).expand(len(y), -1, -1)  # (out, r, 1, ...) -> (b, out, r)
+    y.flatten(2).baddbmm_(up, hidden.flatten(2))  # a 1x1 convolution is one product a picture
+    return y
+
+
+def _along(s: Tensor, like: Tensor, channel: int | None) -> Tensor:
+    """(b, r) -> the shape that scales the channels of `like`; without a channel, (b, 1) -> one factor a row."""
+    shape = [1] * like.ndim
+    shape[0] = s.shape[0]
+    if channel is not None:
+        shape[channel] = s.shape[1]
+    return s.view(shape)

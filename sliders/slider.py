@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite, prod
 from types import MappingProxyType
 from typing import Any
@@ -113,6 +115,19 @@ class Adapted:
 Change = LowRank | Adapted
 
 
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A change of one module's parameters multiplied out.
+
+    differences: by the parameter's name in its module ("weight", "bias", ...), shaped as the parameter.
+    """
+
+    differences: Mapping[str, Tensor]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Dense:
+        return Dense({name: t.to(device, dtype) for name, t in self.differences.items()})
+
+
 @dataclass(frozen=True)
 class SliderInfo:
     """What a slider's file says about it, apart from the weights.
@@ -141,9 +156,7 @@ class SliderInfo:
     def __post_init__(self) -> None:
         low, high = self.useful_range
         if not (isfinite(low) and isfinite(high) and low < high):
-            raise ValueError(
-                f"A slider's useful range runs from a lower to a higher strength; got {low} to {high}."
-            )
+            raise ValueError(f"A slider's useful range runs from a lower to a higher strength; got {low} to {high}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +185,17 @@ class Slider:
         """The largest rank among its layers."""
         return max(layer.rank for layer in self.layers.values())
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of its layers' names and numbers: equal sliders act equally, whatever file they came from."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, layer in sorted(self.layers.items()):
+            for part, tensor in layer.parts.items():
+                digest.update(f"{name} {part} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(str(getattr(layer, "scale", 1.0)).encode())
+        return digest.hexdigest()
+
     @property
     def size_bytes(self) -> int:
         """The memory its weights take."""
@@ -180,9 +204,7 @@ class Slider:
     @property
     def model_layers(self) -> dict[str, Change]:
         """The layers meant for the diffusion model."""
-        return {
-            name: layer for name, layer in self.layers.items() if not name.startswith(TEXT_ENCODER_PREFIXES)
-        }
+        return {name: layer for name, layer in self.layers.items() if not name.startswith(TEXT_ENCODER_PREFIXES)}
 
     @property
     def text_layers(self) -> dict[str, Change]:
@@ -203,13 +225,9 @@ def check_shapes(name: str, down: Tensor, up: Tensor) -> None:
     """Raise ValueError, naming the layer, if the two are not the projections of one low-rank change."""
     shapes = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
     if not (down.is_floating_point() and up.is_floating_point()):
-        raise ValueError(
-            f"Layer {name}: weights must be floating-point numbers; got {down.dtype} and {up.dtype}."
-        )
+        raise ValueError(f"Layer {name}: weights must be floating-point numbers; got {down.dtype} and {up.dtype}.")
     if not 2 <= down.ndim <= 5 or not 2 <= up.ndim <= 5:
-        raise ValueError(
-            f"Layer {name}: a projection has 2 dimensions, or 3 to 5 for a convolution; got {shapes}."
-        )
+        raise ValueError(f"Layer {name}: a projection has 2 dimensions, or 3 to 5 for a convolution; got {shapes}.")
     if down.shape[0] != up.shape[1] or prod(up.shape[2:]) != 1:
         raise ValueError(
             f"Layer {name}: down must be (rank, in, ...) and up (out, rank) or (out, rank, 1, ...), "

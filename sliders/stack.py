@@ -12,6 +12,8 @@ from torch import Tensor
 from .gate import Gate, PercentToSigma
 from .slider import Slider
 
+BRANCHES = ("both", "positive", "negative")
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -19,18 +21,21 @@ class Placed:
 
     strength: one value for all rows of a batch, or one value per row.
     gates: the windows in which it acts; where there are several their factors multiply.
-    Raises ValueError if a strength is missing or not finite.
+    branch: the part of classifier-free guidance in which it acts: "both", "positive" or "negative" prompts.
+    Raises ValueError if a strength is missing or not finite, or there is no such branch.
     """
 
     slider: Slider
     strength: tuple[float, ...] = (1.0,)
     gates: tuple[Gate, ...] = ()
+    branch: str = "both"
 
     def __post_init__(self) -> None:
+        if self.branch not in BRANCHES:
+            raise ValueError(f"A slider acts on one of {', '.join(BRANCHES)}; got {self.branch!r}.")
         if not self.strength or not all(isfinite(value) for value in self.strength):
             raise ValueError(
-                f"Slider '{self.slider.name}': strengths must be finite numbers, at least one; "
-                f"got {self.strength}."
+                f"Slider '{self.slider.name}': strengths must be finite numbers, at least one; got {self.strength}."
             )
 
     @property
@@ -42,6 +47,12 @@ class Placed:
     def is_gated(self) -> bool:
         """Whether its factor changes during sampling."""
         return not all(gate.always_open for gate in self.gates)
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether it acts alike in all rows, and changes at the borders of its gates only."""
+        ramped = any(gate.ramp for gate in self.gates)
+        return len(set(self.strength)) == 1 and self.branch == "both" and not ramped
 
     def factor_at(self, sigma: float, percent_to_sigma: PercentToSigma) -> float:
         """The product of its gates' factors at a noise level, in [0, 1]."""
@@ -106,6 +117,10 @@ class Stack:
         """Every slider behind one more gate; the factors of several gates multiply."""
         return Stack(tuple(replace(p, gates=(*p.gates, gate)) for p in self.placed))
 
+    def on(self, branch: str) -> Stack:
+        """Every slider acting in one part of classifier-free guidance only; see `Placed`."""
+        return Stack(tuple(replace(p, branch=branch) for p in self.placed))
+
     def swept(self, position: int, values: Sequence[float], repeats: int = 1) -> Stack:
         """One slider set to each value in turn, one value a row: a sweep in one batch.
 
@@ -120,8 +135,7 @@ class Stack:
             )
         if not len(values) or repeats < 1:
             raise ValueError(
-                "A sweep needs at least one value and one latent; "
-                f"got {len(values)} values and {repeats} latents."
+                f"A sweep needs at least one value and one latent; got {len(values)} values and {repeats} latents."
             )
         strength = tuple(float(v) for v in values) * repeats
         placed = list(self.placed)

@@ -15,8 +15,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..sliders.bank import LayerBank, weight_shape
-from ..sliders.runtime import layer_names
+from ..sliders.bank import LayerBank
+from ..sliders.layers import weight_shape
+from ..sliders.matching import layer_names
 from ..sliders.slider import LowRank
 from .layers import choose
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.runtime import acting_on, apply_sliders, resolve
+from concept_sliders.sliders.matching import resolve
+from concept_sliders.sliders.runtime import acting_on, apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.tiny import (

@@ -8,7 +8,8 @@ import comfy.supported_models
 import pytest
 import torch
 from concept_sliders.sliders.files import load_slider, save_slider
-from concept_sliders.sliders.runtime import acting_on, apply_sliders, layer_names, resolve
+from concept_sliders.sliders.matching import layer_names, resolve
+from concept_sliders.sliders.runtime import acting_on, apply_sliders
 from concept_sliders.sliders.slider import LowRank, Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.tiny import (

@@ -7,8 +7,8 @@ import comfy.sd
 import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
-from concept_sliders.sliders.bank import weight_shape
-from concept_sliders.sliders.runtime import layer_names
+from concept_sliders.sliders.layers import weight_shape
+from concept_sliders.sliders.matching import layer_names
 from concept_sliders.sliders.slider import LowRank, Slider
 
 UNET = {

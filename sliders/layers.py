@@ -1,0 +1,81 @@
+"""The kinds of layers that sliders act on, and what each does with a weight that is not its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+    nn.Conv3d: F.conv3d,
+}
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it maps (..., in) to (..., out)."""
+    # Quantised linear layers need not derive from nn.Linear
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
+
+
+def can_act_on(module: nn.Module) -> bool:
+    """Whether low-rank sliders can act on this module."""
+    return is_linear(module) or (isinstance(module, tuple(_CONVOLUTIONS)) and module.groups == 1)
+
+
+def weight_shape(module: nn.Module, name: str) -> tuple[int, ...]:
+    """The shape of a layer's weight, (out, in) or (out, in, *kernel), without touching the weight itself.
+
+    Raises ValueError if low-rank sliders cannot act on this kind of layer.
+    """
+    if is_linear(module):
+        return (module.out_features, module.in_features)
+    if can_act_on(module):
+        return (module.out_channels, module.in_channels, *module.kernel_size)
+    groups = getattr(module, "groups", 1)
+    kind = type(module).__name__ + (f" in {groups} groups" if groups != 1 else "")
+    raise ValueError(f"Layer {name} is a {kind}; sliders act on linear layers and ungrouped convolutions only.")
+
+
+def convolve(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution that `module` is, with another weight: (b, in, ...) -> (b, channels of the weight, ...)."""
+    function = next(f for kind, f in _CONVOLUTIONS.items() if isinstance(module, kind))
+    padding = module.padding
+    if module.padding_mode != "zeros":
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+        padding = 0
+    return function(x, weight, bias, module.stride, padding, module.dilation, module.groups)
+
+
+def dense_output(module: nn.Module, x: Tensor, differences: Mapping[str, Tensor], name: str) -> Tensor:
+    """What a layer would give with these, "weight" or "bias" or both, for its parameters, and zeros for the others.
+
+    All these layers are linear in (weight, bias), so that adding it to the layer's own output is changing both.
+    Raises ValueError for a layer of another kind.
+    """
+    weight, bias = differences.get("weight"), differences.get("bias")
+    if weight is None and bias is not None:  # a bias alone is the same everywhere
+        channels_last = not isinstance(module, (*_CONVOLUTIONS, nn.GroupNorm))
+        return bias if channels_last else bias.reshape(1, -1, *(1 for _ in x.shape[2:]))
+    if is_linear(module):
+        return F.linear(x, weight, bias)
+    if isinstance(module, tuple(_CONVOLUTIONS)):
+        return convolve(module, x, weight, bias)
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(x, module.num_groups, weight, bias, module.eps)
+    if isinstance(module, nn.LayerNorm):
+        return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+    if isinstance(module, nn.RMSNorm) and bias is None:
+        return F.rms_norm(x, module.normalized_shape, weight, module.eps)
+    raise ValueError(
+        f"Layer {name} is a {type(module).__name__}: its change cannot differ between the rows of a batch. "
+        "Give the slider one strength, and let it be merged."
+    )
+
+
+def flat_weight(weight: Tensor) -> Tensor:
+    """(out, in, *kernel) -> (out, in * kernel), the same memory."""
+    return weight.view(weight.shape[0], prod(weight.shape[1:]))

@@ -1,0 +1,245 @@
+"""Where a slider's layers are in a host's model: by the host's own names for its weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.utils
+import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+
+from .layers import can_act_on, weight_shape
+from .slider import Adapted, Change, Dense, LowRank, Slider
+from .workshop import Workshop
+
+KEY = "concept_sliders"
+_WEIGHT = ".weight"
+# Changes whose effect depends on the weight they change, by the endings of their tensors
+_RELATIVE = ("dora_scale", "oft_blocks", "oft_diag", "a1.weight")
+
+
+@dataclass(frozen=True, eq=False)
+class HostPatch:
+    """A change that the host's own code multiplies out: LoHa, LoKr, DoRA, ...
+
+    parameter: the name of what it changes, within its module. value, offset, function: as the host's patches
+    have them. scale: a factor. relative: whether the result depends on the weight itself.
+    """
+
+    parameter: str
+    value: Any
+    offset: tuple[int, int, int] | None
+    function: Any
+    scale: float
+    relative: bool
+
+    def multiplied(self, module: nn.Module, name: str) -> Dense:
+        """The difference it makes to the module's parameter as it is now, in float32.
+
+        Raises ValueError, naming the layer, if the host cannot apply it to a weight of this shape.
+        """
+        own = module._parameters[self.parameter].detach()
+        own = own.dequantize() if type(own) is not torch.Tensor and hasattr(own, "dequantize") else own
+        own = own.float() if self.relative else torch.zeros(own.shape, device=own.device)
+        patch = (1.0, self.value, 1.0, self.offset, self.function)
+        changed = comfy.lora.calculate_weight([patch], own.clone(), name, intermediate_dtype=torch.float32)
+        difference = (changed - own) * self.scale
+        # The host logs what goes wrong in an adapter, and leaves the weight as it is
+        ignored = not difference.any() and all(t.any() for t in self._tensors())
+        if ignored or not torch.isfinite(difference).all():
+            raise ValueError(
+                f"Layer {name}: its change cannot be applied to the model's {self.parameter} of shape "
+                f"{tuple(own.shape)}. Was it made for another model?"
+            )
+        return Dense({self.parameter: difference})
+
+    def _tensors(self) -> list[torch.Tensor]:
+        held = self.value[1] if isinstance(self.value, tuple) else self.value.weights
+        return [t for t in held if isinstance(t, torch.Tensor)]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which of a slider's layers a model has.
+
+    layers: the changes by the path of the host's module, shaped for it.
+    unmatched: the names of the slider's layers that the model has not. total: how many layers the slider has
+        for the diffusion model.
+    """
+
+    layers: Mapping[str, tuple[LowRank | HostPatch, ...]]
+    unmatched: tuple[str, ...]
+    total: int
+
+    @property
+    def matched(self) -> int:
+        return self.total - len(self.unmatched)
+
+    @property
+    def relative(self) -> bool:
+        """Whether any of the changes depends on the weight it changes."""
+        return any(isinstance(c, HostPatch) and c.relative for changes in self.layers.values() for c in changes)
+
+
+def workshop_of(base_model: BaseModel) -> Workshop:
+    """What sliders keep for this module tree; it lives and goes with the tree."""
+    if not hasattr(base_model, KEY):
+        setattr(base_model, KEY, Workshop())
+    return getattr(base_model, KEY)
+
+
+def resolve(model: ModelPatcher, slider: Slider) -> Match:
+    """Find a slider's layers in a model by the host's own names for them.
+
+    A layer that changes only part of a fused weight, such as the queries of a joint query-key-value layer, is
+    widened to the whole of it with zeros.
+    Raises ValueError if no layer meant for the diffusion model is found, or one does not fit; logs a warning,
+    with the numbers, if only some are found.
+    """
+    workshop = workshop_of(model.model)
+    if workshop.names is None:
+        workshop.names = comfy.lora.model_lora_keys_unet(model.model, {})
+    return workshop.match(slider.fingerprint, lambda: _resolved(model.model, slider, workshop.names))
+
+
+def _resolved(base_model: BaseModel, slider: Slider, key_map: Mapping[str, Any]) -> Match:
+    layers = slider.model_layers
+    found: dict[str, tuple[LowRank | HostPatch, ...]] = {}
+    unmatched = []
+    for name, host_name in _host_names(layers).items():
+        target = key_map.get(host_name)
+        if target is None:
+            unmatched.append(name)
+            continue
+        for path, change in _placed(base_model, layers[name], name, target):
+            found[path] = (*found.get(path, ()), change)
+    if layers:
+        report(slider, len(layers), tuple(unmatched), key_map, "diffusion model")
+    return Match(found, tuple(unmatched), len(layers))
+
+
+def layer_names(model: ModelPatcher) -> dict[str, str]:
+    """For each module that sliders can act on, by its path in the host's model, its layer name in a file.
+
+    Paths are those of the state dict, such as "diffusion_model.input_blocks.1.0.in_layers.2". UNets get the
+    kohya names, in the diffusers form where there is one, which most tools read; other models get the path.
+    The stock LoRA loader reads each name back to the same module.
+    """
+    unet_names: dict[str, str] = {}
+    if comfy.utils.unet_to_diffusers(model.model.model_config.unet_config):
+        key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+        # The host adds the diffusers form after the plain one, so that it is the one that stays
+        unet_names = {key: name for name, key in key_map.items() if name.startswith("lora_unet_")}
+    names = {}
+    for path, module in model.model.named_modules():
+        if path.startswith("diffusion_model.") and can_act_on(module):
+            names[path] = unet_names.get(path + _WEIGHT, path)
+    return names
+
+
+def host_tensors(name: str, change: Change) -> dict[str, torch.Tensor]:
+    """A change's tensors by the keys that the stock LoRA loader reads."""
+    if isinstance(change, LowRank):
+        return {f"{name}.lora_down.weight": change.down, f"{name}.lora_up.weight": change.up}
+    return {f"{name}.{ending}": tensor for ending, tensor in change.parts.items()}
+
+
+def report(slider: Slider, total: int, unmatched: tuple[str, ...], key_map: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError if none of a slider's layers was found; say how many where only some were."""
+    if len(unmatched) == total:
+        source = f" ({slider.info.source})" if slider.info.source else ""
+        expected = next((name for name in key_map if name.startswith("lora_")), next(iter(key_map), "none"))
+        raise ValueError(
+            f"None of the {total} layers of slider '{slider.name}'{source} is in this {where}: "
+            f"the slider has names such as {unmatched[0]}, the model such as {expected}. "
+            "It was made for another family of models."
+        )
+    if unmatched:
+        logging.warning(
+            "Slider '%s': %d of its %d layers are in this %s; not %s",
+            slider.name,
+            total - len(unmatched),
+            total,
+            where,
+            ", ".join(unmatched),
+        )
+
+
+def _host_names(layers: Mapping[str, Change]) -> dict[str, str]:
+    """Each layer's name after the renaming that the stock LoRA loader does for some trainers' files."""
+    end = ".lora_down.weight"
+    renamed = comfy.lora_convert.convert_lora({name + end: name for name in layers})
+    return {name: key[: -len(end)] for key, name in renamed.items()}
+
+
+def _placed(
+    base_model: BaseModel, change: Change, name: str, target: Any
+) -> Iterator[tuple[str, LowRank | HostPatch]]:
+    """What a change does, module by module: (path, change) pairs.
+
+    target: the state-dict key that the host's key map gives, or (key, offset[, function]) for part of a weight.
+    Raises ValueError if nothing of it is understood or it does not fit.
+    """
+    key, *part = target if isinstance(target, tuple) else (target,)
+    path, _, parameter = key.rpartition(".")
+    module = base_model.get_submodule(path)
+    if isinstance(change, LowRank) and parameter == "weight" and can_act_on(module):
+        yield path, _low_rank_in(change, weight_shape(module, name), name, *part)
+        return
+    patches = comfy.lora.load_lora(host_tensors(name, change), {name: target}, log_missing=False)
+    if not patches:
+        raise ValueError(f"Layer {name}: a change made of {', '.join(host_tensors(name, change))} is not known here.")
+    for patched, value in patches.items():
+        key, offset, function = (*(patched if isinstance(patched, tuple) else (patched,)), None, None)[:3]
+        path, _, parameter = key.rpartition(".")
+        module = base_model.get_submodule(path)
+        if parameter not in module._parameters or module._parameters[parameter] is None:
+            raise ValueError(f"Layer {name}: it changes {key}, which the model has not.")
+        plain = _as_low_rank(value)
+        if plain is not None and parameter == "weight" and can_act_on(module):
+            scaled = plain.scaled(change.scale)
+            yield path, _low_rank_in(scaled, weight_shape(module, name), name, offset, function)
+            continue
+        relative = isinstance(change, Adapted) and any(ending in change.parts for ending in _RELATIVE)
+        scale = change.scale if isinstance(change, Adapted) else 1.0
+        yield path, HostPatch(parameter, value, offset, function, scale, relative)
+
+
+def _as_low_rank(value: Any) -> LowRank | None:
+    """The host's LoRA adapter as up @ down with alpha folded in, if it is no more than that."""
+    if getattr(value, "name", "") != "lora":
+        return None
+    up, down, alpha, middle, dora, *reshape = value.weights
+    if middle is not None or dora is not None or any(r is not None for r in reshape):
+        return None
+    return LowRank(down, up if alpha is None else up.float() * (alpha / down.shape[0]))
+
+
+def _low_rank_in(
+    layer: LowRank,
+    shape: tuple[int, ...],
+    name: str,
+    offset: tuple[int, int, int] | None = None,
+    function=None,
+) -> LowRank:
+    """The change of a whole weight that changes the part the host's key map names.
+
+    offset: (dim, start, length) of the part. function: a reordering of the change's outputs.
+    """
+    if offset is None:
+        layer = layer.fitted(shape, name)
+    else:
+        dim, start, length = offset
+        part = layer.fitted((*shape[:dim], length, *shape[dim + 1 :]), name)
+        side = part.up if dim == 0 else part.down
+        whole = side.new_zeros(*side.shape[:dim], shape[dim], *side.shape[dim + 1 :])
+        whole.narrow(dim, start, length).copy_(side)
+        layer = LowRank(part.down, whole) if dim == 0 else LowRank(whole, part.up)
+    return layer if function is None else LowRank(layer.down, function(layer.up))

@@ -1,0 +1,80 @@
+"""Which way sliders act: merged, by rows, or some of them so and some so.
+
+Merged weights cost about half a forward pass when they are built, a tenth or less when one slider of many is
+turned, and nothing per evaluation; acting by rows costs nothing to change, and up to a quarter of a forward pass in
+every evaluation (`bench/runtime.py` measures both). So what holds still for a few evaluations is merged where the
+weights and the memory allow, and what differs between rows, ramps, or acts on one branch goes by rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_base import BaseModel
+from torch import Tensor
+
+from .bank import LayerBank
+from .matching import workshop_of
+from .merged import bytes_needed, can_merge
+
+AUTO, BY_ROWS, MERGED = WAYS = ("auto", "by rows", "merged")
+# Evaluations after which merging has paid for itself, as measured
+WORTH_IT = 4
+_UNKNOWN_STEPS = 20  # where the host does not say how many there are
+
+
+def steady_part(
+    strengths: Tensor,
+    steady: Tensor,
+    way: str,
+    bank: LayerBank,
+    base_model: BaseModel,
+    x: Tensor,
+    options: Mapping[str, Any],
+) -> Tensor:
+    """The strengths to merge in this evaluation, (sliders,); zeros if none.
+
+    strengths: (rows, sliders). steady: (sliders,), whether each may be merged. x: the batch. options: the host's
+    transformer options.
+    """
+    still = strengths[0] * steady
+    if way == BY_ROWS or not still.any() or not _can_be_merged(bank, base_model, x):
+        return torch.zeros_like(still)
+    merged = workshop_of(base_model).merged
+    if merged.holds(bank.layers):
+        return still
+    if way == AUTO:
+        # two stacks on clones of one model, in one run, would otherwise take the place from each other every time
+        taken = 0 < merged.uses < WORTH_IT
+        if taken or evaluations_left(options) < WORTH_IT:
+            return torch.zeros_like(still)
+    free = comfy.model_management.get_free_memory(x.device) - base_model.memory_required(list(x.shape))
+    return still if bytes_needed(bank.layers) - merged.size_bytes <= free else torch.zeros_like(still)
+
+
+def evaluations_left(options: Mapping[str, Any]) -> int:
+    """How many steps of sampling are left, this one included."""
+    sigmas, now = options.get("sample_sigmas"), options.get("sigmas")
+    if sigmas is None or now is None:
+        return _UNKNOWN_STEPS
+    return int((sigmas.to(now)[:-1] <= now.flatten()[0]).sum())
+
+
+def _can_be_merged(bank: LayerBank, base_model: BaseModel, x: Tensor) -> bool:
+    """Whether the layers' weights are plain tensors that lie ready on the device, and stay as they are."""
+    patcher = getattr(base_model, "current_patcher", None)
+    if patcher is not None and (patcher.is_dynamic() or patcher.current_hooks is not None):
+        return False  # weights are paged in as they are used, or rewritten between evaluations
+    ready = all(
+        tensor is None or tensor.device == x.device
+        for module, _, _ in bank.layers
+        for tensor in module._parameters.values()
+    )
+    waiting = any(
+        getattr(module, "weight_function", None) or getattr(module, "bias_function", None)
+        for module, _, _ in bank.layers
+    )
+    return ready and not waiting and can_merge(bank.layers)
