@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import can_act_on, convolve, dense_output, is_linear, weight_shape
+from .layers import convolve, dense_output, is_linear, weight_shape
 from .slider import Dense, LowRank
 
 # Gates change the set of active sliders a few times during sampling; keeping more would only hold memory
@@ -163,7 +163,7 @@ def _hook(
 
 
 def join(chosen: Sequence[tuple[int, LowRank | Dense]], device: torch.device, dtype: torch.dtype) -> _Joined:
-    """The changes of one layer, those of low rank concatenated: A (sum of ranks, in, ...), B (out, sum of ranks, ...)."""
+    """The changes of one layer; those of low rank as A (sum of ranks, in, ...) and B (out, sum of ranks, ...)."""
     low_rank = [(i, change) for i, change in chosen if isinstance(change, LowRank)]
     dense = tuple((i, change.to(device, dtype)) for i, change in chosen if isinstance(change, Dense))
     if not low_rank:

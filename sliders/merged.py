@@ -98,6 +98,9 @@ class MergedWeights:
                 lent.append((weight.module._parameters, weight.name, weight.module._parameters[weight.name]))
                 weight.module._parameters[weight.name] = weight.merged
             yield
+        except BaseException:
+            self._strengths = None  # built anew next time: a run after a failed one is as one on a fresh model
+            raise
         finally:
             for parameters, name, own in lent:
                 parameters[name] = own

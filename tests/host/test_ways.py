@@ -1,0 +1,314 @@
+"""Merged and by rows: both ways agree with the host's own weight patches, and with each other."""
+
+import comfy.lora
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from comfy_extras.nodes_torch_compile import TorchCompileModel
+from concept_sliders.sliders import ways
+from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.layers import weight_shape
+from concept_sliders.sliders.matching import layer_names, workshop_of
+from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.slider import Adapted, Slider
+from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.host.tiny import difference, random_slider, sample, tiny_model, traces
+
+WAYS = ways.WAYS[1:]
+FAMILY = "SD15"
+
+
+@pytest.fixture
+def model():
+    return tiny_model(FAMILY)
+
+
+def merged_of(model):
+    return workshop_of(model.model).merged
+
+
+def own_weights(model):
+    return {name: (id(p), p.clone()) for name, p in model.model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", ["SD15", "SDXL", "Flux"])
+def test_both_ways_agree(family):
+    model = tiny_model(family)
+    stack = Stack.of(random_slider(model, 1), 0.7) + Stack.of(random_slider(model, 2), -0.4)
+    before = own_weights(model)
+    merged = sample(apply_sliders(model, stack, "merged"), family)
+    assert merged_of(model).uses == 6
+    assert difference(merged, sample(apply_sliders(model, stack, "by rows"), family)) < 1e-4
+    assert traces(model) == []
+    for name, p in model.model.named_parameters():
+        assert id(p) == before[name][0]
+        assert torch.equal(p, before[name][1])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_turning_one_of_many_equals_a_fresh_start(model, way):
+    sliders = [random_slider(model, seed) for seed in range(8)]
+    strengths = [0.3] * 8
+    for turned in range(4):
+        strengths[turned] = -0.5 + turned
+        stack = sum((Stack.of(s, v) for s, v in zip(sliders, strengths, strict=True)), Stack())
+        ours = sample(apply_sliders(model, stack, way), FAMILY)
+        fresh = sample(apply_sliders(tiny_model(FAMILY), stack, way), FAMILY)
+        assert difference(ours, fresh) < 1e-4
+
+
+def test_the_same_numbers_from_another_file_are_the_same_slider(model):
+    """Reading a file again makes no new bank: what is kept is found by what the slider holds."""
+    one, again = random_slider(model), random_slider(model)
+    assert one is not again
+    assert one.fingerprint == again.fingerprint
+    sample(apply_sliders(model, Stack.of(one), "merged"), FAMILY)
+    sample(apply_sliders(model, Stack.of(again, 0.5), "merged"), FAMILY)
+    assert merged_of(model).uses == 12
+    assert random_slider(model, 5).fingerprint != one.fingerprint
+
+
+@pytest.mark.parametrize("gates", [(Gate(0.4),), (Gate(0.2, 0.7),), (Gate(0.4), Gate(0.2, 0.6))])
+def test_gates_swap_pointers(model, gates):
+    stack = Stack()
+    for seed, gate in enumerate(gates):
+        stack += Stack.of(random_slider(model, seed), 0.8, gate)
+    merged, rows = (sample(apply_sliders(model, stack, way), FAMILY) for way in ("merged", "by rows"))
+    assert difference(merged, rows) < 1e-4
+    assert 0 < merged_of(model).uses < 6
+
+
+def test_ramps_and_sweeps_go_by_rows_beside_merged_ones(model):
+    still, ramped = (
+        Stack.of(random_slider(model, 1), 0.5),
+        Stack.of(random_slider(model, 2), 0.5, Gate(0.1, 1.0, 0.6)),
+    )
+    swept = Stack.of(random_slider(model, 3)).swept(0, (-1.0, 0.0, 1.0))
+    stack = still + ramped + swept
+    together, rows = (sample(apply_sliders(model, stack, way), FAMILY, rows=3) for way in ("merged", "by rows"))
+    assert merged_of(model).uses == 6
+    assert difference(together, rows) < 1e-4
+
+
+def test_two_stacks_on_two_clones_do_not_take_turns(model):
+    """Alternating evaluations of two clones: the second stays by rows, instead of rebuilding each time."""
+    one, two = (apply_sliders(model, Stack.of(random_slider(model, seed))) for seed in (1, 2))
+    first, second = sample(one, FAMILY), sample(two, FAMILY)
+    for _ in range(2):
+        assert difference(sample(one, FAMILY), first) < 1e-6
+        assert difference(sample(two, FAMILY), second) < 1e-6
+
+
+def test_stock_patches_before(model):
+    """The host patches weights when it loads the clone: merged weights are those of that clone's weights."""
+    ours, theirs = random_slider(model, 1), random_slider(model, 2)
+    key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+    tensors = {}
+    for name, layer in theirs.layers.items():
+        tensors |= {f"{name}.lora_down.weight": layer.down, f"{name}.lora_up.weight": layer.up}
+    acted = apply_sliders(model, Stack.of(ours), "merged")
+    alone = sample(acted, FAMILY)
+    patched = acted.clone()
+    patched.add_patches(comfy.lora.load_lora(tensors, key_map), 0.5)
+    both = apply_sliders(model, Stack.of(ours) + Stack.of(theirs, 0.5), "by rows")
+    assert difference(sample(patched, FAMILY), sample(both, FAMILY)) < 1e-4
+    assert difference(sample(acted, FAMILY), alone) < 1e-6
+
+
+def test_the_rule(model, monkeypatch):
+    stack = Stack.of(random_slider(model))
+    sample(apply_sliders(model, stack, "by rows"), FAMILY)
+    assert merged_of(model).uses == 0
+    few = ways.evaluations_left({"sample_sigmas": torch.tensor([3.0, 2.0, 1.0, 0.0]), "sigmas": torch.tensor([2.0])})
+    assert few == 2
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device, both=False: (0, 0) if both else 0)
+    without_room = sample(apply_sliders(model, stack), FAMILY)
+    assert merged_of(model).uses == 0
+    monkeypatch.undo()
+    assert difference(sample(apply_sliders(model, stack), FAMILY), without_room) < 1e-4
+    assert merged_of(model).uses == 6
+
+
+def test_out_of_memory_while_building(model, monkeypatch, caplog):
+    stack = Stack.of(random_slider(model))
+    expected = sample(apply_sliders(model, stack, "by rows"), FAMILY)
+
+    def no_room(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch, "empty_like", no_room)
+    acted = apply_sliders(model, stack, "merged")
+    assert difference(sample(acted, FAMILY), expected) < 1e-6
+    assert "no memory for merged weights" in caplog.text
+    assert merged_of(model).size_bytes == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_after_a_failed_one_is_as_on_a_fresh_model(model, way):
+    stack = Stack.of(random_slider(model, 1), 0.6) + Stack.of(random_slider(model, 2), 0.3)
+    turned = stack.scaled(1.5)
+    fresh = sample(apply_sliders(tiny_model(FAMILY), turned, way), FAMILY)
+    sample(apply_sliders(model, stack, way), FAMILY)
+    acted = apply_sliders(model, turned, way)
+    for layer in list(layer_names(model))[::5]:
+        module = model.model.get_submodule(layer)
+        handle = module.register_forward_hook(out_of_memory)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            sample(acted, FAMILY)
+        handle.remove()
+        assert traces(model) == []
+        assert torch.equal(sample(acted, FAMILY), fresh)
+
+
+def out_of_memory(*args):
+    raise torch.cuda.OutOfMemoryError("in a layer")
+
+
+def test_unloading_gives_the_memory_back(model):
+    acted = apply_sliders(model, Stack.of(random_slider(model)), "merged")
+    before = sample(acted, FAMILY)
+    assert merged_of(model).size_bytes > 0
+    comfy.model_management.unload_all_models()
+    assert merged_of(model).size_bytes == 0
+    assert torch.equal(sample(acted, FAMILY), before)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("branch", ["positive", "negative"])
+def test_one_branch_of_guidance(model, way, branch):
+    """With guidance g, a slider on the positive branch alone is bare + g (slider - bare) of that branch."""
+    stack = Stack.of(random_slider(model))
+    seen = []
+
+    def spy(apply_model, args):
+        seen.append((args["cond_or_uncond"], apply_model(args["input"], args["timestep"], **args["c"]).clone()))
+        return seen[-1][1]
+
+    outputs = {}
+    for kind in ("both", branch, "bare"):
+        acted = apply_sliders(model, Stack() if kind == "bare" else stack.on(kind), way)
+        acted.set_model_unet_function_wrapper(spy)
+        seen.clear()
+        sample(acted, FAMILY)
+        outputs[kind] = dict(zip(seen[0][0], seen[0][1], strict=True))  # the first evaluation, by chunk
+    on, off = (0, 1) if branch == "positive" else (1, 0)
+    assert difference(outputs[branch][on], outputs["both"][on]) < 1e-5
+    assert difference(outputs[branch][off], outputs["bare"][off]) < 1e-6
+    assert difference(outputs["both"][off], outputs["bare"][off]) > 1e-2
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("sliders_first", [True, False])
+def test_compiled_models(model, way, sliders_first):
+    """Sliders act on a compiled model too, whether they were applied before or after, and however they change."""
+    slider = random_slider(model)
+    expected = [sample(apply_sliders(model, Stack.of(slider, s), way), FAMILY) for s in (1.0, -0.5)]
+    bare = sample(model, FAMILY)
+    torch.compiler.reset()
+    (compiled,) = TorchCompileModel.execute(model, "cudagraphs").args
+    assert difference(sample(compiled, FAMILY), bare) < 1e-4
+    for strength, want in zip((1.0, -0.5), expected, strict=True):
+        if sliders_first:
+            (acted,) = TorchCompileModel.execute(
+                apply_sliders(model, Stack.of(slider, strength), way), "cudagraphs"
+            ).args
+        else:
+            acted = apply_sliders(compiled, Stack.of(slider, strength), way)
+        assert difference(sample(acted, FAMILY), want) < 1e-4
+    assert difference(sample(compiled, FAMILY), bare) < 1e-4
+
+
+def adapted_parts(shape: tuple[int, ...]) -> dict[str, dict[str, torch.Tensor]]:
+    """One change of each kind for a linear layer or convolution, as their trainers write it."""
+    out, inner = shape[0], shape[1] * (shape[2] * shape[3] if len(shape) > 2 else 1)
+    ones = (1,) * (len(shape) - 2)
+
+    def r(*size):
+        return 0.3 * torch.randn(*size)
+
+    low = {"lora_up.weight": r(out, 2, *ones), "lora_down.weight": r(2, *shape[1:]), "alpha": torch.tensor(1.0)}
+    return {
+        "LoHa": {"hada_w1_a": r(out, 2), "hada_w1_b": r(2, inner), "hada_w2_a": r(out, 2), "hada_w2_b": r(2, inner)},
+        "LoKr": {"lokr_w1": r(2, 2), "lokr_w2": r(out // 2, shape[1] // 2, *shape[2:])},
+        "DoRA": {**low, "dora_scale": 1 + r(out, 1, *ones).abs()},
+        "OFT": {"oft_blocks": r(2, out // 2, out // 2)},
+        "difference": {"diff": r(*shape)},
+        "bias": {"diff_b": r(out)},
+        "LoRA with a bias": {**low, "diff_b": r(out)},
+    }
+
+
+KINDS = tuple(adapted_parts((8, 8)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_changes_that_are_no_product_equal_the_stock_loader(model, kind, way):
+    slider, tensors = adapted_slider(model, kind)
+    strength = 1.0 if kind == "OFT" else 0.8  # the host takes an OFT's strength twice: 0.8 would be 0.64
+    stock, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
+    ours = sample(apply_sliders(model, Stack.of(slider, strength), way), FAMILY)
+    assert difference(ours, sample(stock, FAMILY)) < 1e-4
+    assert difference(ours, sample(model, FAMILY)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changes_that_are_no_product_have_rows(model, kind):
+    slider, _ = adapted_slider(model, kind)
+    values = (-0.5, 0.0, 0.8)
+    batch = sample(apply_sliders(model, Stack.of(slider).swept(0, values)), FAMILY, rows=3)
+    for row, value in enumerate(values):
+        alone = sample(apply_sliders(model, Stack.of(slider, value)), FAMILY)
+        assert difference(batch[row : row + 1], alone) < 1e-4
+
+
+def adapted_slider(model, kind):
+    torch.manual_seed(3)
+    names = [(path, name) for path, name in layer_names(model).items() if "attn" in path or "in_layers" in path]
+    layers, tensors = {}, {}
+    for path, name in names:
+        module = model.model.get_submodule(path)
+        parts = adapted_parts(weight_shape(module, name))[kind]
+        if "diff_b" in parts and module.bias is None:
+            continue
+        layers[name] = Adapted(parts)
+        tensors |= {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
+    return Slider(kind, layers), tensors
+
+
+def test_norms(model):
+    names = [n for n, m in model.model.named_modules() if isinstance(m, torch.nn.GroupNorm | torch.nn.LayerNorm)]
+    torch.manual_seed(0)
+    layers, tensors = {}, {}
+    for name in names:
+        size = model.model.get_submodule(name).weight.shape
+        parts = {"w_norm": 0.3 * torch.randn(size), "b_norm": 0.3 * torch.randn(size)}
+        layers[name] = Adapted(parts)
+        tensors |= {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
+    stock, _ = comfy.sd.load_lora_for_models(model, None, tensors, 0.8, 0.0)
+    expected = sample(stock, FAMILY)
+    assert difference(expected, sample(model, FAMILY)) > 1e-3
+    for way in WAYS:
+        ours = sample(apply_sliders(model, Stack.of(Slider("norms", layers), 0.8), way), FAMILY)
+        assert difference(ours, expected) < 1e-4
+
+
+def test_a_change_of_another_shape_is_named(model):
+    name = next(iter(layer_names(model).values()))
+    odd = Slider(
+        "odd",
+        {
+            name: Adapted(
+                {
+                    "hada_w1_a": torch.ones(3, 2),
+                    "hada_w1_b": torch.ones(2, 5),
+                    "hada_w2_a": torch.ones(3, 2),
+                    "hada_w2_b": torch.ones(2, 5),
+                }
+            )
+        },
+    )
+    with pytest.raises(ValueError, match="cannot be applied to the model's weight of shape"):
+        sample(apply_sliders(model, Stack.of(odd)), FAMILY)
+    assert traces(model) == []
