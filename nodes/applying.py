@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..sliders.runtime import apply_sliders, apply_to_clip
 from ..sliders.stack import Stack
+from ..sliders.ways import WAYS
 from .sockets import Sliders
 from .strip import draw_strip, strip_labels
 
@@ -21,14 +22,23 @@ class ApplySliders(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 Sliders.Input("sliders"),
+                io.Combo.Input(
+                    "way",
+                    options=list(WAYS),
+                    default=WAYS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="Merged: weights of our own stand in for the model's; costs memory, and nothing per step. "
+                    "By rows: costs a little in every step, and no memory. Auto picks by what is there.",
+                ),
                 io.Clip.Input("clip", optional=True, tooltip="Only for sliders that also change the text encoder."),
             ],
             outputs=[io.Model.Output(), io.Clip.Output()],
         )
 
     @classmethod
-    def execute(cls, model, sliders: Stack, clip=None) -> io.NodeOutput:
-        return io.NodeOutput(apply_sliders(model, sliders), clip and apply_to_clip(clip, sliders))
+    def execute(cls, model, sliders: Stack, way: str = WAYS[0], clip=None) -> io.NodeOutput:
+        return io.NodeOutput(apply_sliders(model, sliders, way), clip and apply_to_clip(clip, sliders))
 
 
 class SliderStrip(io.ComfyNode):

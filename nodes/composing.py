@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..sliders.gate import Gate
-from ..sliders.stack import Stack
+from ..sliders.stack import BRANCHES, Stack
 from .sockets import Sliders
 from .sweeping import parse_values, swept_latent
 
@@ -75,13 +75,24 @@ class GateSliders(io.ComfyNode):
                     "Fraction of sampling over which they come in after the start (and go out before "
                     "an end below 1). 0 switches at once.",
                 ),
+                io.Combo.Input(
+                    "branch",
+                    options=list(BRANCHES),
+                    default=BRANCHES[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="With guidance (CFG above 1): act on the positive and the negative prompt's prediction, "
+                    "or on one of them only.",
+                ),
             ],
             outputs=[Sliders.Output(display_name="sliders")],
         )
 
     @classmethod
-    def execute(cls, sliders: Stack, start: float, end: float, ramp: float) -> io.NodeOutput:
-        return io.NodeOutput(sliders.gated(Gate(start, end, ramp)))
+    def execute(
+        cls, sliders: Stack, start: float, end: float, ramp: float, branch: str = BRANCHES[0]
+    ) -> io.NodeOutput:
+        return io.NodeOutput(sliders.gated(Gate(start, end, ramp)).on(branch))
 
 
 class SweepSliders(io.ComfyNode):

@@ -118,7 +118,15 @@ class Stack:
         return Stack(tuple(replace(p, gates=(*p.gates, gate)) for p in self.placed))
 
     def on(self, branch: str) -> Stack:
-        """Every slider acting in one part of classifier-free guidance only; see `Placed`."""
+        """Every slider acting in this part of classifier-free guidance only, see `Placed`; "both" changes nothing.
+
+        Raises ValueError if one of them acts in the other part only already.
+        """
+        if branch == "both":
+            return self
+        for p in self.placed:
+            if p.branch not in ("both", branch):
+                raise ValueError(f"Slider '{p.slider.name}' acts on {p.branch} prompts only: none would be left.")
         return Stack(tuple(replace(p, branch=branch) for p in self.placed))
 
     def swept(self, position: int, values: Sequence[float], repeats: int = 1) -> Stack:

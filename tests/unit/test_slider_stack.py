@@ -178,3 +178,14 @@ def test_facts_about_a_slider():
     assert both.size_bytes == 4 * 14 + 2 * 35
     assert list(both.model_layers) == ["lora_unet_a"]
     assert list(both.text_layers) == ["lora_te_b"]
+
+
+def test_branches():
+    stack = Stack.of(slider("one"), 1.0)
+    assert stack.on("both") is stack
+    positive = stack.on("positive")
+    assert positive[0].branch == positive.on("both")[0].branch == positive.on("positive")[0].branch == "positive"
+    with pytest.raises(ValueError, match="positive prompts only"):
+        positive.on("negative")
+    with pytest.raises(ValueError, match="both, positive, negative"):
+        stack.on("neither")
