@@ -1,0 +1,165 @@
+"""Full-size models with random weights, sliders for them, and sampling runs with a stopwatch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "devtools"))
+import library  # noqa: F401  (makes ComfyUI and the pack importable)
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.supported_models
+import comfy.utils
+import torch
+from concept_sliders.sliders.layers import weight_shape
+from concept_sliders.sliders.matching import layer_names
+from concept_sliders.sliders.slider import LowRank, Slider
+
+UNET = {
+    "use_checkpoint": False,
+    "image_size": 32,
+    "out_channels": 4,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "in_channels": 4,
+    "model_channels": 320,
+    "use_temporal_attention": False,
+    "use_temporal_resblock": False,
+}
+SIZES = {
+    "sd15": (
+        comfy.supported_models.SD15,
+        {
+            "adm_in_channels": None,
+            "num_res_blocks": [2, 2, 2, 2],
+            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+            "channel_mult": [1, 2, 4, 4],
+            "transformer_depth_middle": 1,
+            "use_linear_in_transformer": False,
+            "context_dim": 768,
+            "num_heads": 8,
+            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        },
+        {},
+    ),
+    "sdxl": (
+        comfy.supported_models.SDXL,
+        {
+            "num_classes": "sequential",
+            "adm_in_channels": 2816,
+            "num_res_blocks": [2, 2, 2],
+            "transformer_depth": [0, 0, 2, 2, 10, 10],
+            "channel_mult": [1, 2, 4],
+            "transformer_depth_middle": 10,
+            "use_linear_in_transformer": True,
+            "context_dim": 2048,
+            "num_head_channels": 64,
+            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+        },
+        {"pooled_output": torch.zeros(1, 1280)},
+    ),
+}
+
+
+def full_size(size: str) -> comfy.model_patcher.ModelPatcher:
+    """An SD1.5 or SDXL with random weights, on the host's own device and in its own precision there."""
+    config_class, config, _ = SIZES[size]
+    device = comfy.model_management.get_torch_device()
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    model_config = config_class({**UNET, **config, "dtype": dtype})
+    model = model_config.get_model({}, device=comfy.model_management.unet_offload_device())
+    torch.manual_seed(0)
+    for parameter in model.diffusion_model.parameters():
+        spread = 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.0
+        parameter.data.copy_(torch.randn(parameter.shape) * spread + float(parameter.ndim == 1))
+    return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
+
+
+def some_layers(model, count: int) -> dict[str, str]:
+    """`count` layers that sliders act on, linear and convolution, evenly over the model: name by path."""
+    names = [(p, n) for p, n in layer_names(model).items() if ".attn2." not in p and "time_embed" not in p]
+    return dict(names[int(i * len(names) / count)] for i in range(min(count, len(names))))
+
+
+def random_slider(model, names: dict[str, str], seed: int, rank: int = 4) -> Slider:
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for path, name in names.items():
+        fresh = LowRank.fresh(weight_shape(model.model.get_submodule(path), name), rank, generator)
+        layers[name] = LowRank(fresh.down, torch.randn(fresh.up.shape, generator=generator) * 0.02)
+    return Slider(f"slider {seed}", layers)
+
+
+@dataclass
+class Run:
+    """One sampling run: when it was called, and when each of its steps was done, in seconds."""
+
+    began: float
+    steps: list[float] = field(default_factory=list)
+
+    @property
+    def step(self) -> float:
+        """The shortest of the steps after the first: one CFG evaluation, undisturbed."""
+        return min(b - a for a, b in zip(self.steps, self.steps[1:]))
+
+    @property
+    def total(self) -> float:
+        return self.steps[-1] - self.began
+
+    def lead(self, step: float) -> float:
+        """From the call to the first step's begin."""
+        return self.steps[0] - self.began - step
+
+    def longest(self, step: float) -> float:
+        """What the longest of the later steps took more than a step."""
+        return max(b - a for a, b in zip(self.steps, self.steps[1:])) - step
+
+
+class Sampler:
+    """CFG sampling of one model size, timed step by step."""
+
+    def __init__(self, size: str, side: int, steps: int):
+        context, extra = SIZES[size][1]["context_dim"], SIZES[size][2]
+        self.latent, self.steps = torch.zeros(1, 4, side, side), steps
+        self.positive, self.negative = ([[torch.randn(1, 77, context), dict(extra)]] for _ in range(2))
+
+    def run(self, prepare, steps: int | None = None, rows: int = 1) -> Run:
+        """prepare() -> model, or (model, positive): what is done between the change of a strength and sampling."""
+        steps = steps or self.steps
+        noise = torch.randn(1, *self.latent.shape[1:]).repeat(rows, 1, 1, 1)
+        settle()
+        with torch.inference_mode():
+            run = Run(time.perf_counter())
+            made = prepare()
+            model, positive = made if isinstance(made, tuple) else (made, self.positive)
+
+            def done(*_):
+                settle()
+                run.steps.append(time.perf_counter())
+
+            comfy.sample.sample(
+                model,
+                noise,
+                steps,
+                7.0,
+                "euler",
+                "normal",
+                positive,
+                self.negative,
+                self.latent.repeat(rows, 1, 1, 1),
+                callback=done,
+                disable_pbar=True,
+                seed=1,
+            )
+        return run
+
+
+def settle() -> None:
+    """Wait for the device, so that the clock shows what is done and not what is queued."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,278 @@
+"""What sliders cost: ours, both ways, against the host's own ways and the public code's.
+
+    python3 dev.py bench runtime [--size sd15] [--counts 1 5 10 50] [--steps 4] [--picture 20]
+
+Every figure comes from whole sampling runs with CFG, step by step, in units of one bare CFG step of the same
+machine in the same minutes. Random weights: what they hold does not matter for what they cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import _models  # first: it makes the host importable
+import comfy.hooks
+import comfy.model_management
+import comfy.sd
+import torch
+import torch.nn.functional as F
+from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.matching import workshop_of
+from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.slider import Slider
+from concept_sliders.sliders.stack import Stack
+
+LAYERS = 150
+GATE = Gate(0.4)
+log = logging.getLogger("bench")
+
+
+def stack_of(sliders: list[Slider], strengths: list[float], gate: Gate | None = None) -> Stack:
+    return sum((Stack.of(s, v, gate) for s, v in zip(sliders, strengths, strict=True)), Stack())
+
+
+def tensors_of(slider: Slider) -> dict[str, torch.Tensor]:
+    pairs = ((n, p, t) for n, layer in slider.layers.items() for p, t in (("down", layer.down), ("up", layer.up)))
+    return {f"{name}.lora_{part}.weight": tensor for name, part, tensor in pairs}
+
+
+class Bench:
+    """One model size; `rows` collects what is measured, by way and number of sliders."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.model = _models.full_size(options.size)
+        self.sampler = _models.Sampler(options.size, options.side, options.steps)
+        self.names = _models.some_layers(self.model, LAYERS)
+        self.options, self.rows = options, []
+        self.sampler.run(lambda: self.model)
+        self.bare = self.sampler.run(lambda: self.model).step
+        log.info("one bare CFG step: %.3f s", self.bare)
+
+    def sliders(self, count: int) -> tuple[list[Slider], list[float], list[float]]:
+        """Sliders, their strengths, and the strengths with one of them changed."""
+        made = [_models.random_slider(self.model, self.names, seed) for seed in range(count)]
+        return made, [0.5] * count, [0.9, *[0.5] * (count - 1)]
+
+    def note(self, way: str, count: int, **figures: float) -> None:
+        figures = {name: round(value, 4) for name, value in figures.items()}
+        self.rows.append({"way": way, "sliders": count, **figures})
+        log.info("%-24s %3d  %s", way, count, "  ".join(f"{k} {v}" for k, v in figures.items()))
+
+    def against_bare(self, prepare, runs: int = 2, **how) -> tuple[float, _models.Run]:
+        """A step's cost in bare steps, taken in turn with bare runs, and the last run."""
+        ratios = []
+        for _ in range(runs):
+            bare = self.sampler.run(lambda: self.model).step
+            run = self.sampler.run(prepare, **how)
+            ratios.append(run.step / bare)
+            self.bare = bare
+        return statistics.median(ratios), run
+
+    def ours(self, way: str, count: int) -> None:
+        workshop_of(self.model.model).clear()
+        sliders, before, after = self.sliders(count)
+        first = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, before), way))
+        changed = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, after), way))
+        step, _ = self.against_bare(lambda: apply_sliders(self.model, stack_of(sliders, after), way))
+        gated = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, after, GATE), way))
+        merged = workshop_of(self.model.model).merged.size_bytes
+        factors = sum(s.size_bytes for s in sliders)
+        self.note(
+            f"ours, {way}",
+            count,
+            step=step,
+            change=changed.lead(changed.step) / self.bare,
+            gate=gated.longest(step * self.bare) / self.bare,
+            first=first.lead(first.step) / self.bare,
+            gigabytes=(merged + factors) / 1e9,
+        )
+
+    def floor(self, count: int) -> None:
+        """The bare step and the two products of every layer, and nothing else."""
+        shapes = self._inputs()
+        rank, seconds = 4 * count, 0.0
+        for path, shape in shapes.items():
+            module = self.model.model.get_submodule(path)
+            x = torch.randn(shape, device=self.model.load_device, dtype=module.weight.dtype)
+            down = torch.randn(rank, *module.weight.shape[1:]).to(x)
+            up = torch.randn(module.weight.shape[0], rank, *(1 for _ in module.weight.shape[2:])).to(x)
+            seconds += _shortest(lambda x=x, d=down, u=up, m=module: _two_products(m, x, d, u))
+        self.note("floor: two products", count, step=1 + seconds / self.bare)
+
+    def _inputs(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {}
+        with ExitStack() as stack:
+            for path in self.names:
+                module = self.model.model.get_submodule(path)
+                seen = module.register_forward_pre_hook(
+                    lambda m, a, p=path: shapes.setdefault(p, a[0].shape) and None
+                )
+                stack.callback(seen.remove)
+            self.sampler.run(lambda: self.model, steps=1)
+        return shapes
+
+    def public_code(self, count: int) -> None:
+        """One forward hook for each slider and layer, as the public code stacks them."""
+        sliders, _, _ = self.sliders(count)
+        device, dtype = self.model.load_device, self.model.model.get_dtype()
+        with ExitStack() as stack:
+            for slider in sliders:
+                for path, name in self.names.items():
+                    layer = slider.layers[name]
+                    down, up = layer.down.to(device, dtype), layer.up.to(device, dtype)
+                    module = self.model.model.get_submodule(path)
+                    hook = module.register_forward_hook(
+                        lambda m, a, y, d=down, u=up: y + 0.5 * _two_products(m, a[0], d, u)
+                    )
+                    stack.callback(hook.remove)
+            run = self.sampler.run(lambda: self.model)
+        bare = self.sampler.run(lambda: self.model).step
+        self.note("one hook a slider", count, step=run.step / bare)
+
+    def stock_patches(self, count: int) -> None:
+        sliders, before, after = self.sliders(count)
+        files = [tensors_of(slider) for slider in sliders]
+        first = self.sampler.run(partial(self._patched, files, before))
+        changed = self.sampler.run(partial(self._patched, files, after))
+        backup = sum(b.weight.numel() * b.weight.element_size() for b in self.model.backup.values())
+        self.note(
+            "stock LoRA loaders",
+            count,
+            step=changed.step / self.bare,
+            change=changed.lead(changed.step) / self.bare,
+            first=first.lead(first.step) / self.bare,
+            gigabytes=backup / 1e9,
+        )
+        self.sampler.run(lambda: self.model, steps=1)  # the host gives the weights back
+
+    def _patched(self, files: list[dict[str, torch.Tensor]], strengths: list[float]):
+        """The model behind a chain of stock loaders."""
+        model = self.model
+        for tensors, strength in zip(files, strengths, strict=True):
+            model, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
+        return model
+
+    def hooked(self, sliders: list[Slider], strengths: list[float]):
+        """The model and a conditioning with stock weight hooks that open at the gate."""
+        hooks = None
+        for slider, strength in zip(sliders, strengths, strict=True):
+            made = comfy.hooks.create_hook_lora(tensors_of(slider), strength_model=strength, strength_clip=0.0)
+            hooks = made if hooks is None else hooks.clone_and_combine(made)
+        frames = comfy.hooks.HookKeyframeGroup()
+        for value, start in ((0.0, 0.0), (1.0, GATE.start)):
+            frames.add(comfy.hooks.HookKeyframe(strength=value, start_percent=start))
+        hooks.set_keyframes_on_hooks(frames)
+        self.sampler.negative = comfy.hooks.set_hooks_for_conditioning(self.plain_negative, hooks)
+        return self.model.clone(), comfy.hooks.set_hooks_for_conditioning(self.sampler.positive, hooks)
+
+    def stock_gate(self, count: int, steps: int | None = None) -> _models.Run:
+        sliders, _, after = self.sliders(count)
+        self.plain_negative = self.sampler.negative
+        try:
+            run = self.sampler.run(lambda: self.hooked(sliders, after), steps)
+        finally:
+            self.sampler.negative = self.plain_negative
+        if steps is None:
+            lead, switch = run.lead(self.bare) / self.bare, run.longest(self.bare) / self.bare
+            self.note("stock hooks, gated", count, step=run.step / self.bare, change=lead, gate=switch)
+        return run
+
+    def stock_bypass(self) -> None:
+        sliders, _, _ = self.sliders(1)
+        tensors = tensors_of(sliders[0])
+        step, run = self.against_bare(
+            lambda: comfy.sd.load_bypass_lora_for_models(self.model, None, tensors, 0.5, 0.0)[0]
+        )
+        self.note("stock bypass loader", 1, step=step, change=run.lead(run.step) / self.bare)
+
+    def picture(self, count: int, steps: int) -> None:
+        """A whole picture after one strength has changed."""
+        sliders, before, after = self.sliders(count)
+        bare = self.sampler.run(lambda: self.model, steps).total
+        for way, gate in (("merged", None), ("by rows", None), ("merged", GATE), ("by rows", GATE)):
+            earlier, later = (stack_of(sliders, strengths, gate) for strengths in (before, after))
+            self.sampler.run(partial(apply_sliders, self.model, earlier, way), 1)
+            run = self.sampler.run(partial(apply_sliders, self.model, later, way), steps)
+            self.note(f"picture, {way}{', gated' if gate else ''}", count, picture=run.total / bare)
+
+        patched = partial(self._patched, [tensors_of(slider) for slider in sliders], after)
+        self.note("picture, stock loaders", count, picture=self.sampler.run(patched, steps).total / bare)
+        self.sampler.run(lambda: self.model, steps=1)
+        self.note("picture, stock hooks, gated", count, picture=self.stock_gate(count, steps).total / bare)
+
+    def sweep(self, values: int) -> None:
+        """Several strengths of one slider: a batch of rows, against as many stock runs."""
+        sliders, _, _ = self.sliders(1)
+        strengths = [i - values / 2 for i in range(values)]
+        swept = Stack.of(sliders[0]).swept(0, strengths)
+        ours = self.sampler.run(lambda: apply_sliders(self.model, swept), rows=values).total
+        tensors, stock = tensors_of(sliders[0]), 0.0
+        for value in strengths:
+            stock += self.sampler.run(partial(self._patched, [tensors], [value])).total
+        self.note(f"sweep of {values}, stock / ours", 1, step=stock / ours)
+
+
+def _two_products(module, x, down, up):
+    if down.ndim == 2:
+        return F.linear(F.linear(x, down), up)
+    return F.conv2d(F.conv2d(x, down, None, module.stride, module.padding), up)
+
+
+def _shortest(call, repeats: int = 3) -> float:
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats):
+            _models.settle()
+            begin = time.perf_counter()
+            call()
+            _models.settle()
+            times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def table(rows: list[dict]) -> str:
+    columns = ("way", "sliders", "step", "change", "gate", "first", "gigabytes", "picture")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=_models.SIZES, default="sd15")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 10, 50])
+    parser.add_argument("--side", type=int, default=64, help="of the latent: an eighth of the picture's")
+    parser.add_argument("--steps", type=int, default=4, help="of a timed run")
+    parser.add_argument("--picture", type=int, default=20, help="steps of a whole picture; 0 leaves it out")
+    parser.add_argument("--sweep", type=int, default=4, help="strengths of a sweep")
+    parser.add_argument("--stock-up-to", type=int, default=50, help="most sliders the stock ways are tried with")
+    parser.add_argument("--out", type=Path, help="JSON of all figures")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    bench = Bench(options)
+    for count in options.counts:
+        bench.floor(count)
+        bench.ours("by rows", count)
+        bench.ours("merged", count)
+        bench.public_code(count)
+        if count <= options.stock_up_to:
+            bench.stock_patches(count)
+            bench.stock_gate(count)
+    bench.stock_bypass()
+    bench.sweep(options.sweep)
+    if options.picture:
+        bench.picture(max(options.counts), options.picture)
+    log.info("\n%s", table(bench.rows))
+    if options.out:
+        options.out.write_text(json.dumps({"bare_seconds": bench.bare, "rows": bench.rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
