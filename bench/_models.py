@@ -130,33 +130,37 @@ class Sampler:
 
     def run(self, prepare, steps: int | None = None, rows: int = 1) -> Run:
         """prepare() -> model, or (model, positive): what is done between the change of a strength and sampling."""
-        steps = steps or self.steps
-        noise = torch.randn(1, *self.latent.shape[1:]).repeat(rows, 1, 1, 1)
         settle()
+        run = Run(time.perf_counter())
+
+        def done(*_):
+            settle()
+            run.steps.append(time.perf_counter())
+
         with torch.inference_mode():
-            run = Run(time.perf_counter())
             made = prepare()
             model, positive = made if isinstance(made, tuple) else (made, self.positive)
-
-            def done(*_):
-                settle()
-                run.steps.append(time.perf_counter())
-
-            comfy.sample.sample(
-                model,
-                noise,
-                steps,
-                7.0,
-                "euler",
-                "normal",
-                positive,
-                self.negative,
-                self.latent.repeat(rows, 1, 1, 1),
-                callback=done,
-                disable_pbar=True,
-                seed=1,
-            )
+            self.result(model, steps, rows, positive, done)
         return run
+
+    @torch.inference_mode()
+    def result(self, model, steps: int | None = None, rows: int = 1, positive=None, callback=None) -> torch.Tensor:
+        """The latents of a whole run, (rows, C, side, side)."""
+        noise = torch.randn(1, *self.latent.shape[1:]).repeat(rows, 1, 1, 1)
+        return comfy.sample.sample(
+            model,
+            noise,
+            steps or self.steps,
+            7.0,
+            "euler",
+            "normal",
+            positive or self.positive,
+            self.negative,
+            self.latent.repeat(rows, 1, 1, 1),
+            callback=callback,
+            disable_pbar=True,
+            seed=1,
+        )
 
 
 def settle() -> None:

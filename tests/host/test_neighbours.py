@@ -1,0 +1,217 @@
+"""Sliders together with the rest of the host: other LoRAs, hooks, merges, regions, control, short memory, dtypes."""
+
+import comfy.controlnet
+import comfy.hooks
+import comfy.lora
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from concept_sliders.sliders import ways
+from concept_sliders.sliders.matching import workshop_of
+from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.host.tiny import FAMILIES, condition, difference, random_slider, sample, tiny_model
+
+WAYS = ways.WAYS[1:]
+FAMILY = "SD15"
+VALUES = (-1.0, 0.0, 0.8)
+
+
+@pytest.fixture
+def model():
+    return tiny_model(FAMILY)
+
+
+def tensors_of(slider):
+    pairs = ((n, p, t) for n, layer in slider.layers.items() for p, t in (("down", layer.down), ("up", layer.up)))
+    return {f"{name}.lora_{part}.weight": tensor for name, part, tensor in pairs}
+
+
+def sample_with(model, positive, negative, rows=1, cfg=3.0):
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)).repeat(rows, 1, 1, 1)
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model, noise, 6, cfg, "euler", "normal", positive, negative, torch.zeros_like(noise), seed=5
+        ).clone()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stock_first", [True, False])
+def test_stock_bypass_loader(model, way, stock_first):
+    ours, theirs = random_slider(model, 1), random_slider(model, 2)
+    expected = sample(apply_sliders(model, Stack.of(ours) + Stack.of(theirs, 0.5), "by rows"), FAMILY)
+
+    def bypass(m):
+        return comfy.sd.load_bypass_lora_for_models(m, None, tensors_of(theirs), 0.5, 0.0)[0]
+
+    both = (
+        apply_sliders(bypass(model), Stack.of(ours), way)
+        if stock_first
+        else bypass(apply_sliders(model, Stack.of(ours), way))
+    )
+    assert difference(sample(both, FAMILY), expected) < 1e-4
+    assert not any(module._forward_hooks for module in model.model.modules())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_stock_weight_hooks(model, way):
+    """Hooks rewrite weights between evaluations: sliders then act by rows, on whatever the weights are."""
+    ours, theirs = random_slider(model, 1), random_slider(model, 2)
+    expected = sample(apply_sliders(model, Stack.of(ours) + Stack.of(theirs, 0.5), "by rows"), FAMILY)
+    hooks = comfy.hooks.create_hook_lora(tensors_of(theirs), strength_model=0.5, strength_clip=0.0)
+    conditions = [comfy.hooks.set_hooks_for_conditioning(condition(FAMILY, seed), hooks) for seed in (2, 3)]
+    bare = sample(model, FAMILY)
+    assert difference(sample_with(apply_sliders(model, Stack.of(ours), way), *conditions), expected) < 1e-4
+    assert difference(sample(model, FAMILY), bare) < 1e-6
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_merged_models(model, way):
+    other = tiny_model(FAMILY, seed=1)
+    blend = model.clone()
+    for key, patch in other.get_key_patches("diffusion_model.").items():
+        blend.add_patches({key: patch}, 0.4, 0.6)
+    by_hand = tiny_model(FAMILY)
+    for mine, theirs in zip(by_hand.model.parameters(), other.model.parameters(), strict=True):
+        mine.data.mul_(0.6).add_(theirs.data, alpha=0.4)
+    stack = Stack.of(random_slider(model))
+    expected = sample(apply_sliders(by_hand, stack, "by rows"), FAMILY)
+    assert difference(sample(apply_sliders(blend, stack, way), FAMILY), expected) < 1e-4
+
+
+def test_regions_have_their_rows(model):
+    """Two regions with prompts of their own: every chunk of the host's batch holds every row."""
+    regions = []
+    for seed, x in ((2, 0), (4, 4)):
+        ((tensor, options),) = condition(FAMILY, seed)
+        regions.append([tensor, {**options, "area": (8, 4, 0, x), "strength": 1.0}])
+    rows_equal_single_runs(model, regions, condition(FAMILY, 3))
+
+
+def test_control_has_its_rows(model):
+    ((tensor, options),) = condition(FAMILY, 2)
+    positive = [[tensor, {**options, "control": Control()}]]
+    bare = sample_with(model, positive, condition(FAMILY, 3))
+    assert difference(bare, sample(model, FAMILY)) > 1e-3
+    rows_equal_single_runs(model, positive, condition(FAMILY, 3))
+
+
+class Control(comfy.controlnet.ControlBase):
+    """The same push on the middle block for every picture."""
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        generator = torch.Generator().manual_seed(0)
+        push = 0.5 * torch.randn(1, 64, 4, 4, generator=generator)
+        return {"middle": [push.expand(x_noisy.shape[0], -1, -1, -1)], "output": []}
+
+    def pre_run(self, model, percent_to_timestep_function):
+        pass
+
+    def copy(self):
+        return Control()
+
+    def inference_memory_requirements(self, dtype):
+        return 0
+
+
+def test_batches_split_for_want_of_memory(model, monkeypatch):
+    """With no memory to spare the host runs every conditioning by itself."""
+    chunks = []
+
+    def spy(apply_model, args):
+        chunks.append(len(args["cond_or_uncond"]))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    swept = apply_sliders(model, Stack.of(random_slider(model)).swept(0, VALUES))
+    swept.set_model_unet_function_wrapper(spy)
+    together = sample(swept, FAMILY, rows=3)
+    assert set(chunks) == {2}
+    chunks.clear()
+    monkeypatch.setattr(ModelPatcher, "get_free_memory", lambda self, device: 0)
+    assert difference(sample(swept, FAMILY, rows=3), together) < 1e-4
+    assert set(chunks) == {1}
+
+
+def rows_equal_single_runs(model, positive, negative):
+    slider = random_slider(model)
+    batch = sample_with(apply_sliders(model, Stack.of(slider).swept(0, VALUES)), positive, negative, rows=3)
+    for row, value in enumerate(VALUES):
+        alone = sample_with(apply_sliders(model, Stack.of(slider, value)), positive, negative)
+        assert difference(batch[row : row + 1], alone) < 1e-4
+
+
+def typed_model(weights: torch.dtype, compute: torch.dtype | None) -> ModelPatcher:
+    """The tiny model with its weights stored in one dtype, and computed in another where that differs."""
+    config_class, unet_config, _, _ = FAMILIES[FAMILY]
+    config = config_class(dict(unet_config))
+    config.set_inference_dtype(weights, compute)
+    typed = config.get_model({}, device=torch.device("cpu"))
+    for own, source in zip(typed.parameters(), tiny_model(FAMILY).model.parameters(), strict=True):
+        own.data = source.data.to(weights)
+    return ModelPatcher(typed, torch.device("cpu"), torch.device("cpu"))
+
+
+def one_evaluation(model: ModelPatcher, stack: Stack, way: str) -> torch.Tensor:
+    acted = apply_sliders(model, stack, way)
+    generator = torch.Generator().manual_seed(3)
+    x, context = torch.randn(1, 4, 8, 8, generator=generator), condition(FAMILY, 2)[0][0]
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([acted])
+        acted.pre_run()
+        options = {"wrappers": acted.wrappers, "cond_or_uncond": [0], "sigmas": torch.tensor([3.0])}
+        options["sample_sigmas"] = torch.linspace(14.0, 0.0, 20)
+        denoised = model.model.apply_model(
+            x, torch.tensor([3.0]), c_crossattn=context, transformer_options=options
+        ).float()
+        acted.cleanup()
+    return (x - denoised) / 3.0
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "weights, compute",
+    [(torch.bfloat16, None), (torch.float16, None), (torch.float16, torch.float32)],
+)
+def test_half_precision(weights, compute, way):
+    """Within the resolution of the dtype of the same sliders on the same weights in float32."""
+    typed, single = typed_model(weights, compute), tiny_model(FAMILY)
+    for own, source in zip(single.model.parameters(), typed.model.parameters(), strict=True):
+        own.data = source.data.float()
+    stack = Stack.of(random_slider(single, 1), 0.7) + Stack.of(random_slider(single, 2), -0.5)
+    exact = one_evaluation(single, stack, "by rows")
+    bare_error = difference(one_evaluation(typed, Stack(), way), one_evaluation(single, Stack(), way))
+    error = difference(one_evaluation(typed, stack, way), exact)
+    assert error < 3 * max(bare_error, torch.finfo(weights).eps)
+    assert difference(one_evaluation(typed, Stack(), way), exact) > 10 * error
+    assert workshop_of(typed.model).merged.uses == (way == "merged")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fp8_weights_stay_as_they_are(way):
+    """Weights of eight bits cannot hold a small change: sliders act by rows there, and lose nothing."""
+    typed, single = typed_model(torch.float8_e4m3fn, torch.float32), tiny_model(FAMILY)
+    for own, source in zip(single.model.parameters(), typed.model.parameters(), strict=True):
+        own.data = source.data.float()
+    stack = Stack.of(random_slider(single), 0.7)
+    assert difference(one_evaluation(typed, stack, way), one_evaluation(single, stack, "by rows")) < 1e-4
+    assert workshop_of(typed.model).merged.uses == 0
+
+
+def test_many_runs_leave_nothing_behind(model):
+    """Random stacks, one after the other: each result is that of a fresh model, and what is kept is bounded."""
+    generator = torch.Generator().manual_seed(0)
+    sliders = [random_slider(model, seed) for seed in range(6)]
+    for turn in range(40):
+        strengths = torch.randn(6, generator=generator) * (torch.rand(6, generator=generator) < 0.5)
+        way = WAYS[turn % 2]
+        stack = sum((Stack.of(s, float(v)) for s, v in zip(sliders, strengths, strict=True)), Stack())
+        used = one_evaluation(model, stack, way)
+        if turn % 5 == 0:
+            assert difference(used, one_evaluation(tiny_model(FAMILY), stack, way)) < 1e-5
+    workshop = workshop_of(model.model)
+    assert len(workshop._banks) <= 2
+    assert workshop.merged.size_bytes <= sum(p.numel() * p.element_size() for p in model.model.parameters())
