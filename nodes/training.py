@@ -151,6 +151,25 @@ class TrainSlider(io.ComfyNode):
                     advanced=True,
                     tooltip="Train up to this fraction of sampling.",
                 ),
+                io.Float.Input(
+                    "own_rollouts",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Share of those pictures that are made with the slider on, at its present state. There it "
+                    "learns what to hold in pictures it has changed itself. 0 is the published way.",
+                ),
+                io.Boolean.Input(
+                    "held_target",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Ask for the target with every held phrase as well, so that what they name stays at even "
+                    "odds. Off is the published way. Without phrases it changes nothing.",
+                ),
                 io.Vae.Input(
                     "vae",
                     optional=True,

@@ -14,6 +14,7 @@ from .recipe import Recipe
 from .rollouts import classifier_free, roll_out
 
 if TYPE_CHECKING:
+    from ..sliders.bank import LayerBank
     from .denoiser import Denoiser
     from .in_place import NewLayers
 
@@ -59,7 +60,7 @@ def train_textual(
     parameters = layers.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
     progress = Progress()
-    points = textual_points(denoiser, recipe, shape, generator)
+    points = textual_points(denoiser, layers.bank, recipe, shape, generator)
     try:
         while progress.steps < recipe.steps and not should_stop():
             point = next(points)
@@ -85,37 +86,52 @@ def train_textual(
 
 
 def textual_points(
-    denoiser: Denoiser, recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator
+    denoiser: Denoiser, bank: LayerBank, recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator
 ) -> Iterator[Point]:
-    """Endless training points: noise levels of frozen trajectories, with the frozen model's answers there.
+    """Endless training points: noise levels of trajectories, with the frozen model's answers there.
 
-    A trajectory passes through every noise level, so each serves `recipe.visits` points. The rollout runs the
-    bare model: with the slider on, as in the public code, it would train on its own drift.
+    A trajectory passes through every noise level, so each serves `recipe.visits` points. Most run the bare model,
+    as the paper has it. A share of them runs with the slider on (the public code does so always): there it learns
+    what to hold in pictures that it has changed itself.
     """
-    concept, sigmas = recipe.concept, denoiser.sigmas(recipe.rollout_steps)
+    sigmas = denoiser.sigmas(recipe.rollout_steps)
     start, end = (round(fraction * recipe.rollout_steps) for fraction in recipe.noise_range)
     levels = torch.arange(start, max(end, start + 1))
-
-    @torch.no_grad()
-    def guided(x: Tensor, sigma: Tensor) -> Tensor:
-        d_prompt, d_empty = denoiser(x, sigma, [concept.target, ""])
-        return classifier_free(d_prompt, d_empty, recipe.guidance)
-
     while True:
         noise = torch.randn(shape, generator=generator).to(denoiser.device)
-        trajectory = roll_out(guided, noise, sigmas, denoiser.scale_noise)
+        signs = _signs(shape[0], recipe.both_signs, generator).to(denoiser.device)
+        own = bool(torch.rand((), generator=generator) < recipe.own_rollouts)
+        strengths = signs[:, None] if own else torch.zeros_like(signs[:, None])
+        trajectory = roll_out(_guided(denoiser, bank, recipe, strengths), noise, sigmas, denoiser.scale_noise)
         for level in levels[torch.randperm(len(levels), generator=generator)[: recipe.visits]]:
-            signs = _signs(shape[0], recipe.both_signs, generator).to(denoiser.device)
+            if not own:
+                signs = _signs(shape[0], recipe.both_signs, generator).to(denoiser.device)
             x, sigma = trajectory.x[level], trajectory.sigmas[level]
             with torch.no_grad():
                 target = _answer(denoiser, recipe, x, sigma, signs)
             yield Point(x, sigma, target, signs[:, None])
 
 
+def _guided(
+    denoiser: Denoiser, bank: LayerBank, recipe: Recipe, strengths: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The guided prediction at the target prompt, with the slider at these strengths, (B, 1)."""
+
+    @torch.no_grad()
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        with bank.acting(strengths.repeat(2, 1)):  # (B, 1) -> (2 * B, 1), prompt by prompt
+            d_prompt, d_empty = denoiser(x, sigma, [recipe.concept.target, ""])
+        return classifier_free(d_prompt, d_empty, recipe.guidance)
+
+    return guided
+
+
 def _answer(denoiser: Denoiser, recipe: Recipe, x: Tensor, sigma: Tensor, signs: Tensor) -> Tensor:
     """The target at (x, sigma) for rows with the slider at +1 or -1: the edit and its opposite."""
-    d_target, *ends = denoiser(x, sigma, recipe.concept.prompts())
-    d_more, d_less = torch.stack(ends[0::2]), torch.stack(ends[1::2])  # (P, B, C, ...)
+    targets = recipe.concept.targets() if recipe.held_target else (recipe.concept.target,)
+    more, less = zip(*recipe.concept.ends())
+    asked = denoiser(x, sigma, [*targets, *more, *less])  # (P or 1) + P + P predictions, (B, C, ...) each
+    d_target, d_more, d_less = asked.split([len(targets), len(more), len(less)])
     eta = recipe.concept.eta * signs.view(-1, *(1 for _ in x.shape[1:]))
     return textual_target(d_target, d_more, d_less, eta)
 

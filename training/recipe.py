@@ -49,9 +49,14 @@ class Concept:
         """(c+ & p, c- & p) for every phrase p."""
         return tuple((_joined(self.more, p), _joined(self.less, p)) for p in self.phrases)
 
+    def targets(self) -> tuple[str, ...]:
+        """c_t & p for every phrase p."""
+        return tuple(_joined(self.target, p) for p in self.phrases)
+
     def prompts(self) -> tuple[str, ...]:
-        """Every prompt the frozen model is asked about: the target, then the pairs of ends."""
-        return (self.target, *(prompt for pair in self.ends() for prompt in pair))
+        """Every prompt that training asks about, once each."""
+        ends = (prompt for pair in self.ends() for prompt in pair)
+        return tuple(dict.fromkeys((self.target, *self.targets(), *ends)))
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,9 @@ class Recipe:
     layers: one of `layers.CHOICES`. both_signs: train strength -1 towards the opposite edit as well.
     rollout_steps: noise levels of a frozen trajectory. guidance: its classifier-free guidance scale.
     visits: training points taken from one trajectory before the next is rolled out.
+    own_rollouts: share of the trajectories that are rolled out with the slider on, in [0, 1]; the rest run the
+        bare model, as published. held_target: ask the frozen model for the target with every phrase too, and not
+        for the target alone; without phrases it changes nothing.
     noise_range: the part of sampling trained on, as fractions from its start, e.g. (0.0, 1.0).
     seed: of noise, initial weights and choices.
     Raises ValueError, naming the field, for a value out of range.
@@ -76,6 +84,8 @@ class Recipe:
     rollout_steps: int = 20
     guidance: float = 3.0
     visits: int = 10
+    own_rollouts: float = 0.5
+    held_target: bool = True
     noise_range: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     notes: dict[str, str] = field(default_factory=dict)
@@ -89,6 +99,7 @@ class Recipe:
             ("rollout_steps", self.rollout_steps >= 2, "at least 2"),
             ("guidance", isfinite(self.guidance) and self.guidance >= 0, "0 or above"),
             ("visits", self.visits >= 1, "at least 1"),
+            ("own_rollouts", 0 <= self.own_rollouts <= 1, "0 to 1"),
             (
                 "noise_range",
                 0 <= self.noise_range[0] < self.noise_range[1] <= 1,

@@ -139,10 +139,11 @@ def test_predictions_in_one_batch_equal_equation_8_asked_one_by_one(pocket, cond
     with borrowed(pocket[0]), torch.no_grad():
         denoiser = Denoiser(pocket[0], conditionings, x)
         alone = {p: denoiser(x, sigma, [p])[0] for p in CONCEPT.prompts()}
-        together = denoiser(x, sigma, CONCEPT.prompts())
-    target, more_a, less_a, more_b, less_b = (alone[p] for p in CONCEPT.prompts())
-    written = target + 2.0 * ((more_a - less_a) + (more_b - less_b)) / 2
-    batched = textual_target(together[0], together[1::2], together[2::2], 2.0)
+        more, less = zip(*CONCEPT.ends(), strict=True)
+        together = denoiser(x, sigma, [CONCEPT.target, *more, *less])
+    steps = [alone[m] - alone[n] for m, n in CONCEPT.ends()]
+    written = alone[CONCEPT.target] + 2.0 * (steps[0] + steps[1]) / 2
+    batched = textual_target(together[:1], together[1:3], together[3:], 2.0)
     torch.testing.assert_close(batched, written, rtol=1e-4, atol=1e-4)
 
 

@@ -3,6 +3,8 @@
 import math
 
 import torch
+from concept_sliders.sliders.bank import LayerBank
+from concept_sliders.sliders.slider import LowRank
 from concept_sliders.training.loop import textual_points
 from concept_sliders.training.objectives import textual_loss, textual_target
 from concept_sliders.training.recipe import Concept, Recipe
@@ -10,16 +12,22 @@ from concept_sliders.training.rollouts import classifier_free, roll_out
 
 
 def test_the_target_is_equation_8_written_out():
-    d_target, more, less = torch.randn(2, 3, 4), torch.randn(5, 2, 3, 4), torch.randn(5, 2, 3, 4)
-    written = d_target.clone()
+    d_target, more, less = torch.randn(1, 2, 3, 4), torch.randn(5, 2, 3, 4), torch.randn(5, 2, 3, 4)
+    written = d_target[0].clone()
     for p in range(5):
         written += 2.5 * (more[p] - less[p]) / 5
     torch.testing.assert_close(textual_target(d_target, more, less, 2.5), written)
 
 
+def test_a_held_target_is_the_mean_over_its_phrases():
+    d_target, more, less = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    written = (d_target[0] + d_target[1]) / 2 + ((more[0] - less[0]) + (more[1] - less[1])) / 2
+    torch.testing.assert_close(textual_target(d_target, more, less, 1.0), written)
+
+
 def test_a_negative_eta_is_the_opposite_edit_row_by_row():
     d_target, more, less = torch.randn(2, 3), torch.randn(1, 2, 3), torch.randn(1, 2, 3)
-    both = textual_target(d_target, more, less, torch.tensor([[1.0], [-1.0]]))
+    both = textual_target(d_target[None], more, less, torch.tensor([[1.0], [-1.0]]))
     torch.testing.assert_close(both[0] - d_target[0], (more - less)[0, 0])
     torch.testing.assert_close(both[1] - d_target[1], (less - more)[0, 1])
 
@@ -49,17 +57,23 @@ def test_a_rollout_follows_the_exact_solution():
 
 
 class Affine:
-    """A model whose every prediction is known: d = shift of the prompt + sigma."""
+    """A model whose every prediction is known: d = shift of the prompt + sigma, + 0.5 times the slider's strength."""
 
     device = torch.device("cpu")
-    shifts = {"": 0.0, "p": 1.0, "m, a": 5.0, "l, a": 2.0, "m, b": 4.0, "l, b": 3.0}
+    shifts = {"": 0.0, "p": 1.0, "p, a": 3.0, "p, b": 0.0, "m, a": 5.0, "l, a": 2.0, "m, b": 4.0, "l, b": 3.0}
 
     def __init__(self):
         self.asked = []
+        self.layer = torch.nn.Linear(1, 1).requires_grad_(False)
+        torch.nn.init.zeros_(self.layer.weight)
+        torch.nn.init.zeros_(self.layer.bias)
+        change = LowRank(torch.ones(1, 1), torch.full((1, 1), 0.5))
+        self.bank = LayerBank({self.layer: [(0, change)]})
 
     def __call__(self, x, sigma, prompts):
         self.asked.append(tuple(prompts))
-        return torch.stack([torch.full_like(x, self.shifts[p]) + sigma for p in prompts])
+        by_slider = self.layer(torch.ones(len(prompts) * len(x), 1)).view(len(prompts), -1, 1)
+        return torch.stack([torch.full_like(x, self.shifts[p]) + sigma for p in prompts]) + by_slider
 
     def sigmas(self, steps):
         return torch.linspace(1, 0, steps + 1)
@@ -70,8 +84,9 @@ class Affine:
 
 def points(count, **settings):
     model = Affine()
+    settings = {"own_rollouts": 0.0, "held_target": False, **settings}
     recipe = Recipe(Concept("p", "m", "l", ("a", "b"), eta=2.0), rollout_steps=10, visits=4, **settings)
-    stream = textual_points(model, recipe, (2, 3), torch.Generator().manual_seed(0))
+    stream = textual_points(model, model.bank, recipe, (2, 3), torch.Generator().manual_seed(0))
     return model, [next(stream) for _ in range(count)]
 
 
@@ -99,3 +114,23 @@ def test_one_rollout_serves_several_points_at_different_levels():
 def test_only_the_chosen_part_of_sampling_is_trained_on():
     _, met = points(12, noise_range=(0.5, 1.0))
     assert max(float(point.sigma) for point in met) <= 0.5 + 1e-6
+
+
+def test_a_held_target_asks_with_every_phrase():
+    model, met = points(2, held_target=True)
+    assert model.asked[-1][:2] == ("p, a", "p, b")
+    sign = float(met[0].strengths[0, 0])
+    expected = (3.0 + 0.0) / 2 + float(met[0].sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
+    torch.testing.assert_close(met[0].target[0], torch.full((3,), expected))
+
+
+def test_own_rollouts_carry_the_slider_along():
+    """Rows go where their sign takes them, and are asked about there without the slider."""
+    _, bare = points(4)
+    _, own = points(4, own_rollouts=1.0)
+    for point, other in zip(own, bare, strict=True):
+        assert point.sigma == other.sigma
+        gone = 1.0 - float(point.sigma)  # of the way from sigma 1: every step adds -0.5 sign per unit of sigma
+        torch.testing.assert_close(point.x - other.x, -0.5 * gone * point.strengths.expand(-1, 3))
+        sign = float(point.strengths[0, 0])
+        torch.testing.assert_close(point.target[0], torch.full((3,), 1.0 + float(point.sigma) + sign * 4.0))
