@@ -1,8 +1,11 @@
 """Sliders on a model, and the pictures they make side by side."""
 
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
+from ..sliders.matching import resolve
 from ..sliders.runtime import apply_sliders, apply_to_clip
+from ..sliders.slider import Slider
 from ..sliders.stack import Stack
 from ..sliders.ways import WAYS
 from .sockets import Sliders
@@ -28,7 +31,7 @@ class ApplySliders(io.ComfyNode):
                     default=WAYS[0],
                     optional=True,
                     advanced=True,
-                    tooltip="Merged: weights of our own stand in for the model's; costs memory, and nothing per step. "
+                    tooltip="Merged: weights of our own stand in for the model's; costs memory, nothing per step. "
                     "By rows: costs a little in every step, and no memory. Auto picks by what is there.",
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="Only for sliders that also change the text encoder."),
@@ -38,7 +41,19 @@ class ApplySliders(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, sliders: Stack, way: str = WAYS[0], clip=None) -> io.NodeOutput:
-        return io.NodeOutput(apply_sliders(model, sliders, way), clip and apply_to_clip(clip, sliders))
+        acted = apply_sliders(model, sliders, way)
+        report = "\n".join(_matched(model, placed.slider) for placed in sliders)
+        return io.NodeOutput(acted, clip and apply_to_clip(clip, sliders), ui=ui.PreviewText(report))
+
+
+def _matched(model: ModelPatcher, slider: Slider) -> str:
+    """How much of a slider is in this model, in one line."""
+    match = resolve(model, slider)
+    words = len(slider.text_layers)
+    parts = [f"{match.matched} of {match.total} layers"] if match.total or not words else []
+    parts += [f"{words} of text encoders"] if words else []
+    missing = f"; not in this model: {', '.join(match.unmatched[:3])}, ..." if match.unmatched else ""
+    return f"{slider.name}: {', '.join(parts)}{missing}"
 
 
 class SliderStrip(io.ComfyNode):

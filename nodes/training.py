@@ -159,8 +159,8 @@ class TrainSlider(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="Share of those pictures that are made with the slider on, at its present state. There it "
-                    "learns what to hold in pictures it has changed itself. 0 is the published way.",
+                    tooltip="Share of those pictures that are made with the slider on, at its present state. There "
+                    "it learns what to hold in pictures it has changed itself. 0 is the published way.",
                 ),
                 io.Boolean.Input(
                     "held_target",
