@@ -1,0 +1,98 @@
+"""Trains the sliders that come with the pack: `python3 dev.py module pocket.train_sliders --only smile hat`.
+
+Each is a recipe as Train Slider takes it, on the pocket model, from two prompts. What is already there is trained
+again only with `--only`.
+"""
+
+import argparse
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..sliders.files import save_slider
+from ..sliders.gate import Gate
+from ..training.recipe import Concept, Recipe
+from ..training.textual import train_slider
+from .model import load_pocket
+from .probe import SIZE
+
+FOLDER = Path(__file__).with_name("sliders")
+PERSON = "portrait of a person"
+BATCH = 4
+SEED = 0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one slider is to turn. start: of its gate, a fraction of sampling."""
+
+    less: str
+    more: str
+    hold: tuple[str, ...] = ()
+    eta: float = 0.45
+    start: float = 0.1
+    steps: int = 250
+
+    @property
+    def recipe(self) -> Recipe:
+        concept = Concept(PERSON, self.more, self.less, self.hold, self.eta)
+        return Recipe(concept, steps=self.steps, learning_rate=2e-3, rollout_steps=12, own_rollouts=1.0, seed=SEED)
+
+
+def _of_a_person(less: str, more: str, **settings) -> Lesson:
+    return Lesson(f"{PERSON}, {less}", f"{PERSON}, {more}", **settings)
+
+
+LESSONS = {
+    "age": Lesson(
+        "portrait of a very young person",
+        "portrait of a very old person",
+        ("with glasses", "without glasses"),
+        steps=400,
+    ),
+    "smile": Lesson("portrait of a frowning person", "portrait of a laughing person"),
+    "eyes": _of_a_person("tiny eyes", "huge eyes"),
+    "hair_length": _of_a_person("very short hair", "very long hair"),
+    "hair_shade": _of_a_person("black hair", "white hair"),
+    "skin": _of_a_person("very dark skin", "pale skin"),
+    "face_width": _of_a_person("very narrow face", "very wide face"),
+    "sky": _of_a_person("night sky", "noon sky", start=0.0),
+    "glasses": _of_a_person("without glasses", "with glasses"),
+    "repair": _of_a_person("badly drawn, distorted features", "well drawn, clean features"),
+}
+
+
+def train(name: str, pocket, folder: Path) -> Path:
+    """Train one slider and store it; its file."""
+    model, clip, vae = pocket
+    lesson, began = LESSONS[name], time.monotonic()
+    with torch.inference_mode():  # as the host runs its nodes
+        prompts = {*lesson.recipe.concept.prompts(), ""}
+        conditionings = {prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts}
+        latents = torch.zeros_like(vae.encode(torch.zeros(BATCH, SIZE, SIZE, 3)))
+        trained = train_slider(model, conditionings, lesson.recipe, latents, f"pocket {name.replace('_', ' ')}")
+    slider = replace(trained.slider, info=replace(trained.slider.info, gate=Gate(lesson.start)))
+    path = folder / f"pocket_{name}.safetensors"
+    save_slider(slider, path)
+    log.info("%-12s %4d steps, %3.0f s", name, trained.progress.steps, time.monotonic() - began)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="sliders are stored here")
+    parser.add_argument("--only", nargs="+", choices=LESSONS, help="default: all that are not there yet")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    missing = [name for name in LESSONS if not (options.folder / f"pocket_{name}.safetensors").exists()]
+    pocket = load_pocket()
+    for name in options.only or missing:
+        train(name, pocket, options.folder)
+
+
+if __name__ == "__main__":
+    main()
