@@ -2,6 +2,7 @@
 
 from .applying import ApplySliders, SliderStrip
 from .composing import CombineSliders, GateSliders, ScaleSliders, SweepSliders
+from .converting import ConvertSlider, MergeSliders
 from .loading import LoadSlider, SaveSlider
 from .pocket import LoadPocketModel
 from .training import SliderConceptNode, TrainSlider
@@ -9,6 +10,8 @@ from .training import SliderConceptNode, TrainSlider
 NODES = (
     LoadSlider,
     SaveSlider,
+    ConvertSlider,
+    MergeSliders,
     CombineSliders,
     ScaleSliders,
     GateSliders,

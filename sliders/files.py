@@ -1,81 +1,76 @@
-"""Slider files: safetensors with a header that describes the slider, and every plain LoRA layout in the wild.
+"""Slider files: safetensors with a header that describes the slider, and every LoRA layout in the wild.
 
-A file holds, for each layer, a down- and an up-projection and an optional alpha; its change of the layer's
-weight is alpha / rank * up @ down, or up @ down without an alpha.
+What a file's keys mean is told in `formats`; here they are read from the disk, safely, and written to it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import struct
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .formats import FileReport, layers_from, tensors_of
 from .header import info_from_header, name_from_header, write_header
-from .slider import LowRank, Slider, check_shapes
+from .peft import configs_for
+from .slider import Change, Slider
 
-# (down, up) key endings. Longer endings come first where one ends in another.
-_PAIRS = (
-    (".lora_down.weight", ".lora_up.weight"),
-    (".lora_A.default.weight", ".lora_B.default.weight"),
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-    (".lora.down.weight", ".lora.up.weight"),
-    ("_lora.down.weight", "_lora.up.weight"),
-    (".lora_A", ".lora_B"),
-)
-_ALPHA = ".alpha"
-# What torch.load raises for files that are cut off, are something else, or ask for more than tensors
+_PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_ENCODER_FOLDERS = ("text_encoder_2", "text_encoder_3")
+_DEEPEST = 4  # how often a "state_dict" may lie within another
+# What torch.load raises for files that are cut off, are something else, or ask for more than tensors: its
+# unpickler carries out a broken file's instructions as far as they go.
 _UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
     ValueError,
-    KeyError,
-    IndexError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    ImportError,
+    NotImplementedError,
+    OSError,
     struct.error,
     zipfile.BadZipFile,
 )
-_UNSUPPORTED = {
-    ".lora_mid.weight": "a LoCon middle convolution",
-    ".dora_scale": "DoRA",
-    ".lora_magnitude_vector": "DoRA",
-    ".hada_w1_a": "LoHa",
-    ".lokr_w1": "LoKr",
-    ".lokr_w2": "LoKr",
-    ".oft_blocks": "OFT or BOFT",
-    ".oft_diag": "OFT",
-    ".a1.weight": "GLoRA",
-    ".reshape_weight": "a change of a weight's shape",
-    ".diff": "a full weight difference",
-    ".diff_b": "a bias difference",
-    ".w_norm": "a norm difference",
-    ".set_weight": "a replaced weight",
-    ".lora_B.bias": "a LoRA with a bias",
-}
+LayerTensors = Callable[[str, Change, torch.dtype], Mapping[str, Tensor]]
 
 
-def save_slider(slider: Slider, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
+def save_slider(
+    slider: Slider,
+    path: str | os.PathLike,
+    dtype: torch.dtype = torch.float16,
+    layer_tensors: LayerTensors = tensors_of,
+) -> None:
     """Write a slider as safetensors, whole or not at all.
 
     Layers with underscored names ("lora_unet_...") are written as `lora_down`, `lora_up`; dotted ones
-    ("diffusion_model...", "transformer...") as `lora_A`, `lora_B`. Alpha is written equal to the rank: the
-    scale is then 1, and a tool that loses alpha changes nothing.
-    Raises ValueError if a weight overflows `dtype`, OSError if the file cannot be written.
+    ("diffusion_model...", "transformer...") as `lora_A`, `lora_B`; other kinds of change by the endings that the
+    stock loader reads. Alpha is written equal to the rank: the scale is then 1, and a tool that loses alpha changes
+    nothing.
+    layer_tensors: another way to spell a layer's tensors.
+    Raises ValueError if a weight overflows `dtype` or a change cannot be written at its strength, OSError if the
+    file cannot be written.
     """
     path = Path(path)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, layer in slider.layers.items():
-        tensors.update(_layer_tensors(name, layer, dtype))
+        tensors.update(layer_tensors(name, layer, dtype))
     # A name of its own beside the target, so that the rename stays within one file system
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
@@ -90,111 +85,65 @@ def save_slider(slider: Slider, path: str | os.PathLike, dtype: torch.dtype = to
 
 
 def load_slider(path: str | os.PathLike) -> Slider:
-    """Read a slider from .safetensors, or from a .pt, .bin or .ckpt of plain tensors.
+    """Read a slider from .safetensors, from a .pt, .bin or .ckpt of plain tensors, or from a PEFT adapter's folder.
 
-    The name comes from the header, or from the file's name. Layers keep the names they have in the file.
+    The name comes from the header, or from the file's name. Layers keep the names they have in the file, except
+    where the stock loader knows them by others only.
     Raises FileNotFoundError, or ValueError naming the file and what is wrong with it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no slider file at {path}.")
+    return read_slider(path)[0]
+
+
+def read_slider(path: str | os.PathLike) -> tuple[Slider, FileReport]:
+    """A slider, as `load_slider` reads it, and a report of what its file holds."""
+    path = _file_at(Path(path))
     tensors, header = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
+    folder = path.parent.name
     try:
         info = info_from_header(header, str(path))
-        return Slider(name_from_header(header, path.stem), layers_from(tensors), info)
+        encoder = folder if folder in _ENCODER_FOLDERS else "text_encoder"
+        layers, report = layers_from(tensors, configs_for(path, header), encoder)
+        name = name_from_header(header, folder if path.name in _PEFT_FILES else path.stem)
+        return Slider(name, layers, info), report
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def layers_from(tensors: Mapping[str, Tensor]) -> dict[str, LowRank]:
-    """The low-rank layers of a state dict, by layer name, with alpha / rank folded into `up`.
-
-    Raises ValueError for half a pair, shapes that do not fit, other kinds of change, and no layer at all.
-    """
-    _refuse_unsupported(tensors)
-    layers, used = {}, set()
-    for key in tensors:
-        pair = _pair_of(key)
-        if pair is None or key in used:
-            continue
-        name, down_key, up_key = pair
-        for half, other in ((down_key, up_key), (up_key, down_key)):
-            if half not in tensors:
-                raise ValueError(f"layer {name} has {other} but no {half}; a slider layer needs both.")
-        layers[name] = _fold(name, tensors[down_key], tensors[up_key], tensors.get(name + _ALPHA))
-        used |= {down_key, up_key, name + _ALPHA}
-    if not layers:
-        raise ValueError(f"there are no slider layers in it. {_describe_keys(tensors)}")
-    unknown = [key for key in tensors if key not in used]
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} of its {len(tensors)} keys are of no slider layer, such as {unknown[0]}."
-        )
-    return layers
-
-
-def _layer_tensors(name: str, layer: LowRank, dtype: torch.dtype) -> dict[str, Tensor]:
-    ends = (".lora_A.weight", ".lora_B.weight") if "." in name else (".lora_down.weight", ".lora_up.weight")
-    written = {}
-    for end, tensor in zip(ends, (layer.down, layer.up), strict=True):
-        # A copy of our own: safetensors refuses tensors that share memory
-        cast = tensor.detach().to("cpu", dtype, copy=True).contiguous()
-        if not torch.isfinite(cast).all():
-            raise ValueError(
-                f"Layer {name}: numbers up to {tensor.abs().max().item():g} do not fit {dtype}; "
-                "save as bfloat16 or float32."
-            )
-        written[name + end] = cast
-    written[name + _ALPHA] = torch.tensor(float(layer.rank), dtype=dtype)
-    return written
-
-
-def _fold(name: str, down: Tensor, up: Tensor, alpha: Tensor | None) -> LowRank:
-    check_shapes(name, down, up)
-    if alpha is None:
-        return LowRank(down, up)
-    if alpha.numel() != 1 or not torch.isfinite(alpha.float()).all():
-        raise ValueError(f"layer {name}: alpha must be one finite number; got {alpha.tolist()}.")
-    scale = alpha.item() / down.shape[0]
-    if scale == 1.0:
-        return LowRank(down, up)
-    exact = up.float() * scale
-    narrow = exact.to(up.dtype)
-    # The file's precision is kept where that loses nothing, as with scales that are powers of two
-    return LowRank(down, narrow if torch.equal(narrow.float(), exact) else exact)
-
-
-def _pair_of(key: str) -> tuple[str, str, str] | None:
-    """(layer name, down key, up key) of a projection's key, or None."""
-    for down_end, up_end in _PAIRS:
-        for end in (down_end, up_end):
-            if key.endswith(end):
-                name = key[: -len(end)]
-                return name, name + down_end, name + up_end
-    return None
-
-
-def _refuse_unsupported(tensors: Mapping[str, Tensor]) -> None:
-    for key in tensors:
-        for mark, what in _UNSUPPORTED.items():
-            if key.endswith(mark) or (mark.startswith((".lokr", ".hada", ".lora_magnitude")) and mark in key):
-                raise ValueError(f"not supported yet: {what} (key {key}).")
-
-
-def _describe_keys(tensors: Mapping[str, Tensor]) -> str:
-    if not tensors:
-        return "It is empty."
-    first = list(tensors)[:3]
-    return f"Its {len(tensors)} keys are of another kind, such as {', '.join(first)}."
+def _file_at(path: Path) -> Path:
+    if path.is_dir():
+        inside = next((path / name for name in _PEFT_FILES if (path / name).is_file()), None)
+        if inside is None:
+            raise FileNotFoundError(f"{path} is a folder, and no PEFT adapter: it has no {' or '.join(_PEFT_FILES)}.")
+        return inside
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no slider file at {path}.")
+    return path
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
+            _refuse_repeated_names(path)
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+def _refuse_repeated_names(path: Path) -> None:
+    """A JSON reader keeps one of several entries of one name, and which one is its own affair."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{path} is damaged: its header has {twice!r:.200} twice.")
+        return found
+
+    with path.open("rb") as file:  # the library has checked the length by now
+        (length,) = struct.unpack("<Q", file.read(8))
+        json.loads(file.read(length), object_pairs_hook=checked)
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -204,13 +153,26 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(
             f"{path} is truncated or holds more than plain tensors; nothing in it was run: {error}"
         ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for _ in range(_DEEPEST):
+        inner = content.get("state_dict") if isinstance(content, Mapping) else None
+        if not isinstance(inner, Mapping):
+            break
+        if beside := [key for key, value in content.items() if isinstance(value, Tensor)]:
+            raise ValueError(f"{path} holds a state_dict and beside it the tensor {beside[0]!r:.200}.")
+        content = inner
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a slider's named tensors.")
-    others = [
-        key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))
-    ]
-    if others:
-        raise ValueError(f"{path} holds entries that are no tensors, such as {others[0]!r}.")
-    return dict(content), {}
+    return {key: _plain_tensor(path, key, value) for key, value in content.items()}, {}
+
+
+def _plain_tensor(path: Path, key: Any, value: Any) -> Tensor:
+    """An entry of a pickle as an ordinary tensor of its own memory; alpha may be a plain number."""
+    if isinstance(key, str) and key.endswith(".alpha") and type(value) in (int, float):
+        return torch.tensor(float(value))
+    if not (isinstance(key, str) and isinstance(value, Tensor)):
+        raise ValueError(f"{path} holds entries that are no tensors, such as {key!r:.200}.")
+    plain = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+    # A tensor may claim any size over a few bytes, by strides of zero; computing with it would take that size
+    if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{path}: {key!r:.200} is not an ordinary tensor of shape {tuple(value.shape)}.")
+    return value.detach()

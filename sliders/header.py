@@ -8,7 +8,9 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
+from .formats import is_low_rank
 from .gate import Gate
+from .peft import HEADER_FIELD
 from .slider import Slider, SliderInfo
 
 FIELD = "concept_sliders"
@@ -25,6 +27,8 @@ _ARCHITECTURES = {
     "Flux": "flux-1-dev",
     "FluxSchnell": "flux-1-schnell",
 }
+# Fields that would be wrong of the file that is written: hashes, and a scale that is folded in by then
+_STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "ss_network_args", HEADER_FIELD)
 
 
 def write_header(slider: Slider) -> dict[str, str]:
@@ -49,7 +53,7 @@ def write_header(slider: Slider) -> dict[str, str]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"Slider '{slider.name}': its recipe cannot be written as JSON: {error}") from error
     return {
-        **{key: str(value) for key, value in info.extra.items()},
+        **{key: str(value) for key, value in info.extra.items() if key not in _STALE},
         FIELD: own_json,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{_ARCHITECTURES.get(info.family, info.family or 'unknown')}/lora",
@@ -57,7 +61,7 @@ def write_header(slider: Slider) -> dict[str, str]:
         "modelspec.title": slider.name,
         "modelspec.description": _description(slider),
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if all(map(is_low_rank, slider.layers.values())) else "lycoris.kohya",
         "ss_network_dim": str(slider.rank),
         "ss_network_alpha": str(slider.rank),
     }
@@ -95,8 +99,8 @@ def _own_fields(header: Mapping[str, str]) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        own = json.loads(text)
-    except json.JSONDecodeError as error:
+        own = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"its header field {FIELD} is not JSON: {error}") from error
     if not isinstance(own, dict):
         raise ValueError(f"its header field {FIELD} must be a JSON object; got {type(own).__name__}.")
@@ -106,6 +110,10 @@ def _own_fields(header: Mapping[str, str]) -> dict[str, Any]:
             "a newer version may read it."
         )
     return own
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
 
 
 def _range(value: Any) -> tuple[float, float]:

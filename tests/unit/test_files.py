@@ -24,9 +24,7 @@ def low_rank(rank: int = 2, out: int = 6, inner: tuple[int, ...] = (5,)) -> LowR
 def slider() -> Slider:
     torch.manual_seed(0)
     recipe = {"eta": 4.0, "preserve": ["glasses"]}
-    info = SliderInfo(
-        "young", "old", (-2.0, 3.0), Gate(0.2, 1.0, 0.1), recipe, "SDXL", "abc", extra={"ours": "x"}
-    )
+    info = SliderInfo("young", "old", (-2.0, 3.0), Gate(0.2, 1.0, 0.1), recipe, "SDXL", "abc", extra={"ours": "x"})
     layers = {KOHYA: low_rank(), "lora_unet_conv": low_rank(3, 6, (5, 3, 3)), DOTTED: low_rank()}
     return Slider("age", layers, info)
 
@@ -111,7 +109,7 @@ BAD = {
     "no slider layers": ({"model.weight": torch.ones(2)}, "no slider layers.*model.weight"),
     "half a pair": (
         {**state(), "b.lora_down.weight": torch.ones(2, 3)},
-        "b.lora_down.weight but no b.lora_up.weight",
+        "layer b has lora_down.weight but no lora_up.weight",
     ),
     "NaN": (
         {**state(), "a.lora_up.weight": torch.full((4, 2), float("nan"))},
@@ -120,12 +118,19 @@ BAD = {
     "infinite": ({**state(), "a.lora_down.weight": torch.full((2, 3), float("inf"))}, "Layer a: 6 of the 6"),
     "ranks": ({**state(), "a.lora_up.weight": torch.ones(4, 3)}, r"Layer a.*down \(2, 3\) and up \(4, 3\)"),
     "alpha": ({**state(), "a.alpha": torch.ones(3)}, "alpha must be one finite number"),
-    "stray key": ({**state(), "b.alpha": torch.ones(())}, "1 of its 3 keys.*b.alpha"),
-    "LoCon": ({**state(), "a.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "not supported yet: a LoCon middle"),
-    "LoHa": ({"a.hada_w1_a": torch.ones(2, 2), "a.hada_w1_b": torch.ones(2, 2)}, "not supported yet: LoHa"),
-    "LoKr": ({"a.lokr_w1": torch.ones(2, 2), "a.lokr_w2_a": torch.ones(2, 2)}, "not supported yet: LoKr"),
-    "DoRA": ({**state(), "a.dora_scale": torch.ones(4)}, "not supported yet: DoRA"),
-    "difference": ({**state(), "b.diff": torch.ones(4)}, "not supported yet: a full weight difference"),
+    "stray key": ({**state(), "b.alpha": torch.ones(())}, "layer b has only alpha"),
+    "unknown key": ({**state(), "b.weight": torch.ones(2)}, "1 of its 3 keys are of no slider layer.*b.weight"),
+    "integers": ({"a.diff": torch.ones(2, dtype=torch.int32)}, "layer a: diff must be floating-point.*int32"),
+    "control LoRA": ({**state(), "b.set_weight": torch.ones(4)}, "not supported: a replaced weight.*b.set_weight"),
+    "two spellings": ({**state(), "a.lora_A.weight": torch.ones(2, 3)}, "two tensors for the same part of one layer"),
+    "two names": (
+        {
+            f"{name}.{end}.weight": torch.ones(2, 2)
+            for name in ("unet.mid_block.attentions.0.proj_in", "lora_unet_mid_block_attentions_0_proj_in")
+            for end in ("lora_down", "lora_up")
+        },
+        "are two names of one layer",
+    ),
     "empty": ({}, "no slider layers.*empty"),
 }
 
@@ -178,9 +183,7 @@ def test_a_pickle_that_would_run_code(tmp_path):
             load_slider(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    "content, message", [([1, 2], "holds a list"), ({"a": 1}, "no tensors, such as 'a'")]
-)
+@pytest.mark.parametrize("content, message", [([1, 2], "holds a list"), ({"a": 1}, "no tensors, such as 'a'")])
 def test_pickles_of_other_things(content, message, tmp_path):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=message):

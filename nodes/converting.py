@@ -1,0 +1,184 @@
+"""Sliders in other forms: other tools' names, and several sliders as one."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import comfy.lora
+import comfy.model_base
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+
+from ..sliders.conventions import AS_IT_IS, CONVENTIONS, names_in, renamed, tensors_in
+from ..sliders.files import save_slider
+from ..sliders.layers import weight_shape
+from ..sliders.merge import Merged, merge
+from ..sliders.naming import family_of
+from ..sliders.slider import Change, Slider, SliderInfo
+from ..sliders.stack import Placed, Stack
+from ..sliders.translating import translated
+from .loading import DTYPES, as_one_slider, free_path
+from .sockets import Sliders
+
+
+class ConvertSlider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ConceptSlidersConvertSlider",
+            display_name="Convert Slider",
+            category="sliders",
+            search_aliases=["lora", "convert", "kohya", "diffusers"],
+            description="Writes a slider to models/loras under the layer names that another tool reads.",
+            inputs=[
+                Sliders.Input("sliders", tooltip="A stack of one slider. Its strength becomes part of its weights."),
+                io.Combo.Input(
+                    "names",
+                    options=list(CONVENTIONS),
+                    default=CONVENTIONS[1],
+                    tooltip="kohya: lora_unet_..., for A1111, Forge and most others. diffusers: unet... or "
+                    "transformer.... diffusion_model.: the model's own names, as ai-toolkit writes them.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="sliders/converted",
+                    tooltip="File name, with folders if you like. A number is added rather than overwriting a file.",
+                ),
+                io.Combo.Input(
+                    "precision", options=list(DTYPES), default="float16", tooltip="How the numbers are stored."
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model the slider is for; needed where one name does not tell the other.",
+                ),
+            ],
+            outputs=[Sliders.Output(display_name="sliders"), io.String.Output(display_name="file")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, sliders: Stack, names: str, name: str, precision: str, model: ModelPatcher | None = None
+    ) -> io.NodeOutput:
+        folder = Path(folder_paths.get_folder_paths("loras")[0])
+        path = free_path(folder, name, "Convert Slider")
+        slider = as_one_slider(sliders, path.stem, "Convert Slider")
+        converted = Slider(path.stem, converted_layers(slider, names, model), slider.info)
+        save_slider(converted, path, DTYPES[precision], partial(tensors_in, names))
+        file = path.relative_to(folder).as_posix()
+        text = f"Saved {file}: {len(converted.layers)} layers, such as {next(iter(converted.layers))}"
+        return io.NodeOutput(Stack.of(converted), file, ui=ui.PreviewText(text))
+
+
+def converted_layers(slider: Slider, convention: str, model: ModelPatcher | None = None) -> dict[str, Change]:
+    """A slider's layers by their names in a convention.
+
+    Raises ValueError if the convention has no name for one of them, or the model is needed to tell and is not there.
+    """
+    if convention == AS_IT_IS:
+        return dict(slider.layers)
+    several = any(name.startswith(("lora_te2", "text_encoder_2")) for name in slider.layers)
+    several |= family_of(slider.layers) == "SDXL"
+    by_name = slider.layers if model is None else slider.text_layers
+    layers: dict[str, Change] = {}
+    for name, change in by_name.items():
+        new = renamed(name, convention, several)
+        if new is None:
+            hint = "" if model is not None else " Connect the model that the slider is for: it may know one."
+            raise ValueError(f"Layer {name} alone does not tell a name in the convention '{convention}'.{hint}")
+        if new in layers:
+            raise ValueError(f"Two layers of slider '{slider.name}' are {new} in the convention '{convention}'.")
+        layers[new] = change
+    if model is not None and slider.model_layers:
+        layers |= _by_model(slider.model_layers, convention, model)
+    return layers
+
+
+def _by_model(layers: dict[str, Change], convention: str, model: ModelPatcher) -> dict[str, Change]:
+    key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+
+    def shape_of(key: str) -> tuple[int, ...]:
+        return weight_shape(model.model.get_submodule(key.rpartition(".")[0]), key)
+
+    flux_2 = isinstance(model.model, comfy.model_base.Flux2)
+    return translated(layers, key_map, names_in(key_map, convention, flux_2), shape_of, convention)
+
+
+class MergeSliders(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ConceptSlidersMergeSliders",
+            display_name="Merge Sliders",
+            category="sliders",
+            search_aliases=["lora", "merge", "combine", "resize"],
+            description="A stack at its strengths as one slider: exactly, or at a smaller rank.",
+            inputs=[
+                Sliders.Input("sliders", tooltip="Sliders at one strength each, with one gate for all or none."),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="0 keeps everything: the ranks add up. Otherwise the best approximation of that rank.",
+                ),
+                io.String.Input("name", default="merged", tooltip="The name of the slider that comes out."),
+            ],
+            outputs=[
+                Sliders.Output(display_name="sliders"),
+                io.Float.Output(
+                    display_name="error", tooltip="What was left out, relative to the whole change; 0 is exact."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, sliders: Stack, rank: int, name: str) -> io.NodeOutput:
+        stack, merged = merged_stack(sliders, rank, name)
+        kept = f"rank {merged.rank}" if merged.rank else "no rank"
+        exactly = f"relative error {merged.error:.3g}" if rank else "exact"
+        text = f"{len(sliders)} sliders in {len(merged.layers)} layers, {kept}, {exactly}"
+        return io.NodeOutput(stack, merged.error, ui=ui.PreviewText(text))
+
+
+def merged_stack(sliders: Stack, rank: int, name: str) -> tuple[Stack, Merged]:
+    """A stack of the one slider that does what the whole stack does, and how it was merged.
+
+    Raises ValueError if the sliders do not all act at one strength, in one part of sampling, on one branch.
+    """
+    if not len(sliders):
+        raise ValueError("Merge Sliders needs at least one slider; the stack is empty.")
+    if swept := [placed.slider.name for placed in sliders if len(set(placed.strength)) > 1]:
+        raise ValueError(f"Slider '{swept[0]}' is swept; merge the sliders as they are before the sweep.")
+    first = sliders[0]
+    for placed in sliders:
+        if _window(placed) != _window(first):
+            raise ValueError(
+                f"Sliders '{first.slider.name}' and '{placed.slider.name}' act in different parts of sampling or of "
+                "guidance. One slider cannot do both: gate them alike, or merge them apart."
+            )
+    merged = merge([(placed.slider, placed.strength[0]) for placed in sliders], rank)
+    slider = Slider(name.strip() or "merged", merged.layers, _info(sliders))
+    return Stack((replace(first, slider=slider, strength=(1.0,)),)), merged
+
+
+def _window(placed: Placed) -> tuple:
+    return tuple(gate for gate in placed.gates if not gate.always_open), placed.branch
+
+
+def _info(sliders: Stack) -> SliderInfo:
+    infos = [placed.slider.info for placed in sliders]
+
+    def common(values: list[str]) -> str:
+        return values[0] if len(set(values)) == 1 else ""
+
+    parts = [{"name": placed.slider.name, "strength": placed.strength[0]} for placed in sliders]
+    gates = sliders[0].gates
+    return SliderInfo(
+        recipe={"merged": parts},
+        family=common([info.family for info in infos]),
+        base_model_hash=common([info.base_model_hash for info in infos]),
+        **({"gate": gates[0]} if len(gates) == 1 else {}),
+    )

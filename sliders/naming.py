@@ -1,0 +1,188 @@
+"""The names of layers in slider files, and what the stock LoRA loader calls the same layers.
+
+Pure functions on names. A model is not needed: a file's names taken together tell what they mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .slider import TEXT_ENCODER_PREFIXES
+
+# How names begin below "unet." or in a PEFT file, in the diffusers and in the original layout
+_UNET_PARTS = (
+    "down_blocks.",
+    "mid_block.",
+    "up_blocks.",
+    "input_blocks.",
+    "middle_block.",
+    "output_blocks.",
+    "conv_in",
+    "conv_out",
+    "time_embedding.",
+    "add_embedding.",
+)
+_TRANSFORMER_PARTS = ("transformer_blocks.", "single_transformer_blocks.", "joint_transformer_blocks.")
+_PEFT = "base_model.model."
+_FLUX_CODE = "lora_unet_transformer_blocks_"
+_FLUX_CODE_SINGLE = "lora_unet_single_transformer_blocks_"
+_FLUX_BLOCKS = 19
+# ACE-Step: the stock loader knows these names as PEFT writes them, and no other way
+_KEPT_PEFT = re.compile(r"layers\.\d+\.(self_attn|cross_attn|mlp)\.")
+_CLIP_LAYER = re.compile(
+    r"text_model[._]encoder[._]layers[._](\d+)[._](self_attn|mlp)[._](k_proj|q_proj|v_proj|out_proj|fc1|fc2)"
+)
+_ENCODER = re.compile(r"text_encoder(?:_(\d))?\.(.+)")
+_KOHYA_ENCODER = re.compile(r"lora_te(\d?)_(.+)")
+
+# Words with an underscore of their own in diffusers' names, so that the other underscores stand for dots
+_WORD = re.compile(
+    "single_transformer_blocks|(?:transformer|down|up|mid)_blocks?|time_emb_proj|(?:time|add|class)_embedding|"
+    "conv_(?:shortcut|norm_out|in|out)|linear_[12]|proj_(?:in|out|mlp)|to_add_out|add_[qkv]_proj|norm1_context|"
+    "norm_added_[qk]|norm_(?:out|q|k)|ff_context|to_(?:out|q|k|v)|time_text_embed|"
+    "(?:timestep|guidance|text|x|context)_embedder"
+)
+_PLAIN_WORD = re.compile(
+    r"\d+|(?:attention|resnet|downsampler|upsampler)s|attn[12]?|ff|net|proj|norm[123]?|conv[12]?|linear"
+)
+
+
+def host_names(names: Iterable[str], encoder: str = "text_encoder") -> dict[str, str]:
+    """For each layer name of one file, the name to know it by: its own where the stock loader knows that.
+
+    encoder: which text encoder a PEFT file for a text encoder is of, "text_encoder", "text_encoder_2", ...
+    Several names may get the same one; whether that can be is the caller's question.
+    """
+    names = tuple(names)
+    peft = tuple(name.removeprefix("unet.").removeprefix(_PEFT) for name in names if _PEFT in name)
+    transformer = any(name.startswith(_TRANSFORMER_PARTS) for name in peft)
+    flux = _is_flux_of_the_public_code(names)
+    return {name: _host_name(name, transformer, flux, encoder) for name in names}
+
+
+def _host_name(name: str, transformer: bool, flux: bool, encoder: str) -> str:
+    if flux and name.startswith((_FLUX_CODE, _FLUX_CODE_SINGLE)):
+        return "lora_transformer_" + name.removeprefix("lora_unet_")
+    if name.startswith("model.diffusion_model."):
+        return name.removeprefix("model.")
+    if name.startswith("lora_unet__"):  # Wan Fun
+        return "lora_unet_" + name.removeprefix("lora_unet__")
+    rest = name.removeprefix("unet.").removeprefix(_PEFT)
+    plain_unet = name.startswith("unet.") and _PEFT not in name and not rest.startswith(_TRANSFORMER_PARTS)
+    if rest.startswith(_UNET_PARTS) or plain_unet:
+        return "lora_unet_" + _without_processor(rest).replace(".", "_")
+    if _PEFT in name:
+        if rest.startswith(("text_model.", "encoder.block.")):
+            return _encoder_name(f"{encoder}.{rest}")
+        if _KEPT_PEFT.match(rest):
+            return name
+        known = rest.startswith(("transformer.", "diffusion_model."))
+        return rest if known else ("transformer." if transformer else "diffusion_model.") + rest
+    return _encoder_name(name)
+
+
+def _without_processor(rest: str) -> str:
+    """diffusers' attention processors name their layers apart, and leave out the 0 of `to_out.0`."""
+    if ".processor." not in rest:
+        return rest
+    rest = rest.replace(".processor.", ".")
+    return f"{rest}.0" if rest.endswith(".to_out") else rest
+
+
+def _encoder_name(name: str) -> str:
+    """diffusers' names of CLIP's layers are known; those of T5 and of projections are only known underscored."""
+    match = _ENCODER.fullmatch(name)
+    if match is None or match[2].startswith("text_model.encoder.layers."):
+        return name
+    return f"lora_te{match[1] or 1}_{match[2].replace('.', '_')}"
+
+
+def _is_flux_of_the_public_code(names: tuple[str, ...]) -> bool:
+    """Whether `lora_unet_transformer_blocks_...` means diffusers' Flux.
+
+    The same names mean Qwen-Image and LTX in kohya's layout, and these the stock loader knows.
+    """
+    if any(name.startswith(_FLUX_CODE_SINGLE) for name in names):
+        return True
+    rests = [name.removeprefix(_FLUX_CODE) for name in names if name.startswith(_FLUX_CODE)]
+    theirs = ("_img_mlp", "_txt_mlp", "_img_mod", "_txt_mod", "_attn1_", "_attn2_")
+    if not rests or any(mark in rest for rest in rests for mark in theirs):
+        return False
+    numbers = [int(number[0]) for rest in rests if (number := re.match(r"\d+", rest))]
+    return max(numbers, default=_FLUX_BLOCKS) < _FLUX_BLOCKS
+
+
+def is_text_layer(name: str) -> bool:
+    """Whether a layer name is of a text encoder."""
+    return name.startswith(TEXT_ENCODER_PREFIXES)
+
+
+def family_of(names: Iterable[str]) -> str:
+    """The family of models that layer names speak of, as far as names tell; "unknown" otherwise."""
+    text = " ".join(name.replace(".", "_") for name in names) + " "
+    for family, pattern in _FAMILIES:
+        if re.search(pattern, text):
+            return family
+    return "unknown"
+
+
+_FAMILIES = (
+    ("SDXL", r"lora_te2_text_model|add_embedding|(down|up|input|output)_blocks_\S*transformer_blocks_[2-9]"),
+    ("SDXL", r"(mid_block|middle_block)_\S*transformer_blocks_[1-9]"),
+    ("SD 1 or 2", r"down_blocks_3_|up_blocks_3_|down_blocks_0_attentions|input_blocks_(1|2|10|11)_1"),
+    ("a UNet (SD 1, SD 2 or SDXL)", r"down_blocks_|up_blocks_|mid_block_|input_blocks_|output_blocks_|middle_block_"),
+    ("Flux", r"single_transformer_blocks_|double_blocks_\S*(img_attn|txt_attn|img_mod|img_mlp)|lora_transformer_"),
+    ("SD3", r"joint_blocks_"),
+    ("Qwen-Image", r"transformer_blocks_\d+_(img_mlp|txt_mlp|img_mod|txt_mod)"),
+    ("Z-Image or Lumina 2", r"(context_refiner|noise_refiner)_|layers_\d+_(attention|feed_forward)_"),
+    ("Wan", r"blocks_\d+_(self_attn|cross_attn)_[qkvo] "),
+    ("Flux, SD3 or Qwen-Image", r"transformer_blocks_\d+_attn_"),
+    ("PixArt or LTX", r"transformer_blocks_\d+_attn[12]_"),
+)
+
+
+def dotted(underscored: str) -> str | None:
+    """The dots of a diffusers name that was written with underscores; None where a word is not known.
+
+    "down_blocks_0_resnets_1_conv1" -> "down_blocks.0.resnets.1.conv1"
+    """
+    words: list[str] = []
+    rest = underscored
+    while rest:
+        match = _WORD.match(rest)
+        word = match[0] if match else rest.partition("_")[0]
+        if not (match or _PLAIN_WORD.fullmatch(word)):
+            return None
+        words.append(word)
+        rest = rest[len(word) :]
+        if rest and not rest.startswith("_"):
+            return None
+        rest = rest[1:]
+    return ".".join(words)
+
+
+def encoder_in_kohya(name: str, several: bool) -> str | None:
+    """kohya's name of a text encoder's layer; None if it is not known.
+
+    several: whether the family has more than one text encoder, so that the first is numbered too.
+    """
+    if _KOHYA_ENCODER.fullmatch(name):
+        return name
+    match = _ENCODER.fullmatch(name)
+    if match is None:
+        return None
+    number = match[1] or ("1" if several else "")
+    return f"lora_te{number}_{match[2].replace('.', '_')}"
+
+
+def encoder_in_diffusers(name: str) -> str | None:
+    """diffusers' name of a text encoder's layer; None if it is not known."""
+    if _ENCODER.fullmatch(name):
+        return name
+    match = _KOHYA_ENCODER.fullmatch(name)
+    layer = _CLIP_LAYER.fullmatch(match[2]) if match else None
+    if match is None or layer is None:
+        return None
+    number = f"_{match[1]}" if match[1] not in ("", "1") else ""
+    return f"text_encoder{number}.text_model.encoder.layers.{layer[1]}.{layer[2]}.{layer[3]}"
