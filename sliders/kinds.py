@@ -104,7 +104,8 @@ def _fit(name: str, fits: bool, what: str, parts: Mapping[str, Tensor]) -> None:
 
 
 def _kept(parts: Mapping[str, Tensor]) -> Adapted:
-    return Adapted({part: t.float() if part == ALPHA else t for part, t in parts.items()})
+    # In one order, whatever the file's: equal changes then have equal fingerprints
+    return Adapted({part: t.float() if part == ALPHA else t for part, t in sorted(parts.items())})
 
 
 def _lora(name: str, parts: dict[str, Tensor]) -> Change:

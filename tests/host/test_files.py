@@ -1,0 +1,407 @@
+"""Slider files of every layout in the wild, against the host: its key maps, and its own maths for every kind."""
+
+import json
+
+import comfy.lora
+import comfy.model_base
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.supported_models
+import pytest
+import torch
+from comfy.supported_models_base import ClipTarget
+from concept_sliders.sliders.files import load_slider, read_slider, save_slider
+from concept_sliders.sliders.kinds import kind_of
+from concept_sliders.sliders.matching import host_tensors
+from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.host.tiny import difference, sample, tiny_model
+from safetensors.torch import save_file
+
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+TARGET = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_{}.weight"
+# One file for each way of writing the queries of SD1's first attention: (down key, up key, alpha key or None)
+UNET_LAYOUTS = {
+    "kohya": ("lora_unet_{u}_to_q.lora_down.weight", "lora_unet_{u}_to_q.lora_up.weight", "lora_unet_{u}_to_q.alpha"),
+    "PEFT": ("unet.{d}.to_q.lora_A.weight", "unet.{d}.to_q.lora_B.weight", None),
+    "diffusers": ("unet.{d}.to_q.lora.down.weight", "unet.{d}.to_q.lora.up.weight", None),
+    "processor": ("unet.{d}.processor.to_q_lora.down.weight", "unet.{d}.processor.to_q_lora.up.weight", None),
+    "old processor": ("{d}.processor.to_q_lora.down.weight", "{d}.processor.to_q_lora.up.weight", None),
+    "raw PEFT": ("base_model.model.{d}.to_q.lora_A.weight", "base_model.model.{d}.to_q.lora_B.weight", None),
+    "named": ("base_model.model.{d}.to_q.lora_A.age.weight", "base_model.model.{d}.to_q.lora_B.age.weight", None),
+    "original names": (
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_A.weight",
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_B.weight",
+        None,
+    ),
+}
+
+
+def unet_keys(model):
+    return comfy.lora.model_lora_keys_unet(model.model, {})
+
+
+@pytest.mark.parametrize("layout", UNET_LAYOUTS)
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_unet_layouts_change_the_weight_they_name(layout, ending, tmp_path):
+    torch.manual_seed(0)
+    down, up = torch.randn(4, 32), torch.randn(32, 4)
+    keys = [k and k.format(d=ATTENTION, u=ATTENTION.replace(".", "_")) for k in UNET_LAYOUTS[layout]]
+    tensors = {keys[0]: down, keys[1]: up, **({keys[2]: torch.tensor(1.0)} if keys[2] else {})}
+    path = tmp_path / f"adapter_model.{ending}"
+    save_file(tensors, path) if ending == "safetensors" else torch.save({"state_dict": tensors}, path)
+    model = tiny_model("SD15")
+    changed = change_by_host(load_slider(path), model, unet_keys(model))
+    assert set(changed) == {TARGET.format("q")}
+    expected = (up @ down) * (0.25 if keys[2] else 1.0)
+    assert torch.allclose(changed[TARGET.format("q")], expected, atol=1e-5)
+
+
+def change_by_host(slider, model, key_map, strength=1.0):
+    """What the stock loader makes of a slider's layers, by the key of the weight: new minus old, in float32."""
+    state = model.model.state_dict()
+    found = {}
+    for name, change in slider.layers.items():
+        for key, value in comfy.lora.load_lora(host_tensors(name, change), {name: key_map[name]}).items():
+            key, offset, function = (*(key if isinstance(key, tuple) else (key,)), None, None)[:3]
+            own = state[key].float()
+            patch = [(strength, value, 1.0, offset, function)]
+            found[key] = found.get(key, 0) + comfy.lora.calculate_weight(patch, own.clone(), key) - own
+    return found
+
+
+@pytest.mark.parametrize("family", ["SD15", "SDXL"])
+def test_every_diffusers_name_of_a_unet_is_known(family, tmp_path):
+    """All layers of the host's own map, in the three ways in which diffusers has written their names."""
+    model = tiny_model(family)
+    key_map, shapes = unet_keys(model), {k: v.shape for k, v in model.model.state_dict().items()}
+    theirs = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    wanted = {}
+    for name, own in theirs.items():
+        key = f"diffusion_model.{own}"
+        usual = name.endswith(".weight") and "class_embedding" not in name
+        if usual and key in shapes and len(shapes[key]) > 1:
+            wanted[name.removesuffix(".weight")] = key
+    assert len(wanted) > 50
+    for prefix, processor, middle in (
+        ("unet.", False, ".lora_A"),
+        ("unet.", False, ".lora.down"),
+        ("base_model.model.", False, ".lora_A"),
+        ("unet.", True, "_lora.down"),
+    ):
+        tensors, targets = {}, {}
+        for name, key in wanted.items():
+            if processor and "attn" not in name:
+                continue
+            spelled = prefix + (
+                name.replace(".to_", ".processor.to_").replace(".to_out.0", ".to_out") if processor else name
+            )
+            out, *inner = shapes[key]
+            tensors[f"{spelled}{middle}.weight"] = torch.ones(2, *inner)
+            other = middle.replace("lora_A", "lora_B").replace("down", "up")
+            tensors[f"{spelled}{other}.weight"] = torch.ones(out, 2, *(1 for _ in inner[1:]))
+            targets[name] = key
+        save_file(tensors, tmp_path / "x.safetensors")
+        slider = load_slider(tmp_path / "x.safetensors")
+        assert {key_map[name] for name in slider.layers} == set(targets.values())
+        assert len(slider.layers) == len(targets)
+
+
+FLUX_LAYERS = {
+    "transformer_blocks_0_attn_to_q": ("diffusion_model.double_blocks.0.img_attn.qkv.weight", 0, 64),
+    "transformer_blocks_0_attn_add_v_proj": ("diffusion_model.double_blocks.0.txt_attn.qkv.weight", 128, 64),
+    "transformer_blocks_0_attn_to_out_0": ("diffusion_model.double_blocks.0.img_attn.proj.weight", 0, 64),
+    "single_transformer_blocks_0_attn_to_k": ("diffusion_model.single_blocks.0.linear1.weight", 64, 64),
+    "single_transformer_blocks_0_proj_out": ("diffusion_model.single_blocks.0.linear2.weight", 0, 64),
+}
+DOTS = {
+    "transformer_blocks_0_attn_to_q": "transformer_blocks.0.attn.to_q",
+    "transformer_blocks_0_attn_add_v_proj": "transformer_blocks.0.attn.add_v_proj",
+    "transformer_blocks_0_attn_to_out_0": "transformer_blocks.0.attn.to_out.0",
+    "single_transformer_blocks_0_attn_to_k": "single_transformer_blocks.0.attn.to_k",
+    "single_transformer_blocks_0_proj_out": "single_transformer_blocks.0.proj_out",
+}
+
+
+@pytest.mark.parametrize("layout", ["public code", "ai-toolkit", "raw PEFT"])
+def test_flux_layouts(layout, tmp_path):
+    model = tiny_model("Flux")
+    shapes = {key: value.shape for key, value in model.model.state_dict().items()}
+    torch.manual_seed(0)
+    tensors, expected = {}, {}
+    for name, (key, start, length) in FLUX_LAYERS.items():
+        down, up = torch.randn(4, shapes[key][1]), torch.randn(length, 4)
+        if layout == "public code":
+            ends, spelled = ("lora_down.weight", "lora_up.weight"), f"lora_unet_{name}"
+            tensors[f"{spelled}.alpha"] = torch.tensor(1.0)
+        else:
+            prefix = "transformer." if layout == "ai-toolkit" else "base_model.model."
+            ends, spelled = ("lora_A.weight", "lora_B.weight"), prefix + DOTS[name]
+        tensors |= {f"{spelled}.{ends[0]}": down, f"{spelled}.{ends[1]}": up}
+        expected.setdefault(key, torch.zeros(shapes[key]))[start : start + length] += up @ down
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    if layout == "raw PEFT":
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 1}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    slider = load_slider(tmp_path / "adapter_model.safetensors")
+    changed = change_by_host(slider, model, unet_keys(model))
+    scale = 1.0 if layout == "ai-toolkit" else 0.25
+    assert changed.keys() == expected.keys()
+    for key, change in expected.items():
+        assert torch.allclose(changed[key], scale * change, atol=1e-4)
+    assert difference(sample(apply_sliders(model, Stack.of(slider)), "Flux"), sample(model, "Flux")) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["QwenImage", "ZImage"])
+def test_names_of_families_too_large_to_run(family, tmp_path):
+    """Their keys as ai-toolkit and kohya's scripts write them, on models without memory."""
+    config_class, config, names, raw = META[family]
+    unet = config_class(config)
+    model = unet.get_model({}, device=torch.device("meta"))
+    key_map = comfy.lora.model_lora_keys_unet(model, {})
+    for spelled in (*names, *raw):
+        ends = ("lora_A", "lora_B") if "." in spelled else ("lora_down", "lora_up")
+        tensors = {f"{spelled}.{ends[0]}.weight": torch.ones(2, 8), f"{spelled}.{ends[1]}.weight": torch.ones(8, 2)}
+        save_file(tensors, tmp_path / "x.safetensors")
+        (name,) = load_slider(tmp_path / "x.safetensors").layers
+        assert name in key_map, f"{spelled} is known as {name}"
+        assert name == spelled or spelled in raw
+
+
+META = {
+    "QwenImage": (
+        comfy.supported_models.QwenImage,
+        {"image_model": "qwen_image", "num_layers": 2, "in_channels": 16, "dtype": torch.float32},
+        (
+            "diffusion_model.transformer_blocks.0.attn.to_q",
+            "transformer.transformer_blocks.1.img_mlp.net.2",
+            "lora_unet_transformer_blocks_0_img_mlp_net_2",
+        ),
+        ("base_model.model.transformer_blocks.0.attn.add_k_proj",),
+    ),
+    "ZImage": (
+        comfy.supported_models.ZImage,
+        {
+            "image_model": "lumina2",
+            "n_layers": 2,
+            "n_refiner_layers": 1,
+            "dim": 64,
+            "n_heads": 2,
+            "n_kv_heads": 2,
+            "in_channels": 16,
+            "patch_size": 2,
+            "cap_feat_dim": 32,
+            "axes_dims": [8, 12, 12],
+            "axes_lens": [8, 8, 8],
+            "dtype": torch.float32,
+        },
+        ("diffusion_model.layers.0.attention.to_q", "diffusion_model.layers.1.feed_forward.w1"),
+        ("base_model.model.layers.0.attention.to_v",),
+    ),
+}
+
+SLIM = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    """A tiny pair of text encoders of SDXL."""
+    target = ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
+    cpu = torch.device("cpu")
+    options = {"clip_l_model_config": SLIM, "clip_g_model_config": SLIM, "load_device": cpu, "offload_device": cpu}
+    return comfy.sd.CLIP(target, model_options={**options, "dtype": torch.float32}, disable_dynamic=True)
+
+
+LINEAR = ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"
+AB = ".lora_A.weight", ".lora_B.weight"
+TEXT_LAYOUTS = {
+    "Text Slider": ("text_encoder.text_model.encoder.layers.0.self_attn.k_proj", LINEAR, "clip_l"),
+    "Text Slider, second": ("text_encoder_2.text_model.encoder.layers.0.self_attn.k_proj", LINEAR, "clip_g"),
+    "PEFT": ("text_encoder_2.text_model.encoder.layers.0.self_attn.k_proj", AB, "clip_g"),
+    "raw PEFT": ("base_model.model.text_model.encoder.layers.0.self_attn.k_proj", AB, "clip_l"),
+    "kohya": (
+        "lora_te2_text_model_encoder_layers_0_self_attn_k_proj",
+        (".lora_down.weight", ".lora_up.weight"),
+        "clip_g",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", TEXT_LAYOUTS)
+@pytest.mark.filterwarnings("ignore")
+def test_text_encoder_layouts(layout, encoders, tmp_path):
+    name, ends, encoder = TEXT_LAYOUTS[layout]
+    tensors = {name + ends[0]: torch.randn(4, 32), name + ends[1]: torch.randn(32, 4)}
+    unet = {f"unet.{ATTENTION}.to_q{end}": torch.ones(32, 2) if "B" in end else torch.ones(2, 32) for end in AB}
+    save_file({**tensors, **unet}, tmp_path / "mixed.safetensors")
+    slider, report = read_slider(tmp_path / "mixed.safetensors")
+    assert (len(slider.text_layers), len(slider.model_layers)) == (1, 1)
+    assert report.without_alpha == 2
+    key_map = comfy.lora.model_lora_keys_clip(encoders.cond_stage_model, {})
+    (known,) = slider.text_layers
+    assert key_map[known] == f"{encoder}.transformer.text_model.encoder.layers.0.self_attn.k_proj.weight"
+    change = slider.text_layers[known]
+    assert torch.equal(change.up @ change.down, tensors[name + ends[1]] @ tensors[name + ends[0]])
+
+
+def random(*size):
+    return 0.3 * torch.randn(*size)
+
+
+def low_rank_parts(out, inner, kernel=()):
+    ones = (1,) * len(kernel)
+    return {"lora_up.weight": random(out, 4, *ones), "lora_down.weight": random(4, inner, *kernel)}
+
+
+def parts_of(kind: str, out: int, inner: int) -> dict[str, torch.Tensor]:
+    alpha = {"alpha": torch.tensor(2.0)}
+    hada = {f"hada_w{i}_{ab}": random(*((out, 4) if ab == "a" else (4, inner))) for i in (1, 2) for ab in "ab"}
+    return {
+        "LoRA": {**low_rank_parts(out, inner), **alpha},
+        "DoRA": {**low_rank_parts(out, inner), **alpha, "dora_scale": 1 + random(out, 1).abs()},
+        "LoRA with a bias": {**low_rank_parts(out, inner), **alpha, "diff_b": random(out)},
+        "LoHa": {**hada, **alpha},
+        "LoHa with DoRA": {**hada, **alpha, "dora_scale": 1 + random(1, inner).abs()},
+        "LoKr": {
+            "lokr_w1": random(4, 4),
+            "lokr_w2_a": random(out // 4, 3),
+            "lokr_w2_b": random(3, inner // 4),
+            **alpha,
+        },
+        "LoKr, whole": {"lokr_w1": random(2, 2), "lokr_w2": random(out // 2, inner // 2), **alpha},
+        "OFT": {"oft_blocks": random(4, out // 4, out // 4), **alpha},
+        "BOFT": {"oft_blocks": random(2, out // 4, 4, 4)},
+        "GLoRA": {
+            "a1.weight": random(inner, 2),
+            "a2.weight": random(2, inner),
+            "b1.weight": random(out, 2),
+            "b2.weight": random(2, inner),
+            **alpha,
+        },
+        "difference": {"diff": random(out, inner), "diff_b": random(out)},
+        "bias": {"diff_b": random(out)},
+    }[kind]
+
+
+KINDS = (
+    "LoRA",
+    "DoRA",
+    "LoRA with a bias",
+    "LoHa",
+    "LoHa with DoRA",
+    "LoKr",
+    "LoKr, whole",
+    "OFT",
+    "BOFT",
+    "GLoRA",
+    "difference",
+    "bias",
+)
+NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_2"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore")
+def test_every_kind_is_what_the_host_makes_of_the_file(kind, tmp_path):
+    """Loaded, and saved and loaded again: to the host it is the change that the file's own tensors are."""
+    torch.manual_seed(1)
+    model = tiny_model("SD15")
+    key_map = unet_keys(model)
+    out, inner = model.model.state_dict()[key_map[NAME]].shape
+    tensors = {f"{NAME}.{part}": tensor for part, tensor in parts_of(kind, out, inner).items()}
+    given = tensors if kind != "BOFT" else {**tensors, f"{NAME}.alpha": torch.tensor(0.0)}
+    expected = changes(comfy.lora.load_lora(given, {NAME: key_map[NAME]}), model)
+    save_file(tensors, tmp_path / "a.safetensors")
+    first = load_slider(tmp_path / "a.safetensors")
+    assert kind_of(first.layers[NAME]) == {"LoKr, whole": "LoKr", "difference": "difference with a bias"}.get(
+        kind, kind
+    )
+    save_slider(first, tmp_path / "b.safetensors", torch.float32)
+    second = load_slider(tmp_path / "b.safetensors")
+    for slider in (first, second):
+        found = change_by_host(slider, model, key_map)
+        assert found.keys() == expected.keys()
+        for key, change in expected.items():
+            assert change.norm() > 1e-2
+            assert difference(found[key], change) < 1e-5
+    assert first.fingerprint == second.fingerprint
+
+
+def changes(patches, model):
+    state = model.model.state_dict()
+    return {
+        key: comfy.lora.calculate_weight([(1.0, value, 1.0, None, None)], state[key].clone(), key) - state[key]
+        for key, value in patches.items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_strength_in_the_file_is_the_strength(kind, tmp_path):
+    torch.manual_seed(2)
+    model = tiny_model("SD15")
+    key_map = unet_keys(model)
+    out, inner = model.model.state_dict()[key_map[NAME]].shape
+    save_file({f"{NAME}.{p}": t for p, t in parts_of(kind, out, inner).items()}, tmp_path / "a.safetensors")
+    slider = load_slider(tmp_path / "a.safetensors")
+    turned = Slider("turned", {NAME: slider.layers[NAME].scaled(-0.7)})
+    if kind in ("DoRA", "LoHa with DoRA", "OFT", "BOFT"):
+        with pytest.raises(
+            ValueError, match=rf"Layer {NAME} is {kind}, and a file cannot hold it at a strength of -0.7"
+        ):
+            save_slider(turned, tmp_path / "b.safetensors", torch.float32)
+        assert not (tmp_path / "b.safetensors").exists()
+        return
+    save_slider(turned, tmp_path / "b.safetensors", torch.float32)
+    found = change_by_host(load_slider(tmp_path / "b.safetensors"), model, key_map)
+    expected = change_by_host(slider, model, key_map)
+    for key, change in expected.items():
+        assert difference(found[key], -0.7 * change) < 1e-5
+
+
+def test_a_middle_convolution_is_folded_exactly(tmp_path):
+    torch.manual_seed(3)
+    model = tiny_model("SD15")
+    key_map = unet_keys(model)
+    name = "lora_unet_down_blocks_0_resnets_0_conv1"
+    parts = {
+        "lora_up.weight": random(32, 4, 1, 1),
+        "lora_down.weight": random(4, 32, 1, 1),
+        "lora_mid.weight": random(4, 4, 3, 3),
+        "alpha": torch.tensor(2.0),
+    }
+    tensors = {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    expected = changes(comfy.lora.load_lora(tensors, {name: key_map[name]}), model)
+    save_file(tensors, tmp_path / "a.safetensors")
+    slider = load_slider(tmp_path / "a.safetensors")
+    layer = slider.layers[name]
+    assert isinstance(layer, LowRank) and layer.rank == 4 and layer.down.shape == (4, 32, 3, 3)
+    (found,), (wanted,) = change_by_host(slider, model, key_map).values(), expected.values()
+    assert difference(found, wanted) < 1e-6
+
+
+def test_norms(tmp_path):
+    model = tiny_model("SD15")
+    name = "lora_unet_down_blocks_0_resnets_0_norm1"
+    tensors = {f"{name}.w_norm": random(32), f"{name}.b_norm": random(32)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    found = change_by_host(load_slider(tmp_path / "a.safetensors"), model, unet_keys(model))
+    expected = changes(comfy.lora.load_lora(tensors, {name: unet_keys(model)[name]}), model)
+    assert found.keys() == expected.keys() and len(found) == 2
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "BOFT", "GLoRA", "LoHa with DoRA"])
+@pytest.mark.filterwarnings("ignore")
+def test_kinds_act_in_a_run_as_with_the_stock_loader(kind, tmp_path):
+    torch.manual_seed(4)
+    model = tiny_model("SD15")
+    out, inner = model.model.state_dict()[unet_keys(model)[NAME]].shape
+    tensors = {f"{NAME}.{part}": tensor for part, tensor in parts_of(kind, out, inner).items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    ours = sample(apply_sliders(model, Stack.of(load_slider(tmp_path / "a.safetensors"))), "SD15")
+    given = {**tensors, **({f"{NAME}.alpha": torch.tensor(0.0)} if kind == "BOFT" else {})}
+    stock, _ = comfy.sd.load_lora_for_models(model, None, given, 1.0, 0.0)
+    assert difference(ours, sample(stock, "SD15")) < 1e-4
+    assert difference(ours, sample(model, "SD15")) > 1e-4
