@@ -35,7 +35,7 @@ class Lesson:
     hold: tuple[str, ...] = ()
     eta: float = 0.45
     start: float = 0.1
-    steps: int = 250
+    steps: int = 200
 
     @property
     def recipe(self) -> Recipe:
@@ -52,7 +52,7 @@ LESSONS = {
         "portrait of a very young person",
         "portrait of a very old person",
         ("with glasses", "without glasses"),
-        steps=400,
+        steps=300,
     ),
     "smile": Lesson("portrait of a frowning person", "portrait of a laughing person"),
     "eyes": _of_a_person("tiny eyes", "huge eyes"),
