@@ -65,10 +65,10 @@ class Bench:
         self.rows.append({"way": way, "sliders": count, **figures})
         log.info("%-24s %3d  %s", way, count, "  ".join(f"{k} {v}" for k, v in figures.items()))
 
-    def against_bare(self, prepare, runs: int = 2, **how) -> tuple[float, _models.Run]:
+    def against_bare(self, prepare, **how) -> tuple[float, _models.Run]:
         """A step's cost in bare steps, taken in turn with bare runs, and the last run."""
         ratios = []
-        for _ in range(runs):
+        for _ in range(self.options.repeats):
             bare = self.sampler.run(lambda: self.model).step
             run = self.sampler.run(prepare, **how)
             ratios.append(run.step / bare)
@@ -202,6 +202,8 @@ class Bench:
             run = self.sampler.run(partial(apply_sliders, self.model, later, way), steps)
             self.note(f"picture, {way}{', gated' if gate else ''}", count, picture=run.total / bare)
 
+        if count > self.options.stock_up_to:
+            return
         patched = partial(self._patched, [tensors_of(slider) for slider in sliders], after)
         self.note("picture, stock loaders", count, picture=self.sampler.run(patched, steps).total / bare)
         self.sampler.run(lambda: self.model, steps=1)
@@ -249,8 +251,9 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 10, 50])
     parser.add_argument("--side", type=int, default=64, help="of the latent: an eighth of the picture's")
     parser.add_argument("--steps", type=int, default=4, help="of a timed run")
+    parser.add_argument("--repeats", type=int, default=3, help="of a step's cost, in turn with the bare model's")
     parser.add_argument("--picture", type=int, default=20, help="steps of a whole picture; 0 leaves it out")
-    parser.add_argument("--sweep", type=int, default=4, help="strengths of a sweep")
+    parser.add_argument("--sweep", type=int, default=4, help="strengths of a sweep; 0 leaves it out")
     parser.add_argument("--stock-up-to", type=int, default=50, help="most sliders the stock ways are tried with")
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     options = parser.parse_args()
@@ -266,7 +269,8 @@ def main() -> None:
             bench.stock_patches(count)
             bench.stock_gate(count)
     bench.stock_bypass()
-    bench.sweep(options.sweep)
+    if options.sweep:
+        bench.sweep(options.sweep)
     if options.picture:
         bench.picture(max(options.counts), options.picture)
     log.info("\n%s", table(bench.rows))
