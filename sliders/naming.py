@@ -25,8 +25,8 @@ _UNET_PARTS = (
 )
 _TRANSFORMER_PARTS = ("transformer_blocks.", "single_transformer_blocks.", "joint_transformer_blocks.")
 _PEFT = "base_model.model."
-_FLUX_CODE = "lora_unet_transformer_blocks_"
-_FLUX_CODE_SINGLE = "lora_unet_single_transformer_blocks_"
+_FLUX_PARTS = _DOUBLE, _SINGLE = ("transformer_blocks_", "single_transformer_blocks_")
+_FLUX_OTHERS = ("norm_out_linear", "proj_out", "x_embedder", "context_embedder", "time_text_embed_")
 _FLUX_BLOCKS = 19
 # ACE-Step: the stock loader knows these names as PEFT writes them, and no other way
 _KEPT_PEFT = re.compile(r"layers\.\d+\.(self_attn|cross_attn|mlp)\.")
@@ -62,8 +62,9 @@ def host_names(names: Iterable[str], encoder: str = "text_encoder") -> dict[str,
 
 
 def _host_name(name: str, transformer: bool, flux: bool, encoder: str) -> str:
-    if flux and name.startswith((_FLUX_CODE, _FLUX_CODE_SINGLE)):
-        return "lora_transformer_" + name.removeprefix("lora_unet_")
+    kohya = name.removeprefix("lora_unet_")
+    if flux and kohya != name and kohya.startswith((*_FLUX_PARTS, *_FLUX_OTHERS)):
+        return f"lora_transformer_{kohya}"
     if name.startswith("model.diffusion_model."):
         return name.removeprefix("model.")
     if name.startswith("lora_unet__"):  # Wan Fun
@@ -103,9 +104,10 @@ def _is_flux_of_the_public_code(names: tuple[str, ...]) -> bool:
 
     The same names mean Qwen-Image and LTX in kohya's layout, and these the stock loader knows.
     """
-    if any(name.startswith(_FLUX_CODE_SINGLE) for name in names):
+    if any(name.startswith(f"lora_unet_{_SINGLE}") for name in names):
         return True
-    rests = [name.removeprefix(_FLUX_CODE) for name in names if name.startswith(_FLUX_CODE)]
+    double = f"lora_unet_{_DOUBLE}"
+    rests = [name.removeprefix(double) for name in names if name.startswith(double)]
     theirs = ("_img_mlp", "_txt_mlp", "_img_mod", "_txt_mod", "_attn1_", "_attn2_")
     if not rests or any(mark in rest for rest in rests for mark in theirs):
         return False

@@ -83,7 +83,10 @@ def test_known_names(name, known):
 def test_a_files_names_are_read_together():
     double = "lora_unet_transformer_blocks_0_attn_to_q"
     single = "lora_unet_single_transformer_blocks_0_attn_to_q"
+    out = "lora_unet_norm_out_linear"
     assert host_names([double, single])[double] == "lora_transformer_transformer_blocks_0_attn_to_q"
+    assert host_names([out, single])[out] == "lora_transformer_norm_out_linear"
+    assert host_names([out])[out] == out
     assert host_names([double, "lora_unet_transformer_blocks_0_txt_mlp_net_2"])[double] == double
     peft = ["base_model.model.x_embedder", "base_model.model.transformer_blocks.0.attn.to_q"]
     assert host_names(peft)[peft[0]] == "transformer.x_embedder"
