@@ -1,0 +1,66 @@
+"""The sliders that come with the pack: every one turns what its name says, and they do so together."""
+
+import pytest
+import torch
+from concept_sliders.pocket.captions import vocabulary
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.probe import load_probe
+from concept_sliders.pocket.train_sliders import FOLDER, LESSONS, PERSON
+from concept_sliders.sliders.files import load_slider
+from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.stack import Stack
+
+import nodes
+
+# The probe's column that a slider turns, and the way it does
+COLUMNS = {name: (name, 1) for name in ("age", "smile", "hair_length", "hair_shade", "face_width", "sky", "glasses")}
+COLUMNS |= {"eyes": ("eye_size", 1), "skin": ("skin_tone", 1), "repair": ("spoiled", -1)}
+PEOPLE = 6
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    with torch.inference_mode():
+        return load_pocket()
+
+
+def readings(pocket, stack: Stack, prompt: str = PERSON) -> torch.Tensor:
+    """The probe's readings of a few people, rows strength by strength where the stack is swept."""
+    model, clip, vae = pocket
+    rows = stack.rows if len(stack) else 1
+    with torch.inference_mode():
+        positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (prompt, ""))
+        count = max(PEOPLE, rows)
+        batch_index = [row // (count // PEOPLE) for row in range(count)]
+        latent = {"samples": torch.zeros(count, 24, 16, 16), "batch_index": batch_index}
+        acted = apply_sliders(model, stack)
+        out = nodes.common_ksampler(acted, 77, 12, 3.0, "euler", "simple", positive, negative, latent)[0]
+        return load_probe().read(vae.decode(out["samples"]))
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_slider_turns_what_its_name_says(pocket, name):
+    slider = load_slider(FOLDER / f"pocket_{name}.safetensors")
+    lesson, (column, sign) = LESSONS[name], COLUMNS[name]
+    assert (slider.info.more, slider.info.less) == (lesson.more, lesson.less)
+    low, high = slider.info.useful_range
+    # a repair slider has something to repair where the prompt asks for spoiled pictures
+    prompt = f"{PERSON}, badly drawn, distorted features" if name == "repair" else PERSON
+    swept = Stack.of(slider).swept(0, (low, high), PEOPLE).gated(slider.info.gate)
+    low_end, high_end = readings(pocket, swept, prompt)[column].view(PEOPLE, 2).mean(0)
+    assert sign * float(high_end - low_end) > 0.3
+
+
+def test_all_of_them_at_once(pocket):
+    """Ten sliders in one stack: each still turns its own attribute, half way up."""
+    stack = sum((Stack.of(load_slider(FOLDER / f"pocket_{name}.safetensors"), 0.8) for name in LESSONS), Stack())
+    up, bare = readings(pocket, stack), readings(pocket, Stack())
+    moved = {name: float((up[c] - bare[c]).mean()) * sign for name, (c, sign) in COLUMNS.items() if name != "repair"}
+    assert sum(value > 0 for value in moved.values()) >= 8, moved
+
+
+def test_their_prompts_are_words_the_model_knows():
+    words = vocabulary()
+    for lesson in LESSONS.values():
+        for prompt in lesson.recipe.concept.prompts():
+            assert all(word in words for word in prompt.replace(",", " ").split()), prompt
