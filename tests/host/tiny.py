@@ -10,44 +10,10 @@ from comfy.model_patcher import ModelPatcher
 from concept_sliders.sliders.layers import weight_shape
 from concept_sliders.sliders.matching import layer_names
 from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.tests.host.tiny_families.family import randomise
+from concept_sliders.tests.host.tiny_families.transformers import FLUX
+from concept_sliders.tests.host.tiny_families.unets import UNET
 
-UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2],
-    "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
-    "transformer_depth_middle": 1,
-    "use_spatial_transformer": True,
-    "context_dim": 16,
-    "legacy": False,
-    "use_linear_in_transformer": False,
-    "adm_in_channels": None,
-    "use_temporal_attention": False,
-    "dtype": torch.float32,
-}
-FLUX = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "vec_in_dim": 8,
-    "context_in_dim": 16,
-    "hidden_size": 64,
-    "mlp_ratio": 2.0,
-    "num_heads": 2,
-    "depth": 1,
-    "depth_single_blocks": 1,
-    "axes_dim": [8, 12, 12],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": True,
-    "txt_ids_dims": [],
-    "dtype": torch.float32,
-}
 FAMILIES = {
     "SD15": (comfy.supported_models.SD15, UNET, 4, 0),
     "SDXL": (
@@ -71,11 +37,7 @@ STEPS = 6
 def tiny_model(family: str, seed: int = 0) -> ModelPatcher:
     config_class, unet_config, _, _ = FAMILIES[family]
     model = config_class(dict(unet_config)).get_model({}, device=torch.device("cpu"))
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.diffusion_model.parameters():
-        spread = 0.7 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
-        offset = 1.0 if parameter.ndim == 1 else 0.0  # norms stay near 1
-        parameter.data.normal_(0.0, spread, generator=generator).add_(offset)
+    randomise(model.diffusion_model, seed)
     return ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 

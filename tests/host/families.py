@@ -1,0 +1,51 @@
+"""Every family of models that the host builds, tiny, and the table of what was seen to work on each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from concept_sliders.tests.host.tiny_families.family import Family
+from concept_sliders.tests.host.tiny_families.later import LATER
+from concept_sliders.tests.host.tiny_families.transformers import TRANSFORMERS
+from concept_sliders.tests.host.tiny_families.unets import UNETS
+from concept_sliders.tests.host.tiny_families.videos import VIDEOS
+
+FAMILIES: dict[str, Family] = {**UNETS, **TRANSFORMERS, **LATER, **VIDEOS}
+
+_HEAD = """# Families of models
+
+What was seen to work on every family of models, in ComfyUI. Each is a tiny model of the host's own classes with
+random weights, in float32 on a CPU. `tests/host/test_families.py` makes the checks, and this table from what came
+of them; with `CONCEPT_SLIDERS_WRITE_TABLES=1` it writes the file anew.
+
+- **loads**: a slider of all layers acts, is the bare model to the bit at strength 0, and leaves nothing behind.
+- **acts = stock**: the latent is that of the stock LoRA loader's weight patches (within 1e-4), with the sliders'
+  products added row by row and with merged weights.
+- **names**: how the layers of a file may begin; each of the stock loader's ways acts here as it does there.
+- **sweeps**: rows of one batch at strengths of their own are the runs they would be alone.
+- **gates**: a gate at 0.4 is a run that changes over to the patched model by hand.
+- **trains**: a textual slider trains in place, and not a bit of the model changes.
+- **saves**: a slider comes back from its file acting the same to the bit.
+"""
+_COLUMNS = ("loads", "acts", "namings", "sweeps", "gates", "trains", "saves")
+_TITLES = ("family", "loads", "acts = stock", "names", "sweeps", "gates", "trains", "saves")
+
+
+def table(results: Mapping[str, Mapping[str, str | Exception]], reasons: Mapping[tuple[str, str], str]) -> str:
+    """The page about all families, in Markdown.
+
+    results: by family and check, what the check said or what it raised. reasons: why, by check and family.
+    """
+    notes = {reason: number for number, reason in enumerate(dict.fromkeys(reasons.values()), start=1)}
+
+    def cell(family: str, check: str) -> str:
+        result = results[family][check]
+        if not isinstance(result, Exception):
+            return result
+        reason = reasons.get((check, family))
+        return f"no ({notes[reason]})" if reason else "no"
+
+    lines = ["| " + " | ".join(_TITLES) + " |", "| --- " * len(_TITLES) + "|"]
+    lines += ["| " + " | ".join((family, *(cell(family, c) for c in _COLUMNS))) + " |" for family in results]
+    footnotes = [f"{number}. {reason}" for reason, number in notes.items()]
+    return "\n".join((_HEAD, *lines, "", *footnotes)).rstrip() + "\n"

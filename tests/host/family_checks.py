@@ -1,0 +1,243 @@
+"""What is asked of every family: that sliders load, act, sweep, gate, train and save on its model.
+
+Each check takes a `Subject`, raises where something is wrong, and returns what the table says about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import comfy.sample
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from concept_sliders.sliders.files import load_slider, save_slider
+from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.matching import layer_names
+from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.slider import Slider
+from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.host.families import FAMILIES
+from concept_sliders.tests.host.family_names import file_named, names_by_style
+from concept_sliders.tests.host.tiny import difference, random_slider, traces
+from concept_sliders.training.recipe import Concept, Recipe
+from concept_sliders.training.textual import train_slider
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+STEPS = 3
+STRENGTH = 0.8
+CLOSE = 1e-4  # relative, of latents in float32
+GATE = Gate(0.4)
+CONCEPT = Concept("a person", "an old person", "a young person")
+RECIPE = Recipe(CONCEPT, rank=2, steps=2, learning_rate=1e-3, layers="all", rollout_steps=2, visits=2)
+
+
+class Subject:
+    """One family's model, with what its checks share."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder, self.family = name, folder, FAMILIES[name]
+        with torch.inference_mode():  # nodes load models so
+            self.model = self.family.build()
+        self.weights = {key: tensor.clone() for key, tensor in self.model.model.state_dict().items()}
+        self.slider = random_slider(self.model)
+        self._outcomes: dict[str, str | Exception] = {}
+
+    def outcome(self, check: str) -> str | Exception:
+        """What a check says, or what it raised; it runs once."""
+        if check not in self._outcomes:
+            try:
+                self._outcomes[check] = CHECKS[check](self)
+            except (AssertionError, ValueError, RuntimeError, TypeError, KeyError, IndexError) as error:
+                self._outcomes[check] = error
+        return self._outcomes[check]
+
+    def acting(self, stack: Stack, way: str = "auto", steps: int = STEPS) -> Tensor:
+        """The latent with the stack acting on the model."""
+        return self.sampled(apply_sliders(self.model, stack, way), stack.rows, steps)
+
+    def stock(self, tensors: Mapping[str, Tensor], steps: int = STEPS) -> Tensor:
+        """The latent with the tensors of a file in the stock loader's hands."""
+        patched, _ = comfy.sd.load_lora_for_models(self.model, None, dict(tensors), STRENGTH, 0.0)
+        return self.sampled(patched, steps=steps)
+
+    def sampled(self, model: ModelPatcher, rows: int = 1, steps: int = STEPS, fresh: bool = True) -> Tensor:
+        """The latent of a short run; every row has the same noise.
+
+        fresh: forget what the model keeps of earlier runs first, as HiDream O1 does with prompts.
+        """
+        f = self.family
+        if fresh and hasattr(model.model.diffusion_model, "clear_kv_cache"):
+            model.model.diffusion_model.clear_kv_cache()
+        more, less = f.conditioning(2), f.conditioning(3)
+        with torch.inference_mode():
+            return comfy.sample.sample(
+                model,
+                f.noise(rows),
+                steps,
+                f.guidance,
+                "euler",
+                "simple",
+                more,
+                less,
+                f.empty(rows),
+                disable_pbar=True,
+                seed=5,
+            ).clone()
+
+    @cached_property
+    def bare(self) -> Tensor:
+        return self.sampled(self.model)
+
+    @cached_property
+    def acted(self) -> Tensor:
+        return self.acting(Stack.of(self.slider, STRENGTH), "by rows")
+
+    @cached_property
+    def file(self) -> Path:
+        path = self.folder / f"{self.name}.safetensors"
+        save_slider(self.slider, path, torch.float32)
+        return path
+
+    def assert_untouched(self) -> None:
+        """The model is as it was built, bit by bit, and nothing hangs on its layers."""
+        for key, tensor in self.model.model.state_dict().items():
+            assert torch.equal(tensor, self.weights[key]), f"{key} has changed"
+        assert traces(self.model) == []
+
+
+def loads(subject: Subject) -> str:
+    """A slider of all layers changes the result; at 0 no bit differs, and the model stays as it was."""
+    assert torch.isfinite(subject.bare).all()
+    assert torch.equal(subject.acting(Stack.of(subject.slider, 0.0)), subject.bare), "0 is not the bare model"
+    assert difference(subject.acted, subject.bare) > 1e-3, "no effect"
+    assert torch.equal(subject.sampled(subject.model, fresh=False), subject.bare), "something stays behind"
+    subject.assert_untouched()
+    return f"{len(subject.slider.layers)} layers"
+
+
+def acts(subject: Subject) -> str:
+    """In both ways it gives what the stock loader's weight patches give, on every layer."""
+    expected = subject.stock(load_file(subject.file))
+    for way in ("by rows", "merged"):
+        assert difference(subject.acting(Stack.of(subject.slider, STRENGTH), way), expected) < CLOSE, way
+    silent = layers_never_called(subject)
+    if silent:  # their weights must then have no effect otherwise, either
+        alone = random_slider(subject.model, names=silent)
+        assert difference(subject.stock(tensors_of(alone)), subject.bare) < 1e-6, (
+            f"{sorted(silent)} are read directly"
+        )
+    return "yes"
+
+
+def namings(subject: Subject) -> str:
+    """Every way of naming layers that the host knows for the model, from a file, acts as in the stock loader."""
+    bare, wrong = subject.sampled(subject.model, steps=1), []
+    found = names_by_style(subject.model)
+    for style, targets in found.items():
+        path = subject.folder / "naming.safetensors"
+        save_file(file_named(subject.model, style, targets), path)
+        ours = subject.acting(Stack.of(load_slider(path), STRENGTH), steps=1)
+        if difference(ours, subject.stock(load_file(path), steps=1)) >= CLOSE or difference(ours, bare) < CLOSE:
+            wrong.append(" ".join(map(str, style)))
+    assert not wrong, f"otherwise than the stock loader: {', '.join(wrong)}"
+    return ", ".join(f"`{prefix}`" if prefix else "none" for prefix in dict.fromkeys(prefix for prefix, _ in found))
+
+
+def sweeps(subject: Subject) -> str:
+    """Rows of one batch are the runs they would be alone; two of them and three, as a layer's batch may divide."""
+    low = -0.6
+    alone = {
+        low: subject.acting(Stack.of(subject.slider, low), "by rows"),
+        0.0: subject.bare,
+        STRENGTH: subject.acted,
+    }
+    for values in ((low, STRENGTH), (low, 0.0, STRENGTH)):
+        batch = subject.acting(Stack.of(subject.slider).swept(0, values))
+        for row, value in enumerate(values):
+            assert difference(batch[row : row + 1], alone[value]) < CLOSE, f"row {row} of {len(values)}, at {value}"
+    return "yes"
+
+
+def gates(subject: Subject) -> str:
+    """A gated run is one that changes over to a model with the stock loader's patches, by hand."""
+    with torch.inference_mode():
+        second = subject.family.build()
+        patched, _ = comfy.sd.load_lora_for_models(second, None, load_file(subject.file), STRENGTH, 0.0)
+        patched.patch_model()
+    opens = subject.model.model.model_sampling.percent_to_sigma(GATE.start)
+    seen = []
+
+    def by_hand(apply_model: Callable[..., Tensor], args: Mapping[str, Any]) -> Tensor:
+        inside = bool(args["timestep"][0] <= opens)
+        seen.append(inside)
+        run = second.model.apply_model if inside else apply_model
+        return run(args["input"], args["timestep"], **args["c"])
+
+    switching = subject.model.clone()
+    switching.set_model_unet_function_wrapper(by_hand)
+    expected = subject.sampled(switching)
+    assert any(seen) and not all(seen)
+    gated = Stack.of(subject.slider, STRENGTH, GATE)
+    for way in ("by rows", "merged"):
+        assert difference(subject.acting(gated, way), expected) < CLOSE, way
+    assert difference(expected, subject.bare) > 1e-4
+    return "yes"
+
+
+def saves(subject: Subject) -> str:
+    """What comes back from a file has the same layers, and acts the same to the bit."""
+    again = load_slider(subject.file)
+    assert again.layers.keys() == subject.slider.layers.keys()
+    assert torch.equal(subject.acting(Stack.of(again, STRENGTH), "by rows"), subject.acted)
+    return "yes"
+
+
+def trains(subject: Subject) -> str:
+    """Two steps in place: a finite loss, a slider that is no longer nothing, a model that is as before."""
+    prompts = (*CONCEPT.prompts(), "")
+    conditionings = {prompt: subject.family.conditioning(seed) for seed, prompt in enumerate(prompts)}
+    with torch.inference_mode():
+        trained = train_slider(subject.model, conditionings, RECIPE, subject.family.empty(2), "trained")
+    assert trained.progress.steps == RECIPE.steps
+    assert all(torch.isfinite(torch.tensor(trained.progress.losses)))
+    learned = sum(bool(layer.up.any()) for layer in trained.slider.layers.values())
+    assert learned > len(trained.slider.layers) / 2
+    subject.assert_untouched()
+    return "yes"
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "loads": loads,
+    "acts": acts,
+    "namings": namings,
+    "sweeps": sweeps,
+    "gates": gates,
+    "trains": trains,
+    "saves": saves,
+}
+
+
+def layers_never_called(subject: Subject) -> dict[str, str]:
+    """The layers whose forward does not run when the model does, by path, with their names."""
+    names, called = layer_names(subject.model), set()
+    hooks = [
+        subject.model.model.get_submodule(path).register_forward_hook(lambda *_, path=path: called.add(path))
+        for path in names
+    ]
+    subject.sampled(subject.model)
+    for hook in hooks:
+        hook.remove()
+    return {path: name for path, name in names.items() if path not in called}
+
+
+def tensors_of(slider: Slider) -> dict[str, Tensor]:
+    """A slider's tensors by the stock loader's keys."""
+    tensors = {}
+    for name, layer in slider.layers.items():
+        tensors |= {f"{name}.lora_down.weight": layer.down, f"{name}.lora_up.weight": layer.up}
+    return tensors

@@ -1,0 +1,82 @@
+"""Every name that the stock loader knows for a model's layers, and files that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+
+import comfy.lora
+import torch
+from comfy.model_patcher import ModelPatcher
+from concept_sliders.sliders.layers import can_act_on, weight_shape
+from concept_sliders.sliders.slider import LowRank
+from torch import Tensor
+
+# How layer names begin in the host's key maps
+PREFIXES = (
+    "lora_prior_unet_",
+    "lora_unet_",
+    "lora_transformer_",
+    "lycoris_",
+    "unet.base_model.model.",
+    "base_model.model.",
+    "unet.",
+    "transformer.",
+    "diffusion_model.",
+    "",
+)
+
+
+def names_by_style(model: ModelPatcher) -> dict[tuple[str, int], dict[str, Any]]:
+    """The host's names for layers with what they stand for, by how they begin.
+
+    Several names for one place that begin alike are in styles of their own: ("lora_unet_", 1), ("lora_unet_", 2).
+    """
+    styles: dict[tuple[str, int], dict[str, Any]] = {}
+    taken = set()
+    state = model.model.state_dict()
+    for name, target in comfy.lora.model_lora_keys_unet(model.model, {}).items():
+        if not stands_for_a_layer(model, state, target):
+            continue
+        prefix = next(p for p in PREFIXES if name.startswith(p))
+        number = next(n for n in count(1) if (prefix, n, target) not in taken)
+        taken.add((prefix, number, target))
+        styles.setdefault((prefix, number), {})[name] = target
+    return styles
+
+
+def stands_for_a_layer(model: ModelPatcher, state: Mapping[str, Tensor], target: Any) -> bool:
+    """Whether the host can apply a low-rank change there.
+
+    For queries, keys and values of a joint weight the host takes each to be of the model's width; where that is
+    not so, as in Lumina 2, its own loader fails.
+    """
+    key, offset = (*target, None)[:2] if isinstance(target, tuple) else (target, None)
+    path, _, parameter = key.rpartition(".")
+    if parameter != "weight" or key not in state:
+        return False
+    module = model.model.get_submodule(path)
+    if not can_act_on(module):
+        return False
+    return offset is None or offset[1] + offset[2] <= weight_shape(module, path)[offset[0]]
+
+
+def file_named(model: ModelPatcher, style: tuple[str, int], targets: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A random slider's tensors by these names, as the trainers who name layers so write them."""
+    generator = torch.Generator().manual_seed(11)
+    tensors = {}
+    for name, target in targets.items():
+        key, offset = (*target, None)[:2] if isinstance(target, tuple) else (target, None)
+        path = key.removesuffix(".weight")
+        shape = list(weight_shape(model.model.get_submodule(path), path))
+        if offset is not None:
+            shape[offset[0]] = offset[2]
+        fresh = LowRank.fresh(tuple(shape), 2, generator)
+        up = torch.empty_like(fresh.up).normal_(0.0, 0.3, generator=generator)
+        if style[0].startswith(("lora_", "lycoris_")):
+            tensors |= {f"{name}.lora_down.weight": fresh.down, f"{name}.lora_up.weight": up}
+            tensors[f"{name}.alpha"] = torch.tensor(1.0)
+        else:
+            tensors |= {f"{name}.lora_A.weight": fresh.down, f"{name}.lora_B.weight": up}
+    return tensors

@@ -1,0 +1,78 @@
+"""What a tiny model of one family is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+TOKENS = 7
+TEXT = 16  # the width of a prompt's encoding, unless a family says otherwise
+POOLED = {"pooled_output": (1, 8)}
+ALL_TOKENS = torch.ones(1, TOKENS, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny model with random weights of the host's own classes, and what its text encoder would give it.
+
+    config: the host's configuration class. unet: its settings, with hidden sizes of 32 to 128 and a block or two.
+    latent: (C, ...), without the batch. context: (tokens, width) of a prompt's encoding. extra: what comes with
+    it, by the names of CONDITIONING; a tuple stands for random numbers of that shape. guidance: the scale of
+    classifier-free guidance, 1 for none. state: tensors of a checkpoint that the configuration looks at.
+    parts: makers of smaller parts, by path, where the host's class has one size only.
+    """
+
+    config: type
+    unet: Mapping[str, Any]
+    latent: tuple[int, ...] = (4, 8, 8)
+    context: tuple[int, int] = (TOKENS, TEXT)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float = 3.0
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    parts: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
+
+    def build(self, seed: int = 0) -> ModelPatcher:
+        """The model, in float32 on the CPU; the same seed gives the same weights."""
+        config = self.config({"dtype": torch.float32, **self.unet})
+        config.unet_config.update(self.unet)  # some configurations set sizes of their own
+        model = config.get_model(dict(self.state), device=CPU)
+        for path, make in self.parts.items():
+            model.diffusion_model.set_submodule(path, make().eval().requires_grad_(False))
+        randomise(model.diffusion_model, seed)
+        return ModelPatcher(model, CPU, CPU)
+
+    def conditioning(self, seed: int) -> list:
+        """CONDITIONING of one prompt."""
+        generator = torch.Generator().manual_seed(seed)
+        extra = {
+            name: torch.randn(value, generator=generator) if isinstance(value, tuple) else value
+            for name, value in self.extra.items()
+        }
+        return [[torch.randn(1, *self.context, generator=generator), extra]]
+
+    def empty(self, rows: int = 1) -> Tensor:
+        """An empty latent of that many rows."""
+        return torch.zeros(rows, *self.latent)
+
+    def noise(self, rows: int = 1) -> Tensor:
+        """The same noise in every row."""
+        noise = torch.randn(1, *self.latent, generator=torch.Generator().manual_seed(7))
+        return noise.repeat(rows, *(1 for _ in self.latent))
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Give a module weights that keep the size of what goes through them; norms near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, buffer in module.named_buffers():
+        if name == "pos_embed":  # SD3's lies in its checkpoint, and is nothing before
+            buffer.normal_(0.0, 0.1, generator=generator)
+    for parameter in module.parameters():
+        spread = 0.7 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+        offset = 1.0 if parameter.ndim == 1 else 0.0
+        parameter.data.normal_(0.0, spread, generator=generator).add_(offset)
