@@ -9,17 +9,19 @@ from concept_sliders.devtools.workflow import read_workflow, to_prompt
 
 EXAMPLES = Path(__file__).parents[2] / "example_workflows"
 # Small enough for a test; the graph and the code are those of a real run.
-FEW = {
-    "train_a_textual_slider": {
-        "Train Slider": {"steps": 3, "rollout_steps": 3},
-        "Pictures a Training Step": {"batch_size": 2},
-    },
-    "use_sliders": {},
-}
 SMALL_SWEEP = {
     "People to Sweep Over": {"batch_size": 2},
     "Sweep Sliders": {"values": "-1, 0, 1"},
     "KSampler": {"steps": 2},
+}
+FEW = {
+    "train_a_textual_slider": {
+        **SMALL_SWEEP,
+        "Train Slider": {"steps": 3, "rollout_steps": 3},
+        "Pictures a Training Step": {"batch_size": 2},
+    },
+    "use_sliders": SMALL_SWEEP,
+    "ten_sliders": {"People": {"batch_size": 2}, "KSampler": {"steps": 2}},
 }
 
 
@@ -39,7 +41,7 @@ def example(server):
     info = server.object_info()
 
     def prompt(name, overrides=None):
-        changes = {**SMALL_SWEEP, **FEW[name]}
+        changes = dict(FEW[name])
         for node, values in (overrides or {}).items():
             changes[node] = {**changes.get(node, {}), **values}
         return to_prompt(read_workflow(EXAMPLES / f"{name}.json"), info, changes)

@@ -133,3 +133,14 @@ def test_a_cancel_in_the_middle_of_training_keeps_a_usable_slider(server, exampl
     assert shown(server, prompt, entry, "Slider Strip").width == 3 * (CELL + GAP) + GAP
     used = example("use_sliders", {"Load Slider": {"slider": file}})
     assert shown(server, used, server.wait(server.post(used)), "Slider Strip").size
+
+
+def test_ten_sliders_at_once_and_a_second_run_with_one_turned(server, example):
+    prompt = example("ten_sliders")
+    first = server.wait(server.post(prompt))
+    (applied,) = named(prompt, "Apply Sliders")
+    assert len(first["outputs"][applied]["text"][0].splitlines()) == 10
+    assert shown(server, prompt, first, "Ten Sliders: Strip").width == 2 * (CELL + GAP) + GAP
+    change(prompt, "Smile", strength=-1.0)
+    turned = server.wait(server.post(prompt))
+    assert named(prompt, "Age")[0] in cached(turned) and named(prompt, "Smile")[0] not in cached(turned)
