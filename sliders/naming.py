@@ -108,7 +108,7 @@ def _is_flux_of_the_public_code(names: tuple[str, ...]) -> bool:
         return True
     double = f"lora_unet_{_DOUBLE}"
     rests = [name.removeprefix(double) for name in names if name.startswith(double)]
-    theirs = ("_img_mlp", "_txt_mlp", "_img_mod", "_txt_mod", "_attn1_", "_attn2_")
+    theirs = ("_img_mlp", "_txt_mlp", "_img_mod", "_txt_mod", "_attn1_", "_attn2_", "_cross_attn_")
     if not rests or any(mark in rest for rest in rests for mark in theirs):
         return False
     numbers = [int(number[0]) for rest in rests if (number := re.match(r"\d+", rest))]
@@ -158,8 +158,8 @@ def dotted(underscored: str) -> str | None:
             return None
         words.append(word)
         rest = rest[len(word) :]
-        if rest and not rest.startswith("_"):
-            return None
+        if rest and (not rest.startswith("_") or rest == "_"):
+            return None  # words have one underscore between them, and none after the last
         rest = rest[1:]
     return ".".join(words)
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import comfy.lora
+import comfy.model_base
 import comfy.model_management
 import torch
 from comfy.model_base import BaseModel
@@ -28,6 +29,14 @@ from .slider import LowRank
 from .stack import BRANCHES, Stack
 from .ways import WAYS, steady_part
 
+# Models with layers whose first dimension is not the batch, or that see all rows at once
+_ROWS_TOGETHER = (
+    comfy.model_base.PixArt,
+    comfy.model_base.HunyuanDiT,
+    comfy.model_base.HiDream,
+    comfy.model_base.CosmosVideo,
+    comfy.model_base.ACEStep,
+)
 COMPILED = "torch.compile"  # the key of the host's own wrapper for compiled models
 
 # What acts on one module, by its path within the host's model: (slider index, change) pairs
@@ -163,7 +172,15 @@ class ActingStack:
     def _let_act(
         self, acting: ExitStack, strengths: Tensor, base_model: BaseModel, x: Tensor, options: Mapping[str, Any]
     ) -> None:
-        """Put the sliders in place until `acting` is left: what holds still merged, the rest by rows."""
+        """Put the sliders in place until `acting` is left: what holds still merged, the rest by rows.
+
+        Raises ValueError if rows differ on a model that cannot tell them apart.
+        """
+        if isinstance(base_model, _ROWS_TOGETHER) and bool((strengths != strengths[:1]).any()):
+            raise ValueError(
+                f"On {type(base_model).__name__} models a slider's strength cannot differ between the pictures of "
+                "a batch or the branches of guidance: some of its layers see them all at once. Make one run for each."
+            )
         workshop = workshop_of(base_model)
         version = getattr(base_model, "current_weight_patches_uuid", None)
         bank = workshop.bank((self._key, version if self.relative else None), lambda: self._bank(base_model))

@@ -9,7 +9,6 @@ _ROWS = (
 _ROTARY = "The host's fused rotary embeddings have no gradient, and its changes in place stand in the way of others."
 _CACHE = "The model keeps keys and values of the prompt between evaluations, whatever the sliders do meanwhile."
 _ADAPTER = "The adapter of prompts runs before sampling, where sliders do not act."
-_NAMES = "kohya's names of its attention are taken for those of Flux in the Concept Sliders code."
 
 _UNUSUAL_BATCH = ("PixArt Alpha", "PixArt Sigma", "Hunyuan-DiT", "HiDream", "Cosmos", "ACE-Step")
 _PLAIN_ATTENTION = ("SD", "Stable", "AuraFlow", "HiDream", "Mochi", "CogVideoX")
@@ -23,5 +22,4 @@ REASONS: dict[tuple[str, str], str] = {
     },
     **{(check, "HiDream O1"): _CACHE for check in ("loads", "gates", "trains")},
     **{(check, "Anima"): _ADAPTER for check in ("acts", "namings")},
-    ("namings", "ACE-Step"): _NAMES,
 }
