@@ -72,6 +72,8 @@ def randomise(module: nn.Module, seed: int) -> None:
     for name, buffer in module.named_buffers():
         if name == "pos_embed":  # SD3's lies in its checkpoint, and is nothing before
             buffer.normal_(0.0, 0.1, generator=generator)
+        elif name.endswith("inv_freq"):  # so do Stable Audio's rotary frequencies
+            buffer.copy_(10_000.0 ** -(torch.arange(buffer.numel()) / buffer.numel()))
     for parameter in module.parameters():
         spread = 0.7 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
         offset = 1.0 if parameter.ndim == 1 else 0.0
