@@ -24,12 +24,12 @@ def pocket():
         return load_pocket()
 
 
-def readings(pocket, stack: Stack, prompt: str = PERSON) -> torch.Tensor:
+def readings(pocket, stack: Stack) -> torch.Tensor:
     """The probe's readings of a few people, rows strength by strength where the stack is swept."""
     model, clip, vae = pocket
     rows = stack.rows if len(stack) else 1
     with torch.inference_mode():
-        positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (prompt, ""))
+        positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (PERSON, ""))
         count = max(PEOPLE, rows)
         batch_index = [row // (count // PEOPLE) for row in range(count)]
         latent = {"samples": torch.zeros(count, 24, 16, 16), "batch_index": batch_index}
@@ -44,10 +44,8 @@ def test_a_slider_turns_what_its_name_says(pocket, name):
     lesson, (column, sign) = LESSONS[name], COLUMNS[name]
     assert (slider.info.more, slider.info.less) == (lesson.more, lesson.less)
     low, high = slider.info.useful_range
-    # a repair slider has something to repair where the prompt asks for spoiled pictures
-    prompt = f"{PERSON}, badly drawn, distorted features" if name == "repair" else PERSON
     swept = Stack.of(slider).swept(0, (low, high), PEOPLE).gated(slider.info.gate)
-    low_end, high_end = readings(pocket, swept, prompt)[column].view(PEOPLE, 2).mean(0)
+    low_end, high_end = readings(pocket, swept)[column].view(PEOPLE, 2).mean(0)
     assert sign * float(high_end - low_end) > 0.3
 
 
