@@ -157,6 +157,8 @@ def as_one_slider(sliders: Stack, name: str, node: str) -> Slider:
     if len(set(placed.strength)) > 1:
         raise ValueError(f"Slider '{placed.slider.name}' is swept; take it as it is before the sweep.")
     slider, strength = placed.slider, placed.strength[0]
-    layers = {name: change.scaled(strength) for name, change in slider.layers.items()}
+    layers = slider.layers
+    if strength != 1:
+        layers = {name: change.scaled(strength) for name, change in layers.items()}
     info = replace(slider.info, gate=placed.gates[0]) if len(placed.gates) == 1 else slider.info
-    return Slider(name, layers if strength != 1 else slider.layers, info)
+    return Slider(name, layers, info)

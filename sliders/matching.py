@@ -233,13 +233,5 @@ def _low_rank_in(
 
     offset: (dim, start, length) of the part. function: a reordering of the change's outputs.
     """
-    if offset is None:
-        layer = layer.fitted(shape, name)
-    else:
-        dim, start, length = offset
-        part = layer.fitted((*shape[:dim], length, *shape[dim + 1 :]), name)
-        side = part.up if dim == 0 else part.down
-        whole = side.new_zeros(*side.shape[:dim], shape[dim], *side.shape[dim + 1 :])
-        whole.narrow(dim, start, length).copy_(side)
-        layer = LowRank(part.down, whole) if dim == 0 else LowRank(whole, part.up)
+    layer = layer.fitted(shape, name) if offset is None else layer.widened(offset, shape, name)
     return layer if function is None else LowRank(layer.down, function(layer.up))

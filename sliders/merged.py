@@ -92,15 +92,15 @@ class MergedWeights:
             return
         self._bring_to(strengths, version)
         self.uses += 1
+        # Unknown until the block has ended well: a run after a failed one is built anew, as on a fresh model
+        held, self._strengths = self._strengths, None
         lent = []
         try:
             for weight in self._weights:
                 lent.append((weight.module._parameters, weight.name, weight.module._parameters[weight.name]))
                 weight.module._parameters[weight.name] = weight.merged
             yield
-        except BaseException:
-            self._strengths = None  # built anew next time: a run after a failed one is as one on a fresh model
-            raise
+            self._strengths = held
         finally:
             for parameters, name, own in lent:
                 parameters[name] = own

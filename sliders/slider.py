@@ -70,6 +70,19 @@ class LowRank:
             return self
         return LowRank(self.down.reshape(down_shape), self.up.reshape(up_shape))
 
+    def widened(self, part: tuple[int, int, int], weight_shape: tuple[int, ...], name: str) -> LowRank:
+        """The change of a whole weight that changes one part of it: zeros everywhere else.
+
+        part: (dimension, start, length) of what this change is for.
+        Raises ValueError naming the layer where the numbers do not fit.
+        """
+        dim, start, length = part
+        fitted = self.fitted((*weight_shape[:dim], length, *weight_shape[dim + 1 :]), name)
+        side = fitted.up if dim == 0 else fitted.down
+        whole = side.new_zeros(*side.shape[:dim], weight_shape[dim], *side.shape[dim + 1 :])
+        whole.narrow(dim, start, length).copy_(side)
+        return LowRank(fitted.down, whole) if dim == 0 else LowRank(whole, fitted.up)
+
     @staticmethod
     def fresh(weight_shape: tuple[int, ...], rank: int, generator: torch.Generator | None = None) -> LowRank:
         """An untrained float32 change for a weight of that shape: random down, zero up, so delta is 0."""

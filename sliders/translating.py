@@ -98,11 +98,7 @@ def _widened(change: LowRank, part: tuple[int, int, int], shape: tuple[int, ...]
     dim, start, length = part
     if start + length > shape[dim]:
         raise ValueError(f"Layer {name} stands for rows {start} to {start + length} of a weight of {shape[dim]}.")
-    fitted = change.fitted((*shape[:dim], length, *shape[dim + 1 :]), name)
-    side = fitted.up if dim == 0 else fitted.down
-    whole = side.new_zeros(*side.shape[:dim], shape[dim], *side.shape[dim + 1 :])
-    whole.narrow(dim, start, length).copy_(side)
-    return LowRank(fitted.down, whole) if dim == 0 else LowRank(whole, fitted.up)
+    return change.widened(part, shape, name)
 
 
 def _cut(change: LowRank, names: Mapping[Place, str], shape: tuple[int, ...], name: str) -> list[tuple[str, Change]]:
