@@ -52,8 +52,11 @@ class Bench:
         self.names = _models.some_layers(self.model, LAYERS)
         self.options, self.rows = options, []
         self.sampler.run(lambda: self.model)
-        self.bare = self.sampler.run(lambda: self.model).step
+        run = self.sampler.run(lambda: self.model)
+        self.bare = run.step
         log.info("one bare CFG step: %.3f s", self.bare)
+        # what a run costs before its first step, and how unevenly steps come, without any slider
+        self.note("no slider", 0, step=1, change=run.lead(run.step) / run.step, gate=run.longest(run.step) / run.step)
 
     def sliders(self, count: int) -> tuple[list[Slider], list[float], list[float]]:
         """Sliders, their strengths, and the strengths with one of them changed."""

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import comfy.lora
-import comfy.model_base
 import comfy.model_management
 import torch
 from comfy.model_base import BaseModel
@@ -25,18 +24,11 @@ from torch import Tensor
 from .bank import LayerBank
 from .gate import PercentToSigma
 from .matching import KEY, HostPatch, host_tensors, report, resolve, workshop_of
+from .rows import Part, evaluate_apart, must_be_apart, parts_of
 from .slider import LowRank
 from .stack import BRANCHES, Stack
 from .ways import WAYS, steady_part
 
-# Models with layers whose first dimension is not the batch, or that see all rows at once
-_ROWS_TOGETHER = (
-    comfy.model_base.PixArt,
-    comfy.model_base.HunyuanDiT,
-    comfy.model_base.HiDream,
-    comfy.model_base.CosmosVideo,
-    comfy.model_base.ACEStep,
-)
 COMPILED = "torch.compile"  # the key of the host's own wrapper for compiled models
 
 # What acts on one module, by its path within the host's model: (slider index, change) pairs
@@ -135,11 +127,22 @@ class ActingStack:
         **kwargs,
     ) -> Tensor:
         base_model, options = executor.class_obj, transformer_options or {}
-        with ExitStack() as acting:
-            strengths = self.strengths(base_model, x, t, options)
-            if strengths.any():
-                self._let_act(acting, strengths, base_model, x, options)
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        strengths = self.strengths(base_model, x, t, options)
+        conditions = {"t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, "control": control, **kwargs}
+
+        def evaluate(part: Part | None, x: Tensor, conditions: dict, options: dict) -> Tensor:
+            """The model's own answer, with the sliders acting at the part's strengths."""
+            given, own = dict(conditions), strengths if part is None else part.strengths
+            positional = (given.pop(name) for name in ("t", "c_concat", "c_crossattn", "control"))
+            with ExitStack() as acting:
+                if own.any():
+                    self._let_act(acting, own, base_model, x, options)
+                return executor(x, *positional, options, **given)
+
+        if must_be_apart(base_model, strengths):
+            parts = parts_of(strengths, len(options.get("cond_or_uncond", (0,))))
+            return evaluate_apart(evaluate, parts, x, conditions, options)
+        return evaluate(None, x, conditions, options)
 
     def strengths(
         self, base_model: BaseModel, x: Tensor, t: Tensor, transformer_options: Mapping[str, Any]
@@ -172,18 +175,12 @@ class ActingStack:
     def _let_act(
         self, acting: ExitStack, strengths: Tensor, base_model: BaseModel, x: Tensor, options: Mapping[str, Any]
     ) -> None:
-        """Put the sliders in place until `acting` is left: what holds still merged, the rest by rows.
-
-        Raises ValueError if rows differ on a model that cannot tell them apart.
-        """
-        if isinstance(base_model, _ROWS_TOGETHER) and bool((strengths != strengths[:1]).any()):
-            raise ValueError(
-                f"On {type(base_model).__name__} models a slider's strength cannot differ between the pictures of "
-                "a batch or the branches of guidance: some of its layers see them all at once. Make one run for each."
-            )
+        """Put the sliders in place until `acting` is left: what holds still merged, the rest by rows."""
         workshop = workshop_of(base_model)
         version = getattr(base_model, "current_weight_patches_uuid", None)
         bank = workshop.bank((self._key, version if self.relative else None), lambda: self._bank(base_model))
+        doing = (self._key, version, tuple(map(tuple, strengths.tolist())))
+        acting.enter_context(workshop.prompt_cache.instead(base_model, doing))
         steady = torch.tensor([placed.is_steady for placed in self.stack])
         still = steady_part(strengths, steady, self.way, bank, base_model, x, options)
         if still.any():

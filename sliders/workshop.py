@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from .merged import MergedWeights
+from .prompt_cache import PromptCache
 
 T = TypeVar("T")
 # One stack is turned again and again; a second one is that of another clone of the model in the same graph
@@ -24,6 +25,7 @@ class Workshop:
 
     def __init__(self) -> None:
         self.merged = MergedWeights()
+        self.prompt_cache = PromptCache()
         self.names: Any = None  # the host's names for the model's weights
         self._matches: OrderedDict[Hashable, Any] = OrderedDict()
         self._banks: OrderedDict[Hashable, Any] = OrderedDict()
@@ -42,6 +44,7 @@ class Workshop:
     def clear(self) -> None:
         """Give back the memory of everything that can be made again."""
         self.merged.drop()
+        self.prompt_cache.clear()
         self._banks.clear()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .differentiable import differentiable
 from .objectives import textual_loss, textual_target
 from .recipe import Recipe
 from .rollouts import classifier_free, roll_out
@@ -64,7 +65,7 @@ def train_textual(
     try:
         while progress.steps < recipe.steps and not should_stop():
             point = next(points)
-            with layers.bank.acting(point.strengths):
+            with differentiable(), layers.bank.acting(point.strengths):
                 prediction = denoiser(point.x, point.sigma, [recipe.concept.target])[0]
                 loss = textual_loss(prediction, point.target)
                 loss.backward()

@@ -1,0 +1,97 @@
+"""Rows of a batch evaluated apart, on models that cannot tell them from each other.
+
+Some models have layers whose first dimension is not the batch, or that see all rows at once. There strengths that
+differ between rows are worked out in several evaluations, each of rows that share their strengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_base
+import torch
+from comfy.model_base import BaseModel
+from torch import Tensor
+
+# Models with layers whose first dimension is not the batch, or that see all rows at once
+_ROWS_TOGETHER = (
+    comfy.model_base.PixArt,
+    comfy.model_base.HunyuanDiT,
+    comfy.model_base.HiDream,
+    comfy.model_base.CosmosVideo,
+    comfy.model_base.ACEStep,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Entries of a model batch that share their strengths. strengths: (1, sliders). chunks: of the host's batch."""
+
+    entries: Tensor
+    strengths: Tensor
+    chunks: tuple[int, ...]
+
+
+def must_be_apart(base_model: BaseModel, strengths: Tensor) -> bool:
+    """Whether these strengths, (rows, sliders), differ between rows that the model cannot tell apart."""
+    return isinstance(base_model, _ROWS_TOGETHER) and bool((strengths != strengths[:1]).any())
+
+
+def parts_of(strengths: Tensor, chunks: int) -> list[Part]:
+    """The batch, strengths (chunks * B, sliders), shared out; as few parts as hold whole rows or whole chunks."""
+    by_row = strengths.unflatten(0, (chunks, -1)).transpose(0, 1)  # (B, chunks, sliders)
+    alike, member = by_row.unique(dim=0, return_inverse=True)
+    found = []
+    for index, each in enumerate(alike):  # each: (chunks, sliders)
+        rows = torch.nonzero(member == index).flatten()
+        same = bool((each == each[:1]).all())
+        for taken in [range(chunks)] if same else [(chunk,) for chunk in range(chunks)]:
+            entries = torch.cat([chunk * len(by_row) + rows for chunk in taken])
+            found.append(Part(entries, each[taken[0]][None], tuple(taken)))
+    return found
+
+
+def evaluate_apart(
+    evaluate: Callable[..., Tensor],
+    parts: Sequence[Part],
+    x: Tensor,
+    conditions: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Tensor:
+    """The parts' results, put together in the order of the batch x, (batch, C, ...).
+
+    evaluate: (part, x, conditions, options) -> (entries of the part, C, ...). conditions: what the host hands to the
+    model beside x; whatever in it has one entry per entry of the batch is shared out with it.
+    """
+    result = None
+    for part in parts:
+        entries = part.entries.to(x.device)
+        taken = _taken(dict(conditions), entries, len(x))
+        y = evaluate(part, x[entries], taken, _options_of(options, part, len(x)))
+        result = y.new_empty(len(x), *y.shape[1:]) if result is None else result
+        result[entries] = y
+    return result
+
+
+def _options_of(options: Mapping[str, Any], part: Part, batch: int) -> dict[str, Any]:
+    """The host's transformer options for the chunks and entries of a part."""
+    own = dict(options)
+    for name in ("cond_or_uncond", "uuids"):
+        if name in own:
+            own[name] = [own[name][chunk] for chunk in part.chunks]
+    if own.get("sigmas") is not None:
+        own["sigmas"] = _taken(own["sigmas"], part.entries.to(own["sigmas"].device), batch)
+    return own
+
+
+def _taken(value: Any, entries: Tensor, batch: int) -> Any:
+    """The entries of whatever has as many as the batch, at any depth; all else as it is."""
+    if isinstance(value, Tensor):
+        return value[entries.to(value.device)] if value.ndim and len(value) == batch else value
+    if isinstance(value, dict):
+        return {key: _taken(each, entries, batch) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_taken(each, entries, batch) for each in value)
+    return value

@@ -1,0 +1,62 @@
+"""Rows that a model cannot tell apart are evaluated apart, and put together again."""
+
+import pytest
+import torch
+from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.rows import evaluate_apart, parts_of
+from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.host.family_checks import STRENGTH, Subject
+from concept_sliders.tests.host.tiny import difference
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**16))
+def test_parts_hold_every_entry_once_and_share_strengths(chunks, rows, sliders, seed):
+    generator = torch.Generator().manual_seed(seed)
+    strengths = torch.randint(0, 2, (chunks * rows, sliders), generator=generator).float()
+    parts = parts_of(strengths, chunks)
+    entries = torch.cat([part.entries for part in parts])
+    assert sorted(entries.tolist()) == list(range(chunks * rows))
+    for part in parts:
+        assert (strengths[part.entries] == part.strengths).all()
+        # as the host has it: chunk after chunk, each with the same rows
+        by_chunk = part.entries.view(len(part.chunks), -1)
+        assert (by_chunk // rows == torch.tensor(part.chunks)[:, None]).all()
+        assert (by_chunk % rows == by_chunk[0] % rows).all()
+
+
+def test_rows_alike_in_all_chunks_stay_together():
+    (part,) = parts_of(torch.ones(6, 2), chunks=2)
+    assert part.chunks == (0, 1) and part.entries.tolist() == list(range(6))
+
+
+def test_what_has_an_entry_per_entry_of_the_batch_is_shared_out_with_it():
+    x, seen = torch.arange(4.0)[:, None], []
+    conditions = {"c": x + 10, "control": {"input": [x + 20, None]}, "guidance": torch.tensor(3.0), "size": (8, 8)}
+    options = {"cond_or_uncond": [1, 0], "uuids": ["a", "b"], "sigmas": torch.ones(4), "patches": {}}
+
+    def evaluate(part, x, conditions, options):
+        assert torch.equal(conditions["c"], x + 10) and torch.equal(conditions["control"]["input"][0], x + 20)
+        assert conditions["control"]["input"][1] is None and conditions["size"] == (8, 8)
+        assert conditions["guidance"] == 3 and len(options["sigmas"]) == len(x)
+        seen.append((options["cond_or_uncond"], options["uuids"]))
+        return part.strengths * x
+
+    strengths = torch.tensor([[1.0], [2.0], [1.0], [3.0]])
+    y = evaluate_apart(evaluate, parts_of(strengths, 2), x, conditions, options)
+    assert torch.equal(y, strengths * x)
+    assert sorted(seen) == [([0], ["b"]), ([1], ["a"]), ([1, 0], ["a", "b"])]
+
+
+@pytest.mark.parametrize("family", ["PixArt Alpha", "HiDream", "Cosmos"])
+def test_branches_ramps_and_sweeps_at_once(tmp_path, family):
+    """Each row of a sweep, on one branch of guidance with a ramp, is the run it would be alone."""
+    subject = Subject(family, tmp_path)
+    placed = Stack.of(subject.slider, 1.0, Gate(0.2, 1.0, ramp=0.4)).on("negative")
+    values = (STRENGTH, 0.0, STRENGTH)
+    batch = subject.acting(placed.swept(0, values))
+    for row, value in enumerate(values):
+        alone = subject.acting(placed.scaled(value))
+        assert difference(batch[row : row + 1], alone) < 1e-4, f"row {row}"
+    assert difference(subject.acting(placed.scaled(STRENGTH)), subject.bare) > 1e-5
