@@ -1,0 +1,58 @@
+"""Pictures, masks and captions from files."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+# What decoders raise for files that are broken, cut short, no pictures at all, or absurdly large.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def is_picture(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS
+
+
+def read_picture(path: Path) -> Tensor:
+    """(H, W, 3) in [0, 1], upright by the camera's note of orientation, on white where it is transparent.
+
+    Grey, palette, CMYK and 16-bit pictures are converted; of a moving picture the first frame is taken.
+    Raises ValueError, naming the file, if it cannot be read whole.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            pixels = np.array(_as_rgb(ImageOps.exif_transpose(opened)), dtype=np.float32)
+    except _BROKEN as error:
+        raise ValueError(f"Cannot read the picture {path}: {str(error) or type(error).__name__}.") from error
+    return torch.from_numpy(pixels / 255)
+
+
+def read_mask(path: Path) -> Tensor:
+    """(H, W) in [0, 1], white counting as 1. Raises ValueError, naming the file, if it cannot be read whole."""
+    red, green, blue = read_picture(path).unbind(-1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue  # luma, ITU-R BT.601
+
+
+def read_caption(path: Path) -> str:
+    """A prompt from a text file, on one line. Raises ValueError, naming the file, if it is not UTF-8 text."""
+    try:
+        return " ".join(path.read_text(encoding="utf-8-sig").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"Cannot read the caption {path}: {error}.") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow also hands out as 32-bit integers
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
