@@ -4,6 +4,7 @@ from .applying import ApplySliders, SliderStrip
 from .composing import CombineSliders, GateSliders, ScaleSliders, SweepSliders
 from .converting import ConvertSlider, MergeSliders
 from .loading import LoadSlider, SaveSlider
+from .pairs import ImagePairsFromFolder, ImagePairsNode
 from .pocket import LoadPocketModel
 from .training import SliderConceptNode, TrainSlider
 
@@ -20,5 +21,7 @@ NODES = (
     SliderStrip,
     SliderConceptNode,
     TrainSlider,
+    ImagePairsNode,
+    ImagePairsFromFolder,
     LoadPocketModel,
 )
