@@ -3,5 +3,5 @@
 from comfy_api.latest import io
 
 Sliders = io.Custom("SLIDERS")  # a stack: concept_sliders.sliders.stack.Stack
-SliderConcept = io.Custom("SLIDER_CONCEPT")  # what to train: concept_sliders.training.recipe.Concept
+SliderConcept = io.Custom("SLIDER_CONCEPT")  # what to train: a tuple of concept_sliders.training.recipe.Concept
 ImagePairsSocket = io.Custom("IMAGE_PAIRS")  # what to learn from: concept_sliders.training.pairs.ImagePairs

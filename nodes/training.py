@@ -5,62 +5,10 @@ from comfy_api.latest import io
 
 from ..sliders.stack import Stack
 from ..training.layers import CHOICES
-from ..training.recipe import Concept, Recipe
-from ..training.textual import train_slider
+from ..training.recipe import Concept, TextualRecipe
+from ..training.run import train_slider
 from .sockets import SliderConcept, Sliders
-from .watching import encode_prompts, fitted, watch_training
-
-
-class SliderConceptNode(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ConceptSlidersSliderConcept",
-            display_name="Slider Concept",
-            category="sliders/training",
-            description="What a slider is to turn: prompts for its two ends, and what must stay as it is.",
-            inputs=[
-                io.String.Input(
-                    "target",
-                    default="person",
-                    multiline=True,
-                    tooltip="What the slider acts on. Empty: on anything.",
-                ),
-                io.String.Input(
-                    "more",
-                    default="very old person",
-                    multiline=True,
-                    tooltip="The target with much of the attribute: strength above 0.",
-                ),
-                io.String.Input(
-                    "less",
-                    default="very young person",
-                    multiline=True,
-                    tooltip="The target with little of it: strength below 0.",
-                ),
-                io.String.Input(
-                    "hold",
-                    default="",
-                    multiline=True,
-                    tooltip="Phrases to hold fixed, one a line, such as 'male' and 'female': the slider "
-                    "learns the change they have in common.",
-                ),
-                io.Float.Input(
-                    "eta",
-                    default=4.0,
-                    min=0.1,
-                    max=50.0,
-                    step=0.1,
-                    tooltip="How far strength 1 goes: the guidance of the edit.",
-                ),
-            ],
-            outputs=[SliderConcept.Output(display_name="concept")],
-        )
-
-    @classmethod
-    def execute(cls, target: str, more: str, less: str, hold: str, eta: float) -> io.NodeOutput:
-        phrases = tuple(line.strip() for line in hold.splitlines() if line.strip())
-        return io.NodeOutput(Concept(target.strip(), more.strip(), less.strip(), phrases, eta))
+from .watching import checkpoint_file, encode_prompts, fitted, told, watch_training
 
 
 class TrainSlider(io.ComfyNode):
@@ -127,7 +75,7 @@ class TrainSlider(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "rollout_steps",
-                    default=20,
+                    default=10,
                     min=2,
                     max=1000,
                     advanced=True,
@@ -170,6 +118,8 @@ class TrainSlider(io.ComfyNode):
                     tooltip="Ask for the target with every held phrase as well, so that what they name stays at even "
                     "odds. Off is the published way. Without phrases it changes nothing.",
                 ),
+                *layer_inputs(),
+                *keeping_inputs(),
                 io.Vae.Input(
                     "vae",
                     optional=True,
@@ -178,16 +128,84 @@ class TrainSlider(io.ComfyNode):
                 ),
             ],
             outputs=[Sliders.Output(display_name="sliders")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
-        cls, model, clip, concept: Concept, latent, name, from_part, to_part, vae=None, **settings
+        cls,
+        model,
+        clip,
+        concept: tuple[Concept, ...],
+        latent,
+        name: str,
+        from_part: float,
+        to_part: float,
+        vae=None,
+        checkpoint_every: int = 0,
+        **settings,
     ) -> io.NodeOutput:
-        recipe = Recipe(concept, noise_range=(from_part, to_part), **settings)
-        conditionings = encode_prompts(clip, recipe)
-        watch = watch_training(model, recipe.steps, vae)
-        trained = train_slider(model, conditionings, recipe, fitted(model, latent), name.strip() or "slider", watch)
+        recipe = TextualRecipe(concepts=concept, noise_range=(from_part, to_part), **settings)
+        name = name.strip() or "slider"
+        conditionings = encode_prompts(clip, recipe.prompts())
+        file = checkpoint_file(name, recipe) if checkpoint_every else None
+        watch = watch_training(model, recipe.steps, vae, file, checkpoint_every)
+        trained = train_slider(model, conditionings, recipe, fitted(model, latent), name, watch)
         if trained is None:
             raise InterruptProcessingException()  # cancelled before there was anything to keep
-        return io.NodeOutput(Stack.of(trained.slider))
+        return io.NodeOutput(Stack.of(trained.slider), ui=told(trained.progress, recipe.steps, cls.hidden.unique_id))
+
+
+def layer_inputs() -> list[io.Input]:
+    """Which of the chosen layers are trained, and how."""
+    return [
+        io.Float.Input(
+            "alpha",
+            default=0.0,
+            min=0.0,
+            max=128.0,
+            step=0.5,
+            optional=True,
+            advanced=True,
+            tooltip="The slider's scale while it learns is alpha / rank, as in LoRA training. 0: a scale of 1. "
+            "Published: 1 at rank 4. A smaller scale learns more slowly.",
+        ),
+        io.Boolean.Input(
+            "convolutions",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip="Train convolutions too, not linear layers alone.",
+        ),
+        io.String.Input(
+            "pattern",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="For experts: a regular expression; only layers in whose path it is found are trained, such as "
+            "'middle_block' or 'blocks\\.(1[0-9])\\.'.",
+        ),
+        io.Boolean.Input(
+            "full_rank",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Train whole differences of weights instead of low-rank ones, for comparison. Takes much memory.",
+        ),
+    ]
+
+
+def keeping_inputs() -> list[io.Input]:
+    """How a run is kept on disk."""
+    return [
+        io.Int.Input(
+            "checkpoint_every",
+            default=100,
+            min=0,
+            max=100_000,
+            optional=True,
+            advanced=True,
+            tooltip="Steps between checkpoints; 0 for none. The same training, queued again after a cancel or a "
+            "crash, goes on from its last one. They are in the output folder, under slider_checkpoints.",
+        ),
+    ]

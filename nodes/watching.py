@@ -1,24 +1,32 @@
 """What training needs of the running host: encoded prompts, and progress with pictures."""
 
+import logging
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
 import comfy.sample
 import comfy.utils
+import folder_paths
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import ui
 from PIL import Image
+from server import PromptServer
 from torch import Tensor
 
 from ..training.loop import Progress
 from ..training.recipe import Recipe
-from ..training.textual import Watch
+from ..training.run import Watch
 from .strip import draw_strip
 
 CELL = 160  # pixels of one picture in the preview strip
 
 
-def encode_prompts(clip, recipe: Recipe) -> dict[str, list]:
-    """The host's CONDITIONING for every prompt of a recipe, and for the empty one."""
-    prompts = dict.fromkeys((*recipe.concept.prompts(), ""))
+def encode_prompts(clip, prompts: Iterable[str]) -> dict[str, list]:
+    """The host's CONDITIONING for every prompt."""
     return {prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts}
 
 
@@ -32,24 +40,64 @@ def fitted(model: ModelPatcher, latent: dict) -> Tensor:
     )
 
 
-def watch_training(model: ModelPatcher, steps: int, vae=None) -> Watch:
+def checkpoint_file(name: str, recipe: Recipe) -> Path:
+    """Where a run is kept: the same run, queued again, finds it there."""
+    plain = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name)
+    return Path(folder_paths.get_output_directory()) / "slider_checkpoints" / f"{plain} {recipe.digest()}.pt"
+
+
+def watch_training(
+    model: ModelPatcher, steps: int, vae=None, checkpoint: Path | None = None, every: int = 0
+) -> Watch:
     """Progress on the host's bar, and a preview strip now and then."""
-    bar = comfy.utils.ProgressBar(steps)
+    bar, clock = comfy.utils.ProgressBar(steps), _Clock(steps)
 
     def progress(done: Progress, latents: Tensor | None) -> None:
-        preview = None if latents is None else ("JPEG", _strip(model, latents, vae), 4 * CELL)
+        preview = None
+        if latents is not None:
+            preview = ("JPEG", _strip(model, latents, vae, clock.said(done)), 4 * CELL)
         bar.update_absolute(done.steps, steps, preview)
 
-    return Watch(progress=progress, preview_every=max(10, steps // 20))
+    return Watch(progress=progress, checkpoint=checkpoint, checkpoint_every=every)
 
 
-def _strip(model: ModelPatcher, latents: Tensor, vae) -> Image.Image:
+def told(progress: Progress, steps: int, node_id: str | None) -> ui.PreviewText:
+    """What the node says when it is done; if training broke off, beside it at once, too."""
+    lasting = statistics.mean(progress.losses[-50:])
+    text = progress.broken or f"{progress.steps} of {steps} steps; loss {lasting:.4g}"
+    if progress.broken:
+        text += f" The slider is as it was after step {progress.steps}."
+        logging.error(text)
+        if PromptServer.instance is not None and node_id is not None:
+            PromptServer.instance.send_progress_text(text, node_id)
+    return ui.PreviewText(text)
+
+
+class _Clock:
+    """Says how far a run is and how long it will still take."""
+
+    def __init__(self, steps: int):
+        self.steps, self.first = steps, None
+
+    def said(self, progress: Progress) -> str:
+        now = time.monotonic()
+        if self.first is None:  # a run that goes on from a checkpoint begins at its step
+            self.first = (progress.steps, now)
+        done, began = progress.steps - self.first[0], self.first[1]
+        text = f"step {progress.steps} of {self.steps}, loss {statistics.mean(progress.losses[-20:]):.3g}"
+        if done <= 0:
+            return text
+        left = round((now - began) / done * (self.steps - progress.steps))
+        return f"{text}, {left // 60}:{left % 60:02d} left"
+
+
+def _strip(model: ModelPatcher, latents: Tensor, vae, title: str) -> Image.Image:
     """Three clean latents as pictures at strength -1, 0 and +1."""
     if vae is not None:
         images = vae.decode(model.model.process_latent_out(latents.float()))
     else:
         images = _from_latents(model, latents)
-    sheet = draw_strip(images.reshape(-1, *images.shape[-3:])[:3].cpu(), ["-1", "0", "+1"], "", CELL)
+    sheet = draw_strip(images.reshape(-1, *images.shape[-3:])[:3].cpu(), ["-1", "0", "+1"], title, CELL)
     return Image.fromarray((sheet[0] * 255).round().to(torch.uint8).numpy())
 
 

@@ -14,8 +14,8 @@ import torch
 
 from ..sliders.files import save_slider
 from ..sliders.gate import Gate
-from ..training.recipe import Concept, Recipe
-from ..training.textual import train_slider
+from ..training.recipe import Concept, TextualRecipe
+from ..training.run import train_slider
 from .model import load_pocket
 from .probe import SIZE
 
@@ -38,9 +38,11 @@ class Lesson:
     steps: int = 200
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> TextualRecipe:
         concept = Concept(PERSON, self.more, self.less, self.hold, self.eta)
-        return Recipe(concept, steps=self.steps, learning_rate=2e-3, rollout_steps=12, own_rollouts=1.0, seed=SEED)
+        return TextualRecipe(
+            concepts=(concept,), steps=self.steps, learning_rate=2e-3, rollout_steps=12, own_rollouts=1.0, seed=SEED
+        )
 
 
 def _of_a_person(less: str, more: str, **settings) -> Lesson:
@@ -71,7 +73,7 @@ def train(name: str, pocket, folder: Path) -> Path:
     model, clip, vae = pocket
     lesson, began = LESSONS[name], time.monotonic()
     with torch.inference_mode():  # as the host runs its nodes
-        prompts = {*lesson.recipe.concept.prompts(), ""}
+        prompts = lesson.recipe.prompts()
         conditionings = {prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts}
         latents = torch.zeros_like(vae.encode(torch.zeros(BATCH, SIZE, SIZE, 3)))
         trained = train_slider(model, conditionings, lesson.recipe, latents, f"pocket {name.replace('_', ' ')}")

@@ -136,7 +136,7 @@ def _hook(
     spread: _Spread,
     kept: dict[tuple, _Joined],
 ) -> Callable[..., Tensor]:
-    learning = any(c.down.requires_grad or c.up.requires_grad for _, c in chosen if isinstance(c, LowRank))
+    learning = any(tensor.requires_grad for _, change in chosen for tensor in change.parts.values())
 
     def joined_for(x: Tensor) -> _Joined:
         if learning:

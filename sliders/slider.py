@@ -137,6 +137,11 @@ class Dense:
 
     differences: Mapping[str, Tensor]
 
+    @property
+    def parts(self) -> Mapping[str, Tensor]:
+        """Its tensors by their names."""
+        return self.differences
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Dense:
         return Dense({name: t.to(device, dtype) for name, t in self.differences.items()})
 

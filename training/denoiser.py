@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
+import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+
+from ..sliders.prompt_cache import PromptCache
+from ..sliders.rows import must_be_apart
+
+if TYPE_CHECKING:
+    from .in_place import NewLayers
 
 
 class Denoiser:
@@ -25,6 +35,8 @@ class Denoiser:
         self._conditions = {
             prompt: self._encoded(conditioning, latents) for prompt, conditioning in conditionings.items()
         }
+        self.dtype = patcher.model.get_dtype_inference()  # of the activations
+        self._at_once: int | None = None  # most entries of a batch that memory has had room for, if it ran out
 
     def __call__(self, x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
         """One prediction per prompt and latent, in one batch: x (B, C, ...) -> (len(prompts), B, C, ...).
@@ -42,17 +54,66 @@ class Denoiser:
             "cond_or_uncond": [0] * len(prompts),
             "sigmas": sigmas[:rows],
         }
-        denoised = self.patcher.model.apply_model(batch, sigmas, **conditions, transformer_options=options)
+        with PromptCache().instead(self.patcher.model, None):
+            denoised = self.patcher.model.apply_model(batch, sigmas, **conditions, transformer_options=options)
         d = (batch - denoised) / sigma
         return d.unflatten(0, (len(prompts), rows))
+
+    @torch.no_grad()
+    def ask(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        prompts: Sequence[str],
+        layers: NewLayers | None = None,
+        strengths: Tensor | None = None,
+    ) -> Tensor:
+        """The same without gradients, with a slider at strengths (len(prompts), B, 1), or the frozen model.
+
+        In as few batches as memory and the model allow. Raises the host's out-of-memory error if a single entry
+        does not fit.
+        """
+        entries, acting = len(prompts) * len(x), nullcontext()
+        too_many = self._at_once is not None and entries > self._at_once
+        if layers is not None and strengths is not None and strengths.any():
+            by_entry = strengths.flatten(0, 1)
+            acting, too_many = layers.acting(by_entry), too_many or must_be_apart(self.patcher.model, by_entry)
+        if too_many:
+            return self._halves(x, sigma, prompts, layers, strengths)
+        try:
+            with acting:
+                return self(x, sigma, prompts)
+        except comfy.model_management.OOM_EXCEPTION as error:
+            comfy.model_management.raise_non_oom(error)
+            if entries == 1:
+                raise
+            self._at_once = entries // 2
+        comfy.model_management.soft_empty_cache()
+        logging.warning("There is no memory for %d predictions at once; going on with %d.", entries, self._at_once)
+        return self._halves(x, sigma, prompts, layers, strengths)
+
+    def _halves(self, x: Tensor, sigma: Tensor, prompts: Sequence[str], layers, strengths: Tensor | None) -> Tensor:
+        """Asked in two parts: of the prompts, or of the rows where there is one prompt."""
+        if len(prompts) > 1:
+            middle, dim = len(prompts) // 2, 0
+            parts = [(x, prompts[:middle], slice(None, middle)), (x, prompts[middle:], slice(middle, None))]
+        else:
+            middle, dim = len(x) // 2, 1
+            parts = [(x[rows], prompts, (slice(None), rows)) for rows in (slice(None, middle), slice(middle, None))]
+        answers = (
+            self.ask(some, sigma, of, layers, None if strengths is None else strengths[taken])
+            for some, of, taken in parts
+        )
+        return torch.cat(list(answers), dim=dim)
 
     def sigmas(self, steps: int) -> Tensor:
         """(steps + 1,) falling noise levels of the host's "simple" schedule, ending at 0."""
         return comfy.samplers.calculate_sigmas(self.sampling, "simple", steps).to(self.device)
 
-    def scale_noise(self, sigma: Tensor, noise: Tensor) -> Tensor:
-        """The latent at the first noise level of sampling from nothing."""
-        return self.sampling.noise_scaling(sigma, noise, torch.zeros_like(noise), True)
+    def scale_noise(self, sigma: Tensor, noise: Tensor, latents: Tensor | None = None) -> Tensor:
+        """The latent at a noise level: of these clean latents, or at the first level of sampling from nothing."""
+        clean = torch.zeros_like(noise) if latents is None else latents
+        return self.sampling.noise_scaling(sigma, noise, clean, latents is None)
 
     def _encoded(self, conditioning: list, latents: Tensor) -> dict:
         converted = comfy.sampler_helpers.convert_cond(conditioning)

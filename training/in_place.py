@@ -15,12 +15,6 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..sliders.bank import LayerBank
-from ..sliders.layers import weight_shape
-from ..sliders.matching import layer_names
-from ..sliders.slider import LowRank
-from .layers import choose
-
 
 @contextmanager
 def borrowed(patcher: ModelPatcher, memory_required: int = 0) -> Iterator[ModelPatcher]:
@@ -61,36 +55,6 @@ def _ordinary(tensor: Tensor) -> Tensor:
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
     return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
-
-
-class NewLayers:
-    """The layers of one slider in training, on the model that is borrowed.
-
-    by_name: the changes by their names in a file; their tensors are the parameters that learn.
-    bank: lets them act. Raises ValueError if the choice takes no layer of the model.
-    """
-
-    def __init__(self, patcher: ModelPatcher, choice: str, rank: int, generator: torch.Generator):
-        names = layer_names(patcher)
-        self.by_name: dict[str, LowRank] = {}
-        placed, paths = {}, {}
-        for path in choose(names, choice):
-            module = patcher.model.get_submodule(path)
-            fresh = LowRank.fresh(weight_shape(module, path), rank, generator)
-            down, up = (nn.Parameter(t.to(patcher.load_device)) for t in (fresh.down, fresh.up))
-            self.by_name[names[path]] = LowRank(down, up)
-            placed[module], paths[module] = [(0, self.by_name[names[path]])], path
-        self.bank = LayerBank(placed, paths)
-
-    def parameters(self) -> list[Tensor]:
-        return [tensor for layer in self.by_name.values() for tensor in (layer.down, layer.up)]
-
-    def finished(self) -> dict[str, LowRank]:
-        """Copies on the CPU that no longer learn."""
-        return {
-            name: LowRank(layer.down.detach().cpu().clone(), layer.up.detach().cpu().clone())
-            for name, layer in self.by_name.items()
-        }
 
 
 def family(patcher: ModelPatcher) -> str:

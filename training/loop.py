@@ -1,145 +1,195 @@
-"""The training loop of a textual slider (Concept Sliders, arXiv 2311.12092)."""
+"""The training loop: points in, a slider out; whatever happens, the last good state is kept."""
 
 from __future__ import annotations
 
+import logging
+import statistics
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
+from ..sliders.rows import must_be_apart
 from .differentiable import differentiable
-from .objectives import textual_loss, textual_target
-from .recipe import Recipe
-from .rollouts import classifier_free, roll_out
+from .objectives import prediction_loss
+from .points import Point, Points
+from .recompute import recomputed
 
 if TYPE_CHECKING:
-    from ..sliders.bank import LayerBank
     from .denoiser import Denoiser
-    from .in_place import NewLayers
+    from .new_layers import NewLayers
+    from .recipe import Recipe
 
-
-@dataclass(frozen=True)
-class Point:
-    """One thing to learn. x, target: (B, C, ...). sigma: scalar. strengths: (B, 1), of the slider."""
-
-    x: Tensor
-    sigma: Tensor
-    target: Tensor
-    strengths: Tensor
+_EXPLODED = 1000.0  # times the median of the losses before
+_JUDGED_BY = 50  # losses
 
 
 @dataclass
 class Progress:
-    """How a run went: the loss of every step done, and whether it was stopped before its last."""
+    """How a run went: the loss of every step done, whether it was stopped early, and what broke it, if so."""
 
     losses: list[float] = field(default_factory=list)
     stopped: bool = False
+    broken: str = ""
 
     @property
     def steps(self) -> int:
         return len(self.losses)
 
 
-def train_textual(
-    denoiser: Denoiser,
-    layers: NewLayers,
-    recipe: Recipe,
-    shape: tuple[int, ...],
-    generator: torch.Generator,
-    should_stop: Callable[[], bool],
-    after_step: Callable[[Progress, Point], None],
-    cancelled: type[BaseException] | tuple = (),
-) -> Progress:
-    """Teach the layers the recipe's concept, on latents of `shape` (B, C, ...).
+class Training:
+    """One run. `state` holds everything that changes, so that a restored run goes on as if it had never stopped."""
 
-    should_stop: asked before every step; what has been learned by then is kept.
-    after_step: told how it goes. cancelled: what the model raises when it is told to stop; the step is then
-    dropped and what has been learned is kept. Raises FloatingPointError if the loss is no longer a finite number.
-    """
-    parameters = layers.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
-    progress = Progress()
-    points = textual_points(denoiser, layers.bank, recipe, shape, generator)
-    try:
-        while progress.steps < recipe.steps and not should_stop():
-            point = next(points)
-            with differentiable(), layers.bank.acting(point.strengths):
-                prediction = denoiser(point.x, point.sigma, [recipe.concept.target])[0]
-                loss = textual_loss(prediction, point.target)
-                loss.backward()
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"Training broke down at step {progress.steps + 1} of {recipe.steps}, noise level "
-                    f"{float(point.sigma):.3g}: the loss is {loss.item()}. A lower learning rate than "
-                    f"{recipe.learning_rate:g} may help."
-                )
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            progress.losses.append(loss.item())
-            after_step(progress, point)
-    except cancelled:
-        pass
-    progress.stopped = progress.steps < recipe.steps
-    return progress
+    def __init__(
+        self, denoiser: Denoiser, layers: NewLayers, points: Points, recipe: Recipe, generator: torch.Generator
+    ):
+        self.denoiser, self.layers, self.points = denoiser, layers, points
+        self.recipe, self.generator = recipe, generator
+        self.progress = Progress()
+        self._parameters = layers.parameters()
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=recipe.learning_rate, weight_decay=0.0)
+        # Gradients that pass through half-precision layers vanish unless the loss is scaled up
+        half = denoiser.dtype == torch.float16
+        self._scaler = torch.amp.GradScaler(denoiser.device.type, enabled=half)
+        self._at_once: int | None = None  # most rows that memory has had room for, if it ran out
+        self._recompute = False
+        self._good = [parameter.detach().clone() for parameter in self._parameters]
 
+    def run(
+        self,
+        should_stop: Callable[[], bool],
+        after_step: Callable[[Progress, Point], None],
+        cancelled: type[BaseException] | tuple = (),
+    ) -> Progress:
+        """Train up to the recipe's number of steps.
 
-def textual_points(
-    denoiser: Denoiser, bank: LayerBank, recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator
-) -> Iterator[Point]:
-    """Endless training points: noise levels of trajectories, with the frozen model's answers there.
+        should_stop: asked before every step; what has been learned by then is kept.
+        after_step: told how it goes. cancelled: what the model raises when it is told to stop; the step is then
+        dropped. A loss that is no finite number, or explodes, ends the run at the last good state, and
+        `Progress.broken` says where.
+        """
+        while self.progress.steps < self.recipe.steps and not self.progress.broken and not should_stop():
+            before = self.generator.get_state(), self.points.state()
+            try:
+                point = self._step()
+            except cancelled:
+                self.generator.set_state(before[0])
+                self.points.restore(before[1])
+                self._optimizer.zero_grad()
+                break
+            if point is not None:
+                after_step(self.progress, point)
+        self.progress.stopped = self.progress.steps < self.recipe.steps
+        return self.progress
 
-    A trajectory passes through every noise level, so each serves `recipe.visits` points. Most run the bare model,
-    as the paper has it. A share of them runs with the slider on (the public code does so always): there it learns
-    what to hold in pictures that it has changed itself.
-    """
-    sigmas = denoiser.sigmas(recipe.rollout_steps)
-    start, end = (round(fraction * recipe.rollout_steps) for fraction in recipe.noise_range)
-    levels = torch.arange(start, max(end, start + 1))
-    while True:
-        noise = torch.randn(shape, generator=generator).to(denoiser.device)
-        signs = _signs(shape[0], recipe.both_signs, generator).to(denoiser.device)
-        own = bool(torch.rand((), generator=generator) < recipe.own_rollouts)
-        strengths = signs[:, None] if own else torch.zeros_like(signs[:, None])
-        trajectory = roll_out(_guided(denoiser, bank, recipe, strengths), noise, sigmas, denoiser.scale_noise)
-        for level in levels[torch.randperm(len(levels), generator=generator)[: recipe.visits]]:
-            if not own:
-                signs = _signs(shape[0], recipe.both_signs, generator).to(denoiser.device)
-            x, sigma = trajectory.x[level], trajectory.sigmas[level]
-            with torch.no_grad():
-                target = _answer(denoiser, recipe, x, sigma, signs)
-            yield Point(x, sigma, target, signs[:, None])
+    def state(self) -> dict[str, Any]:
+        """Everything that changes, as tensors and plain values."""
+        return {
+            "parameters": [parameter.detach().cpu().clone() for parameter in self._parameters],
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "generator": self.generator.get_state(),
+            "points": self.points.state(),
+            "losses": list(self.progress.losses),
+        }
 
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state. Raises ValueError if it is of other layers."""
+        saved = state["parameters"]
+        if [t.shape for t in saved] != [t.shape for t in self._parameters]:
+            raise ValueError("The checkpoint holds a slider of other layers than the recipe asks for on this model.")
+        self._put_back(saved)
+        self._good = [parameter.detach().clone() for parameter in self._parameters]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"])
+        self.points.restore(state["points"])
+        self.progress.losses = list(state["losses"])
 
-def _guided(
-    denoiser: Denoiser, bank: LayerBank, recipe: Recipe, strengths: Tensor
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The guided prediction at the target prompt, with the slider at these strengths, (B, 1)."""
+    def _step(self) -> Point | None:
+        """One optimiser step; None where the state it started from turned out to be no good."""
+        point = next(self.points)
+        loss = self._gradient(point)
+        if self._is_bad(loss):
+            self._break_off(point, loss)
+            return None
+        self._good = [parameter.detach().clone() for parameter in self._parameters]
+        self._scaler.unscale_(self._optimizer)
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        self.progress.losses.append(loss)
+        return point
+
+    def _gradient(self, point: Point) -> float:
+        """The loss of a point, after its backward pass; in parts where memory or the model asks for it."""
+        while True:
+            try:
+                return sum(self._part(point, rows) for rows in self._parts(point.strengths))
+            except comfy.model_management.OOM_EXCEPTION as error:
+                comfy.model_management.raise_non_oom(error)
+                self._optimizer.zero_grad()
+                self._make_do(len(point.x), error)
+            comfy.model_management.soft_empty_cache()
+
+    def _part(self, point: Point, rows: Tensor) -> float:
+        """The loss of some of the rows, weighed by their number, after its backward pass."""
+        share = len(rows) / len(point.x)
+        with ExitStack() as during:
+            during.enter_context(differentiable())
+            during.enter_context(self.layers.acting(point.strengths[rows]))
+            if self._recompute:
+                during.enter_context(recomputed(self.denoiser.patcher.model.diffusion_model))
+            prediction = self.denoiser(point.x[rows], point.sigma, [point.prompt])[0]
+            mask = point.mask[rows] if point.mask is not None and len(point.mask) > 1 else point.mask
+            loss = share * prediction_loss(prediction, point.target[rows], mask)
+            self._scaler.scale(loss).backward()
+        return loss.item()
+
+    def _parts(self, strengths: Tensor) -> Iterator[Tensor]:
+        """Rows that go through the model at once."""
+        rows = torch.arange(len(strengths), device=strengths.device)
+        together = [rows]
+        if must_be_apart(self.denoiser.patcher.model, strengths):
+            together = [rows[strengths[:, 0] == value] for value in strengths.unique()]
+        for some in together:
+            yield from some.split(self._at_once or len(rows))
+
+    def _make_do(self, rows: int, error: BaseException) -> None:
+        """Memory ran out: fewer rows at once, then blocks run twice; then it is an error."""
+        now = self._at_once or rows
+        if now > 1:
+            self._at_once = now // 2
+            logging.warning("Training: there is no memory for %d pictures at once; going on with %d.", now, now // 2)
+        elif not self._recompute:
+            self._recompute = True
+            logging.warning("Training: there is little memory; going on with blocks run again in backward.")
+        else:
+            raise error
+
+    def _is_bad(self, loss: float) -> bool:
+        before = self.progress.losses[-_JUDGED_BY:]
+        exploded = len(before) == _JUDGED_BY and loss > _EXPLODED * statistics.median(before)
+        return loss != loss or loss == float("inf") or exploded
+
+    def _break_off(self, point: Point, loss: float) -> None:
+        """Back to the parameters that last gave a sound loss. Raises FloatingPointError if there are none."""
+        self.progress.broken = (
+            f"Training broke down at step {self.progress.steps + 1} of {self.recipe.steps}, noise level "
+            f"{float(point.sigma):.3g}: the loss is {loss:.3g}. A lower learning rate than "
+            f"{self.recipe.learning_rate:g} may help."
+        )
+        if self.progress.steps <= 1:
+            raise FloatingPointError(self.progress.broken)
+        self._put_back(self._good)
+        self.progress.losses.pop()  # the step that led here
 
     @torch.no_grad()
-    def guided(x: Tensor, sigma: Tensor) -> Tensor:
-        with bank.acting(strengths.repeat(2, 1)):  # (B, 1) -> (2 * B, 1), prompt by prompt
-            d_prompt, d_empty = denoiser(x, sigma, [recipe.concept.target, ""])
-        return classifier_free(d_prompt, d_empty, recipe.guidance)
-
-    return guided
-
-
-def _answer(denoiser: Denoiser, recipe: Recipe, x: Tensor, sigma: Tensor, signs: Tensor) -> Tensor:
-    """The target at (x, sigma) for rows with the slider at +1 or -1: the edit and its opposite."""
-    targets = recipe.concept.targets() if recipe.held_target else (recipe.concept.target,)
-    more, less = zip(*recipe.concept.ends())
-    asked = denoiser(x, sigma, [*targets, *more, *less])  # (P or 1) + P + P predictions, (B, C, ...) each
-    d_target, d_more, d_less = asked.split([len(targets), len(more), len(less)])
-    eta = recipe.concept.eta * signs.view(-1, *(1 for _ in x.shape[1:]))
-    return textual_target(d_target, d_more, d_less, eta)
-
-
-def _signs(rows: int, both: bool, generator: torch.Generator) -> Tensor:
-    """(rows,) of +1, or of +1 and -1 in turn from a random one."""
-    if not both:
-        return torch.ones(rows)
-    first = int(torch.randint(2, (1,), generator=generator))
-    return 1.0 - 2.0 * ((torch.arange(rows) + first) % 2)
+    def _put_back(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.copy_(value)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import Any
 
 from .layers import CHOICES
+
+VISUAL_METHODS = ("noise", "ADDifT")
 
 
 @dataclass(frozen=True)
@@ -17,8 +23,10 @@ class Concept:
     more, less: prompts for the two ends, c+ and c-.
     hold: phrases p to hold fixed, such as "male" and "female"; each is joined to c+ and to c-.
     eta: guidance of the edit; it sets how far strength 1 goes, above 0.
+    erase: strength 1 takes the attribute away (-eta) instead of bringing more of it.
+    weight: how often a point of this concept is trained on, against the other concepts of a slider; above 0.
     Raises ValueError if more or less says nothing, both say the same, a phrase is empty or repeated, or eta
-    is not above 0.
+    or weight is not above 0.
     """
 
     target: str
@@ -26,6 +34,8 @@ class Concept:
     less: str
     hold: tuple[str, ...] = ()
     eta: float = 4.0
+    erase: bool = False
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("more", "less"):
@@ -38,7 +48,9 @@ class Concept:
         if len({_plain(phrase) for phrase in self.hold}) < len(self.hold):
             raise ValueError(f"A phrase to hold fixed is there twice: {', '.join(self.hold)}.")
         if not (isfinite(self.eta) and self.eta > 0):
-            raise ValueError(f"eta must be a number above 0, got {self.eta}; for the opposite, swap more and less.")
+            raise ValueError(f"eta must be a number above 0, got {self.eta}; for the opposite, erase.")
+        if not (isfinite(self.weight) and self.weight > 0):
+            raise ValueError(f"A concept's weight must be a number above 0, got {self.weight}.")
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -48,6 +60,11 @@ class Concept:
     def ends(self) -> tuple[tuple[str, str], ...]:
         """(c+ & p, c- & p) for every phrase p."""
         return tuple((_joined(self.more, p), _joined(self.less, p)) for p in self.phrases)
+
+    @property
+    def signed_eta(self) -> float:
+        """eta of the edit at strength 1."""
+        return -self.eta if self.erase else self.eta
 
     def targets(self) -> tuple[str, ...]:
         """c_t & p for every phrase p."""
@@ -59,71 +76,163 @@ class Concept:
         return tuple(dict.fromkeys((self.target, *self.targets(), *ends)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole training run.
+    """What all training runs have in common.
 
-    rank: of the slider, 1 to 128. steps: optimiser steps, at least 1. learning_rate: of AdamW, above 0.
-    layers: one of `layers.CHOICES`. both_signs: train strength -1 towards the opposite edit as well.
-    rollout_steps: noise levels of a frozen trajectory. guidance: its classifier-free guidance scale.
-    visits: training points taken from one trajectory before the next is rolled out.
-    own_rollouts: share of the trajectories that are rolled out with the slider on, in [0, 1]; the rest run the
-        bare model, as published. held_target: ask the frozen model for the target with every phrase too, and not
-        for the target alone; without phrases it changes nothing.
+    rank: of the slider, 1 to 128. alpha: its scale is alpha / rank, as in LoRA files; 0 stands for the rank, a scale
+        of 1. full_rank: train whole differences of weights instead, for comparison.
+    steps: optimiser steps, at least 1. learning_rate: of AdamW, above 0.
+    layers: one of `layers.CHOICES`. convolutions: train convolutions too, not linear layers alone.
+    pattern: a regular expression that is searched for in the layers' paths, for experts; empty takes all.
+    both_signs: train strength -1 as well.
     noise_range: the part of sampling trained on, as fractions from its start, e.g. (0.0, 1.0).
-    seed: of noise, initial weights and choices.
+    seed: of noise, initial weights and choices. notes: whatever else is worth keeping.
     Raises ValueError, naming the field, for a value out of range.
     """
 
-    concept: Concept
     rank: int = 4
+    alpha: float = 0.0
+    full_rank: bool = False
     steps: int = 400
     learning_rate: float = 5e-4
-    layers: str = "all but cross-attention"
+    layers: str = CHOICES[0]
+    convolutions: bool = True
+    pattern: str = ""
     both_signs: bool = True
-    rollout_steps: int = 20
-    guidance: float = 3.0
-    visits: int = 10
-    own_rollouts: float = 0.5
-    held_target: bool = True
     noise_range: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     notes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks = (
-            ("rank", 1 <= self.rank <= 128, "1 to 128"),
-            ("steps", self.steps >= 1, "at least 1"),
-            ("learning_rate", isfinite(self.learning_rate) and self.learning_rate > 0, "a number above 0"),
-            ("layers", self.layers in CHOICES, f"one of {', '.join(CHOICES)}"),
-            ("rollout_steps", self.rollout_steps >= 2, "at least 2"),
-            ("guidance", isfinite(self.guidance) and self.guidance >= 0, "0 or above"),
-            ("visits", self.visits >= 1, "at least 1"),
-            ("own_rollouts", 0 <= self.own_rollouts <= 1, "0 to 1"),
-            (
-                "noise_range",
-                0 <= self.noise_range[0] < self.noise_range[1] <= 1,
-                "two fractions, 0 <= start < end <= 1",
-            ),
-        )
-        for name, good, allowed in checks:
+        for name, good, allowed in self._checks():
             if not good:
-                raise ValueError(f"Training: {name} must be {allowed}, got {getattr(self, name)}.")
+                raise ValueError(f"Training: {name} must be {allowed}, got {getattr(self, name)!r}.")
+
+    def _checks(self) -> Iterator[tuple[str, bool, str]]:
+        """(field, whether its value is allowed, what is)."""
+        start, end = self.noise_range
+        yield "rank", 1 <= self.rank <= 128, "1 to 128"
+        yield "alpha", isfinite(self.alpha) and self.alpha >= 0, "above 0, or 0 for the rank"
+        yield "steps", self.steps >= 1, "at least 1"
+        yield "learning_rate", isfinite(self.learning_rate) and self.learning_rate > 0, "a number above 0"
+        yield "layers", self.layers in CHOICES, f"one of {', '.join(CHOICES)}"
+        yield "pattern", _is_pattern(self.pattern), "a regular expression"
+        yield "noise_range", 0 <= start < end <= 1, "two fractions, 0 <= start < end <= 1"
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank: what the low-rank product is multiplied by."""
+        return self.alpha / self.rank if self.alpha and not self.full_rank else 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a slider's header."""
-        return asdict(self)
+        return {"kind": _name_of(type(self)), **asdict(self)}
 
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Recipe:
-        concept = {**values["concept"], "hold": tuple(values["concept"]["hold"])}
-        return Recipe(
-            **{
-                **values,
-                "concept": Concept(**concept),
-                "noise_range": tuple(values["noise_range"]),
-            }
-        )
+    def digest(self) -> str:
+        """A short hash of everything but the number of steps: runs that share it differ in length alone."""
+        values = {name: value for name, value in self.as_dict().items() if name not in ("steps", "notes")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextualRecipe(Recipe):
+    """A slider from words (arXiv 2311.12092, eq. 8).
+
+    concepts: one or several, each with its own target, learned by one slider.
+    rollout_steps: noise levels of a frozen trajectory. guidance: its classifier-free guidance scale.
+    visits: training points taken from one trajectory before the next is rolled out.
+    own_rollouts: share of the trajectories that are rolled out with the slider on, in [0, 1]; the rest run the
+        bare model, as published. held_target: ask the frozen model for the target with every phrase too, and not
+        for the target alone; without phrases it changes nothing.
+    """
+
+    concepts: tuple[Concept, ...]
+    rollout_steps: int = 10
+    guidance: float = 3.0
+    visits: int = 20
+    own_rollouts: float = 0.5
+    held_target: bool = True
+
+    def _checks(self) -> Iterator[tuple[str, bool, str]]:
+        yield from super()._checks()
+        yield "concepts", len(self.concepts) > 0, "one concept or more"
+        yield "rollout_steps", self.rollout_steps >= 2, "at least 2"
+        yield "guidance", isfinite(self.guidance) and self.guidance >= 0, "0 or above"
+        yield "visits", self.visits >= 1, "at least 1"
+        yield "own_rollouts", 0 <= self.own_rollouts <= 1, "0 to 1"
+
+    def prompts(self) -> tuple[str, ...]:
+        """Every prompt that training asks about, once each, and the empty one."""
+        return tuple(dict.fromkeys((*(p for concept in self.concepts for p in concept.prompts()), "")))
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Labels of strength -1 and +1: the first concept's."""
+        first = self.concepts[0]
+        return (first.more, first.less) if first.erase else (first.less, first.more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualRecipe(Recipe):
+    """A slider from images of the same scene at several strengths (arXiv 2311.12092, visual sliders).
+
+    method: one of `VISUAL_METHODS`. sets: how many sets of images, for the header. less, more: labels of the ends.
+    """
+
+    method: str = VISUAL_METHODS[0]
+    sets: int = 0
+    less: str = ""
+    more: str = ""
+
+    def _checks(self) -> Iterator[tuple[str, bool, str]]:
+        yield from super()._checks()
+        yield "method", self.method in VISUAL_METHODS, f"one of {', '.join(VISUAL_METHODS)}"
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        return self.less, self.more
+
+
+_KINDS = {"textual": TextualRecipe, "visual": VisualRecipe}
+
+
+def recipe_from(values: Mapping[str, Any]) -> Recipe:
+    """The recipe in a slider's header, as `Recipe.as_dict` wrote it; what it does not say is as by default.
+
+    Raises ValueError if it is none, or says something that recipes do not have.
+    """
+    values = dict(values)
+    kind = values.pop("kind", "textual")
+    values.pop("steps_done", None)
+    if "concept" in values:  # of sliders with a single one
+        values["concepts"] = [values.pop("concept")]
+    if kind not in _KINDS:
+        raise ValueError(f"A recipe is one of {', '.join(_KINDS)}; got {kind!r}.")
+    known = {each.name for each in fields(_KINDS[kind])}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"A {kind} recipe has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+    try:
+        if "concepts" in values:
+            values["concepts"] = tuple(Concept(**{**c, "hold": tuple(c.get("hold", ()))}) for c in values["concepts"])
+        if "noise_range" in values:
+            start, end = values["noise_range"]
+            values["noise_range"] = (start, end)
+        return _KINDS[kind](**values)
+    except TypeError as error:
+        raise ValueError(f"This is not a whole {kind} recipe: {error}.") from error
+
+
+def _name_of(kind: type[Recipe]) -> str:
+    return next(name for name, each in _KINDS.items() if each is kind)
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _plain(text: str) -> str:

@@ -23,8 +23,8 @@ from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.families import FAMILIES
 from concept_sliders.tests.host.family_names import file_named, names_by_style
 from concept_sliders.tests.host.tiny import difference, random_slider, traces
-from concept_sliders.training.recipe import Concept, Recipe
-from concept_sliders.training.textual import train_slider
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.run import train_slider
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,7 +33,9 @@ STRENGTH = 0.8
 CLOSE = 1e-4  # relative, of latents in float32
 GATE = Gate(0.4)
 CONCEPT = Concept("a person", "an old person", "a young person")
-RECIPE = Recipe(CONCEPT, rank=2, steps=2, learning_rate=1e-3, layers="all", rollout_steps=2, visits=2)
+RECIPE = TextualRecipe(
+    concepts=(CONCEPT,), rank=2, steps=2, learning_rate=1e-3, layers="all", rollout_steps=2, visits=2
+)
 
 
 class Subject:

@@ -60,5 +60,5 @@ def test_all_of_them_at_once(pocket):
 def test_their_prompts_are_words_the_model_knows():
     words = vocabulary()
     for lesson in LESSONS.values():
-        for prompt in lesson.recipe.concept.prompts():
+        for prompt in lesson.recipe.prompts():
             assert all(word in words for word in prompt.replace(",", " ").split()), prompt

@@ -11,9 +11,9 @@ from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.denoiser import Denoiser
 from concept_sliders.training.in_place import borrowed
-from concept_sliders.training.objectives import textual_target
-from concept_sliders.training.recipe import Concept, Recipe
-from concept_sliders.training.textual import Watch, train_slider
+from concept_sliders.training.objectives import textual_change, textual_target
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.run import Watch, train_slider
 
 CONCEPT = Concept(
     "portrait of a person", "very old person", "very young person", ("with glasses", "without glasses"), eta=2.0
@@ -36,7 +36,8 @@ def conditionings(pocket):
 
 
 def recipe(**changes):
-    return Recipe(CONCEPT, **{"steps": 4, "rollout_steps": 4, "visits": 4, "learning_rate": 2e-3, **changes})
+    settings = {"steps": 4, "rollout_steps": 4, "visits": 4, "learning_rate": 2e-3, **changes}
+    return TextualRecipe(concepts=(CONCEPT,), **settings)
 
 
 def train(pocket, conditionings, watch=None, **changes):
@@ -143,7 +144,7 @@ def test_predictions_in_one_batch_equal_equation_8_asked_one_by_one(pocket, cond
         together = denoiser(x, sigma, [CONCEPT.target, *more, *less])
     steps = [alone[m] - alone[n] for m, n in CONCEPT.ends()]
     written = alone[CONCEPT.target] + 2.0 * (steps[0] + steps[1]) / 2
-    batched = textual_target(together[:1], together[1:3], together[3:], 2.0)
+    batched = textual_target(together[0], textual_change(together[1:3], together[3:]), 2.0)
     torch.testing.assert_close(batched, written, rtol=1e-4, atol=1e-4)
 
 
@@ -164,10 +165,10 @@ def test_training_brings_the_prediction_closer_to_its_target(pocket, conditionin
     assert sum(losses[-10:]) < 0.8 * sum(untrained[-10:])
 
 
-def test_a_diverging_run_says_where(pocket, conditionings):
+def test_a_run_that_breaks_down_at_once_says_where(pocket, conditionings):
     before = state(pocket[0].model)
-    with pytest.raises(FloatingPointError, match=r"step \d+ of 60"):
-        train(pocket, conditionings, steps=60, learning_rate=1e18)
+    with pytest.raises(FloatingPointError, match=r"step 2 of 60, noise level [\d.]+: the loss is"):
+        train(pocket, conditionings, steps=60, learning_rate=1e30)
     assert_untouched(pocket[0].model, before)
 
 
@@ -175,8 +176,9 @@ def test_a_preview_shows_three_strengths(pocket, conditionings):
     previews = []
     watch = Watch(progress=lambda progress, preview: previews.append(preview), preview_every=2)
     train(pocket, conditionings, watch)
-    assert [preview is not None for preview in previews] == [False, True, False, True]
-    less, base, more = previews[-1]
+    # the second time it is due it may be too soon: previews take a small share of the time only
+    assert previews[0] is None and previews[2] is None
+    less, base, more = previews[1]
     assert base.shape == (24, 16, 16) and not torch.equal(less, base) and not torch.equal(more, base)
 
 

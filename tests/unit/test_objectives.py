@@ -2,38 +2,44 @@
 
 import math
 
+import pytest
 import torch
 from concept_sliders.sliders.bank import LayerBank
 from concept_sliders.sliders.slider import LowRank
-from concept_sliders.training.loop import textual_points
-from concept_sliders.training.objectives import textual_loss, textual_target
-from concept_sliders.training.recipe import Concept, Recipe
+from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
+from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.rollouts import classifier_free, roll_out
+from concept_sliders.training.textual import TextualPoints
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def test_the_target_is_equation_8_written_out():
-    d_target, more, less = torch.randn(1, 2, 3, 4), torch.randn(5, 2, 3, 4), torch.randn(5, 2, 3, 4)
-    written = d_target[0].clone()
+    d_target, more, less = torch.randn(2, 3, 4), torch.randn(5, 2, 3, 4), torch.randn(5, 2, 3, 4)
+    written = d_target.clone()
     for p in range(5):
         written += 2.5 * (more[p] - less[p]) / 5
-    torch.testing.assert_close(textual_target(d_target, more, less, 2.5), written)
-
-
-def test_a_held_target_is_the_mean_over_its_phrases():
-    d_target, more, less = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    written = (d_target[0] + d_target[1]) / 2 + ((more[0] - less[0]) + (more[1] - less[1])) / 2
-    torch.testing.assert_close(textual_target(d_target, more, less, 1.0), written)
+    torch.testing.assert_close(textual_target(d_target, textual_change(more, less), 2.5), written)
 
 
 def test_a_negative_eta_is_the_opposite_edit_row_by_row():
     d_target, more, less = torch.randn(2, 3), torch.randn(1, 2, 3), torch.randn(1, 2, 3)
-    both = textual_target(d_target[None], more, less, torch.tensor([[1.0], [-1.0]]))
+    both = textual_target(d_target, textual_change(more, less), torch.tensor([[1.0], [-1.0]]))
     torch.testing.assert_close(both[0] - d_target[0], (more - less)[0, 0])
     torch.testing.assert_close(both[1] - d_target[1], (less - more)[0, 1])
 
 
 def test_the_loss_is_the_mean_square_also_for_half_precision():
-    assert textual_loss(torch.zeros(4).half(), torch.full((4,), 300.0).half()).item() == 90_000.0
+    assert prediction_loss(torch.zeros(1, 4).half(), torch.full((1, 4), 300.0).half()).item() == 90_000.0
+
+
+def test_a_mask_leaves_only_what_it_lets_through():
+    d, target = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    target[..., 2:] = 5.0
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1.0
+    assert prediction_loss(d, target, mask).item() == pytest.approx(1.0)
+    assert prediction_loss(d, target, 0.5 * mask).item() == pytest.approx(1.0)
 
 
 def test_guidance_of_1_is_the_prompt_and_0_the_empty_prompt():
@@ -70,9 +76,13 @@ class Affine:
         change = LowRank(torch.ones(1, 1), torch.full((1, 1), 0.5))
         self.bank = LayerBank({self.layer: [(0, change)]})
 
-    def __call__(self, x, sigma, prompts):
+    def acting(self, strengths):
+        return self.bank.acting(strengths)
+
+    def ask(self, x, sigma, prompts, layers=None, strengths=None):
         self.asked.append(tuple(prompts))
-        by_slider = self.layer(torch.ones(len(prompts) * len(x), 1)).view(len(prompts), -1, 1)
+        with self.acting(strengths.flatten(0, 1)):
+            by_slider = self.layer(torch.ones(len(prompts) * len(x), 1)).view(len(prompts), -1, 1)
         return torch.stack([torch.full_like(x, self.shifts[p]) + sigma for p in prompts]) + by_slider
 
     def sigmas(self, steps):
@@ -82,11 +92,18 @@ class Affine:
         return noise * sigma
 
 
-def points(count, **settings):
-    model = Affine()
-    settings = {"own_rollouts": 0.0, "held_target": False, **settings}
-    recipe = Recipe(Concept("p", "m", "l", ("a", "b"), eta=2.0), rollout_steps=10, visits=4, **settings)
-    stream = textual_points(model, model.bank, recipe, (2, 3), torch.Generator().manual_seed(0))
+CONCEPT = Concept("p", "m", "l", ("a", "b"), eta=2.0)
+
+
+def source(concepts=(CONCEPT,), seed=0, **changes):
+    model, generator = Affine(), torch.Generator().manual_seed(seed)
+    values = {"own_rollouts": 0.0, "held_target": False, "rollout_steps": 10, "visits": 4, **changes}
+    recipe = TextualRecipe(concepts=concepts, **values)
+    return model, generator, TextualPoints(model, model, recipe, (2, 3), generator)
+
+
+def points(count, **changes):
+    model, _, stream = source(**changes)
     return model, [next(stream) for _ in range(count)]
 
 
@@ -105,10 +122,56 @@ def test_one_sided_training_stays_at_plus_one():
     assert {float(s) for point in met for s in point.strengths.flatten()} == {1.0}
 
 
-def test_one_rollout_serves_several_points_at_different_levels():
-    model, met = points(8)
-    assert model.asked.count(("p", "")) == 2 * 10  # two trajectories of ten levels for eight points
-    assert len({float(point.sigma) for point in met[:4]}) == 4
+def test_one_rollout_serves_many_points_each_level_at_both_signs():
+    model, met = points(40, visits=20)
+    assert len(model.asked) == 2 * 10  # two trajectories of ten levels for forty points
+    for trajectory in (met[:20], met[20:]):
+        first, second = trajectory[:10], trajectory[10:]
+        assert len({float(point.sigma) for point in first}) == len({float(point.sigma) for point in second}) == 10
+        by_level = {float(point.sigma): point for point in first}
+        for point in second:
+            torch.testing.assert_close(point.strengths, -by_level[float(point.sigma)].strengths)
+
+
+def test_everything_about_a_level_is_asked_in_one_batch_and_no_more_than_is_needed():
+    model, _ = points(1, visits=1)
+    questions = [len(prompts) for prompts in model.asked]
+    assert sorted(questions) == [2] * 9 + [6]  # the guidance, and once both ends with two phrases
+    assert all(prompts.count("p") == 1 for prompts in model.asked)
+
+
+def test_concepts_are_met_in_proportion_to_their_weights():
+    concepts = (Concept("p", "m, a", "l, a", weight=3.0), Concept("", "m, b", "l, b", weight=1.0))
+    _, met = points(400, concepts=concepts, rollout_steps=2, visits=1)
+    assert 0.65 < sum(point.prompt == "p" for point in met) / len(met) < 0.85
+    for point in met[:20]:
+        change, base = (3.0, 1.0) if point.prompt == "p" else (1.0, 0.0)
+        sign = float(point.strengths[0, 0])
+        torch.testing.assert_close(point.target[0], torch.full((3,), base + float(point.sigma) + sign * 4.0 * change))
+
+
+def test_erasing_is_the_opposite_edit():
+    _, met = points(4, concepts=(Concept("p", "m, a", "l, a", eta=2.0, erase=True),), both_signs=False)
+    for point in met:
+        torch.testing.assert_close(point.target, torch.full((2, 3), 1.0 + float(point.sigma) - 2.0 * 3.0))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 25), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_source_goes_on_from_its_state_as_if_it_had_never_stopped(done, both_signs, own):
+    chosen = {"own_rollouts": own, "both_signs": both_signs, "visits": 7}
+    _, generator, first = source(**chosen)
+    for _ in range(done):
+        next(first)
+    kept, random = first.state(), generator.get_state()
+    expected = [next(first) for _ in range(12)]
+    _, other, second = source(seed=1, **chosen)
+    second.restore(kept)
+    other.set_state(random)
+    for point in expected:
+        again = next(second)
+        assert torch.equal(point.x, again.x) and torch.equal(point.target, again.target)
+        assert point.sigma == again.sigma and torch.equal(point.strengths, again.strengths)
 
 
 def test_only_the_chosen_part_of_sampling_is_trained_on():
@@ -117,8 +180,8 @@ def test_only_the_chosen_part_of_sampling_is_trained_on():
 
 
 def test_a_held_target_asks_with_every_phrase():
-    model, met = points(2, held_target=True)
-    assert model.asked[-1][:2] == ("p, a", "p, b")
+    model, met = points(1, held_target=True, visits=20)
+    assert model.asked[-1][:4] == ("p", "", "p, a", "p, b")
     sign = float(met[0].strengths[0, 0])
     expected = (3.0 + 0.0) / 2 + float(met[0].sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
     torch.testing.assert_close(met[0].target[0], torch.full((3,), expected))

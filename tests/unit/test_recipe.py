@@ -4,7 +4,7 @@ import json
 
 import pytest
 from concept_sliders.training.layers import CHOICES, choose
-from concept_sliders.training.recipe import Concept, Recipe
+from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe, recipe_from
 
 AGE = Concept("person", "old person", "young person", ("with glasses", "without glasses"))
 
@@ -51,18 +51,62 @@ def test_a_concept_that_cannot_be_learned_is_refused(changes, says):
         ("rollout_steps", 1),
         ("guidance", -1.0),
         ("visits", 0),
+        ("alpha", -1.0),
+        ("pattern", "(open"),
+        ("concepts", ()),
         ("noise_range", (0.5, 0.5)),
         ("noise_range", (0.0, 1.5)),
     ],
 )
 def test_a_recipe_names_the_field_that_is_out_of_range(field, value):
     with pytest.raises(ValueError, match=field):
-        Recipe(AGE, **{field: value})
+        TextualRecipe(**{"concepts": (AGE,), field: value})
 
 
 def test_a_recipe_survives_json():
-    recipe = Recipe(AGE, rank=8, noise_range=(0.1, 0.9), seed=5)
-    assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
+    twice = (AGE, Concept("dog", "old dog", "puppy", erase=True, weight=0.5))
+    recipe = TextualRecipe(concepts=twice, rank=8, noise_range=(0.1, 0.9), seed=5)
+    assert recipe_from(json.loads(json.dumps(recipe.as_dict()))) == recipe
+    visual = VisualRecipe(method="ADDifT", sets=4)
+    assert recipe_from(json.loads(json.dumps(visual.as_dict()))) == visual
+
+
+def test_a_recipe_with_a_single_concept_and_no_kind_is_read():
+    values = {
+        "concept": {"target": "a", "more": "b", "less": "c", "hold": [], "eta": 2.0},
+        "rank": 2,
+        "steps_done": 9,
+    }
+    assert recipe_from(values) == TextualRecipe(concepts=(Concept("a", "b", "c", eta=2.0),), rank=2)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"kind": "oral"}, "one of textual, visual; got 'oral'"),
+        ({"kind": "visual", "concepts": []}, "visual recipe has no concepts"),
+        ({"rank": 4}, "not a whole textual recipe"),
+        ({"concepts": [{"target": "a"}]}, "not a whole textual recipe"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(values, says):
+    with pytest.raises(ValueError, match=says):
+        recipe_from(values)
+
+
+def test_runs_that_differ_in_length_alone_share_their_digest():
+    one, longer, other = (TextualRecipe(concepts=(AGE,), **s) for s in ({}, {"steps": 900}, {"seed": 1}))
+    assert one.digest() == longer.digest() != other.digest()
+
+
+def test_erasing_swaps_the_ends():
+    erasing = TextualRecipe(concepts=(Concept("face", "face with glasses", "face", erase=True),))
+    assert erasing.ends == ("face with glasses", "face") and erasing.concepts[0].signed_eta == -4.0
+
+
+def test_alpha_scales_as_in_lora_files():
+    scales = [TextualRecipe(concepts=(AGE,), rank=4, alpha=alpha).scale for alpha in (0.0, 4.0, 1.0)]
+    assert scales == [1.0, 1.0, 0.25]
 
 
 PATHS = [

@@ -1,0 +1,134 @@
+"""What a training run keeps, whatever ends it: checkpoints, resuming, the last good state."""
+
+import re
+from dataclasses import replace
+
+import comfy.model_management
+import pytest
+import torch
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.training import checkpoint
+from concept_sliders.training import run as training_run
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.run import Watch
+from concept_sliders.training.textual import TextualPoints
+
+CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
+LATENTS = torch.zeros(1, 24, 8, 8)
+
+
+class Crash(RuntimeError):
+    """What no trainer expects."""
+
+
+@pytest.fixture(scope="module")
+def train():
+    with torch.inference_mode():
+        model, clip, _ = load_pocket()
+        prompts = (*CONCEPT.prompts(), "")
+        conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
+
+    def run(watch=None, steps=8, latents=LATENTS, points=TextualPoints, **settings):
+        settings = {"rollout_steps": 3, "visits": 5, "learning_rate": 2e-3, **settings}
+        recipe = TextualRecipe(concepts=(CONCEPT,), steps=steps, **settings)
+        with torch.inference_mode():
+            return training_run.train(
+                model,
+                conditionings,
+                recipe,
+                latents,
+                "age",
+                lambda denoiser, layers, random: points(denoiser, layers, recipe, tuple(latents.shape), random),
+                CONCEPT.target,
+                watch=watch,
+            )
+
+    return run
+
+
+def same(one, other):
+    return all(
+        torch.equal(one.layers[name].down, layer.down) and torch.equal(one.layers[name].up, layer.up)
+        for name, layer in other.layers.items()
+    )
+
+
+@pytest.mark.parametrize("crash_at", [3, 5, 7])  # in a trajectory, at its end, in the next one
+def test_a_run_that_goes_on_after_a_crash_equals_one_that_never_stopped(train, tmp_path, crash_at):
+    whole, file = train(), tmp_path / "age.pt"
+
+    def crash(progress, preview):
+        if progress.steps == crash_at:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(Watch(progress=crash, checkpoint=file, checkpoint_every=1))
+    resumed_at = []
+    again = train(Watch(progress=lambda p, _: resumed_at.append(p.steps), checkpoint=file, checkpoint_every=0))
+    assert resumed_at == list(range(crash_at + 1, 9))
+    assert again.progress.losses == whole.progress.losses
+    assert same(again.slider, whole.slider)
+
+
+def test_a_cancelled_run_goes_on_where_it_stopped_and_a_finished_one_goes_further(train, tmp_path):
+    whole, file, done = train(steps=12), tmp_path / "age.pt", []
+    cancel = Watch(
+        should_stop=lambda: len(done) == 4, progress=lambda *_: done.append(1), checkpoint=file, checkpoint_every=100
+    )
+    assert train(cancel).progress.stopped
+    assert train(Watch(checkpoint=file)).progress.steps == 8
+    assert same(train(Watch(checkpoint=file), steps=12).slider, whole.slider)
+
+
+def test_a_cancel_inside_the_model_leaves_a_checkpoint_that_goes_on_exactly(train, tmp_path):
+    whole, file = train(), tmp_path / "age.pt"
+
+    def cancel(progress, preview):
+        comfy.model_management.interrupt_current_processing(progress.steps == 5)
+
+    assert train(Watch(progress=cancel, checkpoint=file)).progress.steps == 5
+    assert same(train(Watch(checkpoint=file)).slider, whole.slider)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 3}, {"rank": 2}, {"latents": torch.zeros(2, 24, 8, 8)}])
+def test_a_checkpoint_of_another_run_is_refused(train, tmp_path, changed):
+    file = tmp_path / "age.pt"
+    train(Watch(checkpoint=file), steps=2)
+    with pytest.raises(ValueError, match=f"{file.name} is of another recipe or another model"):
+        train(Watch(checkpoint=file), steps=4, **changed)
+
+
+def test_damaged_checkpoints_are_named(train, tmp_path):
+    file = tmp_path / "age.pt"
+    train(Watch(checkpoint=file), steps=2)
+    whole = file.read_bytes()
+    for broken in (b"", b"PK nonsense", whole[: len(whole) // 2]):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"age\.pt cannot be read"):
+            train(Watch(checkpoint=file), steps=4)
+
+
+def test_checkpoints_are_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "age.pt"
+    checkpoint.store(file, {"losses": [1.0]}, "digest")
+    with pytest.raises(AttributeError):
+        checkpoint.store(file, {"losses": lambda: None}, "digest")  # what cannot be stored
+    assert checkpoint.restored(file, "digest") == {"losses": [1.0]}
+    assert [path.name for path in tmp_path.iterdir()] == ["age.pt"]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 1e9])
+def test_a_run_that_breaks_down_keeps_the_last_good_state(train, wrong):
+    """What was learned in the step before is given up as well: it may be what broke it."""
+
+    class Spoiled(TextualPoints):
+        met = 0
+
+        def __next__(self):
+            point, self.met = super().__next__(), self.met + 1
+            return replace(point, target=point.target + wrong) if self.met == 60 else point
+
+    trained = train(steps=80, points=Spoiled)
+    assert trained.progress.steps == 58 and trained.progress.stopped
+    assert re.match(r"Training broke down at step 60 of 80, noise level [\d.]+: the loss is", trained.progress.broken)
+    assert same(trained.slider, train(steps=58).slider)

@@ -1,0 +1,41 @@
+"""Files that a run can be continued from, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_VERSION = 1
+
+
+def store(path: Path, state: dict[str, Any], digest: str) -> None:
+    """Write a training state. digest: of the recipe and the model, as `restored` will ask for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        torch.save({"version": _VERSION, "digest": digest, "state": state}, beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def restored(path: Path, digest: str) -> dict[str, Any] | None:
+    """The state in a file, or None where there is no file.
+
+    No code in it is run. Raises ValueError naming the file if it is damaged or of another run.
+    """
+    if not path.exists():
+        return None
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"The checkpoint {path} cannot be read ({error}). Delete it to begin anew.") from error
+    if not isinstance(kept, dict) or kept.get("version") != _VERSION or "state" not in kept:
+        raise ValueError(f"{path} is not a checkpoint of this version. Delete it to begin anew.")
+    if kept.get("digest") != digest:
+        raise ValueError(f"The checkpoint {path} is of another recipe or another model. Delete it to begin anew.")
+    return kept["state"]

@@ -1,0 +1,192 @@
+"""From a model and a recipe to a slider: the whole of one training run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from comfy.model_management import InterruptProcessingException
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..sliders.slider import Slider, SliderInfo
+from . import checkpoint
+from .denoiser import Denoiser
+from .in_place import borrowed, family, fingerprint
+from .loop import Progress, Training
+from .new_layers import NewLayers
+from .points import Point, Points
+from .recipe import Recipe, TextualRecipe
+from .textual import TextualPoints
+
+USEFUL_RANGE = (-1.5, 1.5)  # a first guess: what strengths mean is set by eta
+PREVIEW_LEVEL = 0.4  # of sampling: noisy enough to change, clear enough to see
+PREVIEW_STEPS = 20  # of that sampling
+PREVIEW_SHARE = 0.04  # of the time, at most
+
+MakePoints = Callable[[Denoiser, NewLayers, torch.Generator], Points]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a run asks and tells.
+
+    progress: told after every step how it goes, with (3, C, ...) clean latents at strength -1, 0 and +1 now and then.
+    preview_every: steps between such previews, at least; 0 for none. They take a small share of the time, whatever
+        it says.
+    checkpoint: a file to keep the run's state in, and to go on from if it is there; None for neither.
+    checkpoint_every: steps between its writings; it is written once more where the run is stopped.
+    """
+
+    should_stop: Callable[[], bool] = lambda: False
+    progress: Callable[[Progress, Tensor | None], None] = lambda progress, preview: None
+    preview_every: int = 20
+    checkpoint: Path | None = None
+    checkpoint_every: int = 100
+
+
+@dataclass(frozen=True)
+class Trained:
+    slider: Slider
+    progress: Progress
+
+
+def train_slider(
+    patcher: ModelPatcher,
+    conditionings: Mapping[str, list],
+    recipe: TextualRecipe,
+    latents: Tensor,
+    name: str,
+    watch: Watch | None = None,
+) -> Trained | None:
+    """Train a textual slider on the model in place.
+
+    conditionings: the host's CONDITIONING for every prompt of the recipe.
+    latents: (B, C, ...) of the size to train at; B images a step. Only their shape matters.
+    Returns None if it was stopped before the first step. Raises ValueError for layers the model does not have,
+    FloatingPointError if training diverges at once; the model is given back as it was in every case.
+    """
+
+    def points(denoiser: Denoiser, layers: NewLayers, generator: torch.Generator) -> TextualPoints:
+        return TextualPoints(denoiser, layers, recipe, tuple(latents.shape), generator)
+
+    questions = max(len(concept.prompts()) for concept in recipe.concepts) + 1
+    prompt = recipe.concepts[0].target
+    return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, watch)
+
+
+def train(
+    patcher: ModelPatcher,
+    conditionings: Mapping[str, list],
+    recipe: Recipe,
+    latents: Tensor,
+    name: str,
+    make_points: MakePoints,
+    preview_prompt: str,
+    questions: int = 1,
+    watch: Watch | None = None,
+) -> Trained | None:
+    """Train a slider on points of any kind; see `train_slider`.
+
+    preview_prompt: what the previews show. questions: predictions per latent that are asked for in one batch.
+    """
+    watch = watch or Watch()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    memory = patcher.model.memory_required([latents.shape[0] * questions, *latents.shape[1:]])
+    with borrowed(patcher, memory_required=int(memory)):
+        zeros = torch.zeros(latents.shape, device=patcher.load_device)
+        layers = NewLayers(patcher, recipe, generator)
+        denoiser = Denoiser(patcher, {p: _ordinary(c) for p, c in conditionings.items()}, zeros)
+        training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator)
+        model_hash = fingerprint(patcher.model)
+        keeper = _Keeper(watch, training, f"{recipe.digest()} {model_hash} {tuple(latents.shape)}")
+        strip = _Strip(denoiser, layers, preview_prompt, recipe.seed, zeros.shape[1:])
+
+        def after_step(progress: Progress, point: Point) -> None:
+            keeper.after_step()
+            watch.progress(progress, strip.when_due(progress.steps, watch.preview_every))
+
+        keeper.go_on()
+        # the host's layers raise it as soon as the user cancels, and take the cancel back by doing so
+        progress = training.run(watch.should_stop, after_step, cancelled=InterruptProcessingException)
+        if not progress.steps:
+            return None
+        keeper.keep()
+        less, more = recipe.ends
+        info = SliderInfo(
+            less=less,
+            more=more,
+            useful_range=USEFUL_RANGE,
+            recipe={**recipe.as_dict(), "steps_done": progress.steps},
+            family=family(patcher),
+            base_model_hash=model_hash,
+        )
+        return Trained(Slider(name, layers.finished(), info), progress)
+
+
+class _Keeper:
+    """Keeps a run's state in its file, if it has one. digest: what runs that may continue each other share."""
+
+    def __init__(self, watch: Watch, training: Training, digest: str):
+        self.file, self.every = watch.checkpoint, watch.checkpoint_every
+        self.training, self.digest = training, digest
+
+    def go_on(self) -> None:
+        state = checkpoint.restored(self.file, self.digest) if self.file else None
+        if state is not None and len(state["losses"]) <= self.training.recipe.steps:
+            self.training.restore(state)
+
+    def after_step(self) -> None:
+        if self.every and self.training.progress.steps % self.every == 0:
+            self.keep()
+
+    def keep(self) -> None:
+        if self.file:
+            checkpoint.store(self.file, self.training.state(), self.digest)
+
+
+class _Strip:
+    """The same half-done latent finished in one step at strength -1, 0 and +1: a quick look at the effect."""
+
+    def __init__(self, denoiser: Denoiser, layers: NewLayers, prompt: str, seed: int, shape: tuple[int, ...]):
+        self.denoiser, self.layers, self.prompt = denoiser, layers, prompt
+        self.noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)).to(denoiser.device)
+        self.sigmas = denoiser.sigmas(PREVIEW_STEPS)
+        self.level = int(PREVIEW_LEVEL * PREVIEW_STEPS)
+        self._x: Tensor | None = None
+        self._not_before, self._last = 0.0, 0
+
+    def when_due(self, step: int, every: int) -> Tensor | None:
+        """(3, C, ...) at intervals of `every` steps or more, as often as takes no more than a small share of time."""
+        if not every or step - self._last < every or time.monotonic() < self._not_before:
+            return None
+        began, self._last = time.monotonic(), step
+        latents = self()
+        self._not_before = time.monotonic() + (time.monotonic() - began) / PREVIEW_SHARE
+        return latents
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        if self._x is None:
+            self._x = self._half_done()
+        x, sigma = self._x.repeat(3, *(1 for _ in self._x.shape[1:])), self.sigmas[self.level]
+        strengths = torch.tensor([-1.0, 0.0, 1.0], device=x.device).view(1, 3, 1)
+        return x - sigma * self.denoiser.ask(x, sigma, [self.prompt], self.layers, strengths)[0]
+
+    def _half_done(self) -> Tensor:
+        x = self.denoiser.scale_noise(self.sigmas[0], self.noise)
+        for sigma, following in zip(self.sigmas[: self.level], self.sigmas[1 : self.level + 1]):
+            x = x + (following - sigma) * self.denoiser.ask(x, sigma, [self.prompt])[0]
+        return x
+
+
+def _ordinary(conditioning: list) -> list:
+    """The conditioning outside inference mode, so that autograd may keep it."""
+
+    def plain(value):
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return [[plain(tensor), {key: plain(v) for key, v in options.items()}] for tensor, options in conditioning]
