@@ -39,9 +39,10 @@ def ordinary_weights(model: nn.Module) -> Iterator[None]:
     lent: list[tuple[dict, str, Tensor]] = []
     try:
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
+            # the last for tables that a model keeps as plain attributes
+            for tensors in (module._parameters, module._buffers, vars(module)):
                 for name, tensor in list(tensors.items()):
-                    if tensor is not None and tensor.is_inference():
+                    if isinstance(tensor, Tensor) and tensor.is_inference():
                         lent.append((tensors, name, tensor))
                         tensors[name] = _ordinary(tensor)
         yield
