@@ -1,12 +1,14 @@
 """The nodes, by task. Each takes its inputs apart, makes one call, and wraps what comes back."""
 
 from .applying import ApplySliders, SliderStrip
+from .auditioning import AuditionSlider
 from .composing import CombineSliders, GateSliders, ScaleSliders, SweepSliders
+from .concepts import CombineConcepts, SliderConceptNode
 from .converting import ConvertSlider, MergeSliders
 from .loading import LoadSlider, SaveSlider
 from .pairs import ImagePairsFromFolder, ImagePairsNode
 from .pocket import LoadPocketModel
-from .training import SliderConceptNode, TrainSlider
+from .training import TrainSlider
 
 NODES = (
     LoadSlider,
@@ -20,6 +22,8 @@ NODES = (
     ApplySliders,
     SliderStrip,
     SliderConceptNode,
+    AuditionSlider,
+    CombineConcepts,
     TrainSlider,
     ImagePairsNode,
     ImagePairsFromFolder,
