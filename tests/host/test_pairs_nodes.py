@@ -77,6 +77,11 @@ def test_the_folder_is_looked_at_again_when_a_file_changes(input_folder):
     assert before != ImagePairsFromFolder.fingerprint_inputs(folder="smiles", size=64)
 
 
+def test_the_host_takes_the_schemas():
+    for node in (ImagePairsNode, ImagePairsFromFolder):
+        assert node.INPUT_TYPES()["required"] and node.RETURN_TYPES == ["IMAGE_PAIRS", "IMAGE"]
+
+
 def test_the_combo_shows_the_folders_that_are_there(input_folder):
     def shown():
         return next(i for i in ImagePairsFromFolder.define_schema().inputs if i.id == "folder").options
