@@ -8,7 +8,8 @@ from .converting import ConvertSlider, MergeSliders
 from .loading import LoadSlider, SaveSlider
 from .pairs import ImagePairsFromFolder, ImagePairsNode
 from .pocket import LoadPocketModel
-from .training import TrainSlider
+from .recipes import LoadRecipe
+from .training import TrainSlider, TrainVisualSlider
 
 NODES = (
     LoadSlider,
@@ -25,6 +26,8 @@ NODES = (
     AuditionSlider,
     CombineConcepts,
     TrainSlider,
+    TrainVisualSlider,
+    LoadRecipe,
     ImagePairsNode,
     ImagePairsFromFolder,
     LoadPocketModel,

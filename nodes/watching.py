@@ -18,7 +18,6 @@ from server import PromptServer
 from torch import Tensor
 
 from ..training.loop import Progress
-from ..training.recipe import Recipe
 from ..training.run import Watch
 from .strip import draw_strip
 
@@ -40,16 +39,8 @@ def fitted(model: ModelPatcher, latent: dict) -> Tensor:
     )
 
 
-def checkpoint_file(name: str, recipe: Recipe) -> Path:
-    """Where a run is kept: the same run, queued again, finds it there."""
-    plain = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name)
-    return Path(folder_paths.get_output_directory()) / "slider_checkpoints" / f"{plain} {recipe.digest()}.pt"
-
-
-def watch_training(
-    model: ModelPatcher, steps: int, vae=None, checkpoint: Path | None = None, every: int = 0
-) -> Watch:
-    """Progress on the host's bar, and a preview strip now and then."""
+def watch_training(model: ModelPatcher, steps: int, vae=None, checkpoint_every: int = 0) -> Watch:
+    """Progress on the host's bar, a preview strip now and then, and checkpoints in the output folder."""
     bar, clock = comfy.utils.ProgressBar(steps), _Clock(steps)
 
     def progress(done: Progress, latents: Tensor | None) -> None:
@@ -58,7 +49,8 @@ def watch_training(
             preview = ("JPEG", _strip(model, latents, vae, clock.said(done)), 4 * CELL)
         bar.update_absolute(done.steps, steps, preview)
 
-    return Watch(progress=progress, checkpoint=checkpoint, checkpoint_every=every)
+    folder = Path(folder_paths.get_output_directory()) / "slider_checkpoints" if checkpoint_every else None
+    return Watch(progress=progress, checkpoints=folder, checkpoint_every=checkpoint_every)
 
 
 def told(progress: Progress, steps: int, node_id: str | None) -> ui.PreviewText:

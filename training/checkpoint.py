@@ -12,21 +12,27 @@ import torch
 _VERSION = 1
 
 
-def store(path: Path, state: dict[str, Any], digest: str) -> None:
-    """Write a training state. digest: of the recipe and the model, as `restored` will ask for it."""
+def file_for(folder: Path, name: str, digest: str) -> Path:
+    """Where the run with this name and digest is kept."""
+    plain = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name)
+    return folder / f"{plain} {digest}.pt"
+
+
+def store(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        torch.save({"version": _VERSION, "digest": digest, "state": state}, beside)
+        torch.save({"version": _VERSION, "state": state}, beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def restored(path: Path, digest: str) -> dict[str, Any] | None:
+def restored(path: Path) -> dict[str, Any] | None:
     """The state in a file, or None where there is no file.
 
-    No code in it is run. Raises ValueError naming the file if it is damaged or of another run.
+    No code in it is run. Raises ValueError naming the file if it is damaged.
     """
     if not path.exists():
         return None
@@ -36,6 +42,4 @@ def restored(path: Path, digest: str) -> dict[str, Any] | None:
         raise ValueError(f"The checkpoint {path} cannot be read ({error}). Delete it to begin anew.") from error
     if not isinstance(kept, dict) or kept.get("version") != _VERSION or "state" not in kept:
         raise ValueError(f"{path} is not a checkpoint of this version. Delete it to begin anew.")
-    if kept.get("digest") != digest:
-        raise ValueError(f"The checkpoint {path} is of another recipe or another model. Delete it to begin anew.")
     return kept["state"]

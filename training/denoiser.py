@@ -25,16 +25,14 @@ class Denoiser:
     """d(x, sigma, prompts) = (x - denoised) / sigma: eps for eps- and v-models, velocity for flow models.
 
     patcher: the model, in use (see `in_place.borrowed`). conditionings: the host's CONDITIONING by prompt.
-    latents: (B, C, ...), any latents of the size that will be asked about, in the model's own scale.
     """
 
-    def __init__(self, patcher: ModelPatcher, conditionings: Mapping[str, list], latents: Tensor):
+    def __init__(self, patcher: ModelPatcher, conditionings: Mapping[str, list]):
         self.patcher = patcher
         self.sampling = patcher.model.model_sampling
         self.device = patcher.load_device
-        self._conditions = {
-            prompt: self._encoded(conditioning, latents) for prompt, conditioning in conditionings.items()
-        }
+        self._conditionings = conditionings
+        self._conditions: dict[tuple, dict] = {}  # what the model makes of them, by prompt and latent size
         self.dtype = patcher.model.get_dtype_inference()  # of the activations
         self._at_once: int | None = None  # most entries of a batch that memory has had room for, if it ran out
 
@@ -46,7 +44,7 @@ class Denoiser:
         rows = x.shape[0]
         batch = x.repeat(len(prompts), *(1 for _ in x.shape[1:]))  # (P * B, C, ...), chunk by chunk
         sigmas = sigma.to(batch).expand(len(batch))
-        conditions = comfy.samplers.cond_cat([self._row_conditions(prompt, rows) for prompt in prompts])
+        conditions = comfy.samplers.cond_cat([self._row_conditions(prompt, x) for prompt in prompts])
         options = {
             **self.patcher.model_options.get("transformer_options", {}),
             "wrappers": self.patcher.wrappers,
@@ -115,6 +113,7 @@ class Denoiser:
         clean = torch.zeros_like(noise) if latents is None else latents
         return self.sampling.noise_scaling(sigma, noise, clean, latents is None)
 
+    @torch.no_grad()
     def _encoded(self, conditioning: list, latents: Tensor) -> dict:
         converted = comfy.sampler_helpers.convert_cond(conditioning)
         (entry, *more) = comfy.samplers.encode_model_conds(
@@ -124,8 +123,12 @@ class Denoiser:
             raise ValueError("A prompt for training must be a single conditioning, not several combined.")
         return entry["model_conds"]
 
-    def _row_conditions(self, prompt: str, rows: int) -> dict:
+    def _row_conditions(self, prompt: str, x: Tensor) -> dict:
+        """What the model is given for a prompt beside the latents x; for some it depends on their size."""
+        key = (prompt, x.shape[1:])
+        if key not in self._conditions:
+            self._conditions[key] = self._encoded(self._conditionings[prompt], torch.zeros_like(x[:1]))
         return {
-            name: condition.process_cond(batch_size=rows, area=None)
-            for name, condition in self._conditions[prompt].items()
+            name: condition.process_cond(batch_size=len(x), area=None)
+            for name, condition in self._conditions[key].items()
         }

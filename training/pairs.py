@@ -85,7 +85,7 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class ImagePairs:
-    """The sets a visual slider is trained on: the value of an IMAGE_PAIRS socket. Raises ValueError for none."""
+    """The sets a visual slider is trained on: the value of an SLIDER_PAIRS socket. Raises ValueError for none."""
 
     sets: tuple[ImageSet, ...]
 

@@ -204,7 +204,8 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """
     values = dict(values)
     kind = values.pop("kind", "textual")
-    values.pop("steps_done", None)
+    for result in ("steps_done", "versions"):
+        values.pop(result, None)
     if "concept" in values:  # of sliders with a single one
         values["concepts"] = [values.pop("concept")]
     if kind not in _KINDS:

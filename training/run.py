@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfyui_version
 import torch
 from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
@@ -19,8 +21,9 @@ from .in_place import borrowed, family, fingerprint
 from .loop import Progress, Training
 from .new_layers import NewLayers
 from .points import Point, Points
-from .recipe import Recipe, TextualRecipe
+from .recipe import Recipe, TextualRecipe, VisualRecipe
 from .textual import TextualPoints
+from .visual import LatentSet, VisualPoints
 
 USEFUL_RANGE = (-1.5, 1.5)  # a first guess: what strengths mean is set by eta
 PREVIEW_LEVEL = 0.4  # of sampling: noisy enough to change, clear enough to see
@@ -37,14 +40,15 @@ class Watch:
     progress: told after every step how it goes, with (3, C, ...) clean latents at strength -1, 0 and +1 now and then.
     preview_every: steps between such previews, at least; 0 for none. They take a small share of the time, whatever
         it says.
-    checkpoint: a file to keep the run's state in, and to go on from if it is there; None for neither.
-    checkpoint_every: steps between its writings; it is written once more where the run is stopped.
+    checkpoints: a folder to keep the run's state in, and to go on from if the same run has been kept there; None for
+        neither. Runs that differ in their number of steps alone are the same.
+    checkpoint_every: steps between writings; it is written once more where the run is stopped.
     """
 
     should_stop: Callable[[], bool] = lambda: False
     progress: Callable[[Progress, Tensor | None], None] = lambda progress, preview: None
     preview_every: int = 20
-    checkpoint: Path | None = None
+    checkpoints: Path | None = None
     checkpoint_every: int = 100
 
 
@@ -78,6 +82,29 @@ def train_slider(
     return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, watch)
 
 
+def train_visual(
+    patcher: ModelPatcher,
+    conditionings: Mapping[str, list],
+    recipe: VisualRecipe,
+    sets: Sequence[LatentSet],
+    name: str,
+    watch: Watch | None = None,
+) -> Trained | None:
+    """Train a visual slider on the model in place; as `train_slider`, but on images.
+
+    conditionings: the host's CONDITIONING for every prompt of the sets. sets: see `visual.encoded`.
+    """
+
+    def points(denoiser: Denoiser, layers: NewLayers, generator: torch.Generator) -> VisualPoints:
+        return VisualPoints(denoiser, sets, recipe, generator)
+
+    largest = max((one.latents for one in sets), key=Tensor.numel, default=torch.zeros(1))
+    data = [one.latents for one in sets] + [torch.tensor(one.strengths) for one in sets]
+    data += [one.mask for one in sets if one.mask is not None]
+    prompt = sets[0].prompt if sets else ""
+    return train(patcher, conditionings, recipe, largest, name, points, prompt, data=data, watch=watch)
+
+
 def train(
     patcher: ModelPatcher,
     conditionings: Mapping[str, list],
@@ -87,11 +114,13 @@ def train(
     make_points: MakePoints,
     preview_prompt: str,
     questions: int = 1,
+    data: Sequence[Tensor] = (),
     watch: Watch | None = None,
 ) -> Trained | None:
     """Train a slider on points of any kind; see `train_slider`.
 
     preview_prompt: what the previews show. questions: predictions per latent that are asked for in one batch.
+    data: what the points are made of beside the recipe, to tell runs apart.
     """
     watch = watch or Watch()
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -99,10 +128,12 @@ def train(
     with borrowed(patcher, memory_required=int(memory)):
         zeros = torch.zeros(latents.shape, device=patcher.load_device)
         layers = NewLayers(patcher, recipe, generator)
-        denoiser = Denoiser(patcher, {p: _ordinary(c) for p, c in conditionings.items()}, zeros)
+        denoiser = Denoiser(patcher, {p: _ordinary(c) for p, c in conditionings.items()})
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator)
         model_hash = fingerprint(patcher.model)
-        keeper = _Keeper(watch, training, f"{recipe.digest()} {model_hash} {tuple(latents.shape)}")
+        encoded = [tensor for conditioning in conditionings.values() for tensor, _ in conditioning]
+        digest = digest_of(recipe.digest(), model_hash, tuple(latents.shape), *encoded, *data)
+        keeper = _Keeper(watch, training, name, digest)
         strip = _Strip(denoiser, layers, preview_prompt, recipe.seed, zeros.shape[1:])
 
         def after_step(progress: Progress, point: Point) -> None:
@@ -120,7 +151,7 @@ def train(
             less=less,
             more=more,
             useful_range=USEFUL_RANGE,
-            recipe={**recipe.as_dict(), "steps_done": progress.steps},
+            recipe={**recipe.as_dict(), "steps_done": progress.steps, "versions": _versions()},
             family=family(patcher),
             base_model_hash=model_hash,
         )
@@ -128,14 +159,14 @@ def train(
 
 
 class _Keeper:
-    """Keeps a run's state in its file, if it has one. digest: what runs that may continue each other share."""
+    """Keeps a run's state in a file, if it is to. digest: what runs that may continue each other share."""
 
-    def __init__(self, watch: Watch, training: Training, digest: str):
-        self.file, self.every = watch.checkpoint, watch.checkpoint_every
-        self.training, self.digest = training, digest
+    def __init__(self, watch: Watch, training: Training, name: str, digest: str):
+        self.training, self.every = training, watch.checkpoint_every
+        self.file = watch.checkpoints and checkpoint.file_for(watch.checkpoints, name, digest)
 
     def go_on(self) -> None:
-        state = checkpoint.restored(self.file, self.digest) if self.file else None
+        state = checkpoint.restored(self.file) if self.file else None
         if state is not None and len(state["losses"]) <= self.training.recipe.steps:
             self.training.restore(state)
 
@@ -145,7 +176,7 @@ class _Keeper:
 
     def keep(self) -> None:
         if self.file:
-            checkpoint.store(self.file, self.training.state(), self.digest)
+            checkpoint.store(self.file, self.training.state())
 
 
 class _Strip:
@@ -181,6 +212,20 @@ class _Strip:
         for sigma, following in zip(self.sigmas[: self.level], self.sigmas[1 : self.level + 1]):
             x = x + (following - sigma) * self.denoiser.ask(x, sigma, [self.prompt])[0]
         return x
+
+
+def digest_of(*values: object) -> str:
+    """A short hash of tensors and of whatever prints the same when it is the same."""
+    digest = hashlib.sha256()
+    for value in values:
+        text = value.detach().float().cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+        digest.update(text)
+    return digest.hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    """Of what a training's result depends on."""
+    return {"comfyui": comfyui_version.__version__, "torch": torch.__version__, "recipe": "1"}
 
 
 def _ordinary(conditioning: list) -> list:

@@ -79,7 +79,7 @@ def test_the_folder_is_looked_at_again_when_a_file_changes(input_folder):
 
 def test_the_host_takes_the_schemas():
     for node in (ImagePairsNode, ImagePairsFromFolder):
-        assert node.INPUT_TYPES()["required"] and node.RETURN_TYPES == ["IMAGE_PAIRS", "IMAGE"]
+        assert node.INPUT_TYPES()["required"] and node.RETURN_TYPES == ["SLIDER_PAIRS", "IMAGE"]
 
 
 def test_the_combo_shows_the_folders_that_are_there(input_folder):

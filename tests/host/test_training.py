@@ -138,7 +138,7 @@ def test_predictions_in_one_batch_equal_equation_8_asked_one_by_one(pocket, cond
     x = torch.randn(2, 24, 16, 16, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor(0.6)
     with borrowed(pocket[0]), torch.no_grad():
-        denoiser = Denoiser(pocket[0], conditionings, x)
+        denoiser = Denoiser(pocket[0], conditionings)
         alone = {p: denoiser(x, sigma, [p])[0] for p in CONCEPT.prompts()}
         more, less = zip(*CONCEPT.ends(), strict=True)
         together = denoiser(x, sigma, [CONCEPT.target, *more, *less])
@@ -153,7 +153,7 @@ def test_the_prediction_is_the_velocity_the_model_was_trained_for(pocket, condit
     x = torch.randn(1, 24, 16, 16, generator=torch.Generator().manual_seed(1))
     (context, options), *_ = conditionings[CONCEPT.target]
     with borrowed(pocket[0]), torch.no_grad():
-        d = Denoiser(pocket[0], conditionings, x)(x, torch.tensor(0.5), [CONCEPT.target])[0]
+        d = Denoiser(pocket[0], conditionings)(x, torch.tensor(0.5), [CONCEPT.target])[0]
         unet = pocket[0].model.diffusion_model
         raw = unet(x, torch.tensor([500.0]), context=context.clone(), y=options["pooled_output"].clone())
     torch.testing.assert_close(d, raw, rtol=1e-3, atol=1e-4)

@@ -94,7 +94,7 @@ def test_the_right_prediction_is_the_one_the_hosts_model_was_trained_for(pocket,
     with borrowed(pocket[0]):
         clean = sets[0].latents.clone()
         source = VisualPoints(
-            Denoiser(pocket[0], {PROMPT: conditionings[PROMPT]}, clean),
+            Denoiser(pocket[0], {PROMPT: conditionings[PROMPT]}),
             sets[:1],
             VisualRecipe(noise_range=(0.0, 0.9)),
             torch.Generator().manual_seed(3),

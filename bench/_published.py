@@ -1,0 +1,79 @@
+"""The published training schedule, for comparison: what the public trainers ask of the model in each iteration.
+
+Textual (Concept Sliders' code): a fresh trajectory in every iteration, with the slider on, over 50 steps up to a
+random one; one held phrase at a time; every prediction in a doubled batch for guidance, at a guidance of 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from concept_sliders.training.denoiser import Denoiser
+from concept_sliders.training.loop import Training
+from concept_sliders.training.new_layers import NewLayers
+from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
+from concept_sliders.training.points import Point
+from concept_sliders.training.recipe import TextualRecipe
+from concept_sliders.training.rollouts import classifier_free
+from torch import Tensor
+
+STEPS = 50  # of a trajectory
+GUIDANCE = 3.0
+
+
+class PublishedPoints:
+    """One point a trajectory. doubled: ask in doubled batches as well, half of which is thrown away."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        layers: NewLayers,
+        recipe: TextualRecipe,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        doubled: bool = False,
+    ):
+        self.denoiser, self.layers, self.recipe = denoiser, layers, recipe
+        self.shape, self.generator, self.doubled = shape, generator, doubled
+
+    @torch.no_grad()
+    def __next__(self) -> Point:
+        (concept,), generator = self.recipe.concepts, self.generator
+        sign = 1.0
+        if self.recipe.both_signs:
+            sign -= 2.0 * int(torch.randint(0, 2, (), generator=generator))
+        strengths = torch.full((self.shape[0], 1), sign, device=self.denoiser.device)
+        steps = int(torch.randint(1, STEPS, (), generator=generator))
+        more, less = concept.ends()[int(torch.randint(0, len(concept.ends()), (), generator=generator))]
+        sigmas = self.denoiser.sigmas(STEPS)
+        noise = torch.randn(self.shape, generator=generator).to(self.denoiser.device)
+        x = self.denoiser.scale_noise(sigmas[0], noise)
+        for sigma, following in zip(sigmas[:steps], sigmas[1 : steps + 1]):
+            with self.layers.acting(strengths.repeat(2, 1)):
+                d_prompt, d_empty = self.denoiser(x, sigma, [concept.target, ""])
+            x = x + (following - sigma) * classifier_free(d_prompt, d_empty, GUIDANCE)
+        d_target, d_more, d_less = (self._asked(x, sigmas[steps], prompt) for prompt in (concept.target, more, less))
+        change = textual_change(d_more[None], d_less[None])
+        target = textual_target(d_target, change, concept.signed_eta * sign)
+        return Point(x, sigmas[steps], target, strengths, concept.target)
+
+    def _asked(self, x: Tensor, sigma: Tensor, prompt: str) -> Tensor:
+        return self.denoiser(x, sigma, [prompt, ""] if self.doubled else [prompt])[0]
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class PublishedTraining(Training):
+    """Trains in doubled batches, too."""
+
+    def _part(self, point: Point, rows: Tensor) -> float:
+        with self.layers.acting(point.strengths.repeat(2, 1)):
+            d_prompt, d_empty = self.denoiser(point.x, point.sigma, [point.prompt, ""])
+            loss = prediction_loss(classifier_free(d_prompt, d_empty, 1.0), point.target)
+            loss.backward()
+        return loss.item()

@@ -1,0 +1,188 @@
+"""Is the faster schedule as good? The pocket world's age slider, trained by the published schedule and by ours.
+
+    python3 dev.py bench schedule [--steps 300] [--seeds 5]
+
+Equal iterations, equal everything but where training points come from. Reports the span along age and the movement
+of everything else, as mean and spread over training seeds, and draws a curve for every training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import _models  # noqa: F401  (makes the host importable)
+import nodes
+import numpy as np
+import torch
+from _published import PublishedPoints
+from concept_sliders.nodes.watching import encode_prompts
+from concept_sliders.pocket.measure import Effect, effect
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.probe import COLUMNS, load_probe
+from concept_sliders.pocket.world import STYLES
+from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.slider import Slider
+from concept_sliders.sliders.stack import Stack
+from concept_sliders.training import run
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.textual import TextualPoints
+from PIL import Image, ImageDraw
+
+log = logging.getLogger("bench")
+AGE = Concept(
+    "portrait of a person",
+    "portrait of a very old person",
+    "portrait of a very young person",
+    ("with glasses", "without glasses"),
+    eta=0.45,
+)
+STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+MEASURED = tuple(name for name in COLUMNS if name not in STYLES)
+GATE, SAMPLING_STEPS, GUIDANCE, FIRST_SEED = Gate(0.1), 20, 3.0, 70_000
+SCHEDULES = {"published": PublishedPoints, "ours": TextualPoints}
+
+
+@dataclass(frozen=True)
+class Result:
+    schedule: str
+    seed: int
+    seconds: float
+    effect: Effect
+
+
+class Studio:
+    """The pocket model, and the probe that looks at what sliders make of it."""
+
+    def __init__(self, people: int, batch: int):
+        with torch.inference_mode():
+            self.model, self.clip, self.vae = load_pocket()
+            self.conditionings = encode_prompts(self.clip, (*AGE.prompts(), ""))
+        self.probe, self.people, self.batch = load_probe(), people, batch
+
+    def train(self, schedule: str, recipe: TextualRecipe) -> tuple[Slider, float]:
+        shape, began = (self.batch, 24, 16, 16), time.monotonic()
+        points = SCHEDULES[schedule]
+        with torch.inference_mode():
+            trained = run.train(
+                self.model,
+                self.conditionings,
+                recipe,
+                torch.zeros(shape),
+                schedule,
+                lambda denoiser, layers, generator: points(denoiser, layers, recipe, shape, generator),
+                AGE.target,
+                watch=run.Watch(preview_every=0),
+            )
+        return trained.slider, time.monotonic() - began
+
+    def effect_of(self, slider: Slider) -> Effect:
+        stack = Stack.of(slider, gate=GATE).swept(0, STRENGTHS, self.people)
+        readings = self._read(apply_sliders(self.model, stack), AGE.target, len(STRENGTHS))
+        old, young = (self._read(self.model, text, 1)[..., MEASURED.index("age")].mean() for text in AGE.ends()[0])
+        return effect(readings, STRENGTHS, MEASURED, "age", float(old - young))
+
+    @torch.inference_mode()
+    def _read(self, model, prompt: str, columns: int) -> np.ndarray:
+        """(people, columns, attributes): the same people in every column."""
+        encode = nodes.CLIPTextEncode().encode
+        latent = {
+            "samples": torch.zeros(self.people * columns, 24, 16, 16),
+            "batch_index": [person for person in range(self.people) for _ in range(columns)],
+        }
+        (made,) = nodes.common_ksampler(
+            model,
+            FIRST_SEED,
+            SAMPLING_STEPS,
+            GUIDANCE,
+            "euler",
+            "simple",
+            encode(self.clip, prompt)[0],
+            encode(self.clip, "")[0],
+            latent,
+        )
+        pictures = self.vae.decode(made["samples"])
+        return self.probe.read(pictures).values[:, : len(MEASURED)].unflatten(0, (-1, columns)).numpy()
+
+
+def curves(results: list[Result], path: Path, width: int = 560, height: int = 360) -> None:
+    """Age along the strengths, a line for every training: published ones grey, ours blue."""
+    sheet = Image.new("RGB", (width, height), "white")
+    draw, margin = ImageDraw.Draw(sheet), 36
+    low, high = STRENGTHS[0], STRENGTHS[-1]
+
+    def at(strength: float, age: float) -> tuple[float, float]:
+        x = margin + (strength - low) / (high - low) * (width - 2 * margin)
+        return x, height - margin - age * (height - 2 * margin)
+
+    draw.rectangle([at(low, 1.0), at(high, 0.0)], outline="lightgrey")
+    for strength in STRENGTHS:
+        draw.text(at(strength, -0.02), f"{strength:+g}", fill="grey", anchor="ma")
+    for result in results:
+        colour = "grey" if result.schedule == "published" else "royalblue"
+        ages = result.effect.means[:, MEASURED.index("age")]
+        draw.line([at(s, a) for s, a in zip(STRENGTHS, ages)], fill=colour, width=2)
+    draw.text((margin, 10), "age along the slider: published schedule (grey), ours (blue)", fill="black")
+    sheet.save(path)
+
+
+def summary(results: list[Result]) -> str:
+    lines = ["| schedule | span of age | others move | glasses move | seconds |", "|---|---|---|---|---|"]
+    for name in SCHEDULES:
+        own = [r for r in results if r.schedule == name]
+        if own:
+            figures = (
+                [r.effect.span for r in own],
+                [r.effect.mean_movement for r in own],
+                [r.effect.movements["glasses"] for r in own],
+                [r.seconds for r in own],
+            )
+            cells = [f"{np.mean(values):.3g} ± {np.std(values):.2g}" for values in figures]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each schedule")
+    parser.add_argument("--people", type=int, default=16, help="to measure on")
+    parser.add_argument("--batch", type=int, default=1, help="pictures a training step")
+    parser.add_argument("--only", choices=SCHEDULES, help="one schedule")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the recipe")
+    parser.add_argument("--out", type=Path, default=Path("output/schedule"), help="folder of figures and curves")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    options.out.mkdir(parents=True, exist_ok=True)
+    changes = {name: json.loads(value) for name, value in (each.split("=") for each in options.set)}
+    studio, results = Studio(options.people, options.batch), []
+    for seed in range(options.seeds):
+        for schedule in [options.only] if options.only else SCHEDULES:
+            settings = {"concepts": (AGE,), "steps": options.steps, "learning_rate": 2e-3, "seed": seed, **changes}
+            slider, seconds = studio.train(schedule, TextualRecipe(**settings))
+            results.append(Result(schedule, seed, seconds, studio.effect_of(slider)))
+            found = results[-1].effect
+            log.info(
+                "%-10s seed %d: %4.0f s, age %s, span %.2f of %.2f, others %.3f, glasses %.2f",
+                schedule,
+                seed,
+                seconds,
+                " ".join(f"{age:.2f}" for age in found.means[:, MEASURED.index("age")]),
+                found.span,
+                found.reach,
+                found.mean_movement,
+                found.movements["glasses"],
+            )
+            curves(results, options.out / "curves.png")
+    log.info("\n%s", summary(results))
+    (options.out / "schedule.md").write_text(summary(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Inputs that the training nodes have in common."""
+
+from comfy_api.latest import io
+
+from ..training.layers import CHOICES
+from .sockets import SliderRecipe
+
+
+def slider_inputs(steps: int) -> list[io.Input]:
+    """What kind of slider, and how long to train it. steps: the default."""
+    return [
+        io.String.Input("name", default="my slider", tooltip="The slider's name."),
+        io.Int.Input("steps", default=steps, min=1, max=100_000, tooltip="Training steps."),
+        io.Int.Input("rank", default=4, min=1, max=128, tooltip="Rank of the slider; 4 is the published one."),
+        io.Float.Input(
+            "learning_rate",
+            default=5e-4,
+            min=1e-7,
+            max=1.0,
+            step=1e-5,
+            round=False,
+            tooltip="Step size of AdamW. Published: 2e-4 for 1000 steps.",
+        ),
+        io.Combo.Input(
+            "layers",
+            options=list(CHOICES),
+            default=CHOICES[0],
+            tooltip="Which layers the slider changes.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**32 - 1,
+            control_after_generate=True,
+            tooltip="Of noise, initial weights and choices: the same seed gives the same slider.",
+        ),
+        io.Boolean.Input(
+            "both_signs",
+            default=True,
+            advanced=True,
+            tooltip="Train strength -1 towards the other end as well, not strength 1 alone.",
+        ),
+    ]
+
+
+def range_inputs() -> list[io.Input]:
+    """Which part of sampling is trained on."""
+    return [
+        io.Float.Input(
+            "from_part",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Train from this fraction of sampling on.",
+        ),
+        io.Float.Input(
+            "to_part",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Train up to this fraction of sampling.",
+        ),
+    ]
+
+
+def layer_inputs() -> list[io.Input]:
+    """Which of the chosen layers are trained, and how."""
+    return [
+        io.Float.Input(
+            "alpha",
+            default=0.0,
+            min=0.0,
+            max=128.0,
+            step=0.5,
+            optional=True,
+            advanced=True,
+            tooltip="The slider's scale while it learns is alpha / rank, as in LoRA training. 0: a scale of 1. "
+            "Published: 1 at rank 4. A smaller scale learns more slowly.",
+        ),
+        io.Boolean.Input(
+            "convolutions",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip="Train convolutions too, not linear layers alone.",
+        ),
+        io.String.Input(
+            "pattern",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="For experts: a regular expression; only layers in whose path it is found are trained, such as "
+            "'middle_block' or 'blocks\\.(1[0-9])\\.'.",
+        ),
+        io.Boolean.Input(
+            "full_rank",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Train whole differences of weights instead of low-rank ones, for comparison. Takes much memory.",
+        ),
+    ]
+
+
+def keeping_inputs() -> list[io.Input]:
+    """How a run is kept on disk."""
+    return [
+        io.Int.Input(
+            "checkpoint_every",
+            default=100,
+            min=0,
+            max=100_000,
+            optional=True,
+            advanced=True,
+            tooltip="Steps between checkpoints; 0 for none. The same training, queued again after a cancel or a "
+            "crash, goes on from its last one. They are in the output folder, under slider_checkpoints.",
+        ),
+    ]
+
+
+def recipe_input() -> io.Input:
+    return SliderRecipe.Input(
+        "recipe",
+        optional=True,
+        tooltip="From Load Recipe: takes the place of every setting of this node.",
+    )
