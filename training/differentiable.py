@@ -30,13 +30,13 @@ def differentiable() -> Iterator[None]:
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:
-        with allow_mutation_on_saved_tensors(), _PlainRotary():
+        with allow_mutation_on_saved_tensors(), PlainRotary():
             yield
     finally:
         comfy.model_management.in_training = before
 
 
-class _PlainRotary(TorchFunctionMode):
+class PlainRotary(TorchFunctionMode):
     """Takes the plain form of a fused rotary embedding, which autograd can follow, in its place."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

@@ -1,6 +1,8 @@
 """Less memory for more work: a model's blocks keep nothing but their inputs, and run again in backward.
 
-"Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
+"Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174. torch's own `checkpoint` keeps the tensors of the
+second run as they are at its end; the host's blocks add to theirs in place, and gradients would silently be wrong.
+Here they are kept as they were when they were saved.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_map
+
+from .differentiable import PlainRotary
 
 
 @contextmanager
@@ -21,7 +26,7 @@ def recomputed(model: nn.Module) -> Iterator[None]:
     own = [(block, vars(block).get("forward")) for block in blocks]
     try:
         for block in blocks:
-            vars(block)["forward"] = _again(block.forward)
+            vars(block)["forward"] = _again(block, block.forward)
         yield
     finally:
         for block, forward in own:
@@ -33,38 +38,67 @@ def recomputed(model: nn.Module) -> Iterator[None]:
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost modules with layers of their own that stand in a list: a transformer's blocks, a UNet's."""
+    containers = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
     for child in module.children():
-        listed = isinstance(module, (nn.ModuleList, nn.Sequential)) and not isinstance(
-            child, (nn.ModuleList, nn.Sequential)
-        )
+        listed = isinstance(module, containers) and not isinstance(child, containers)
         if listed and any(True for _ in child.children()):
             yield child
         else:
             yield from _blocks(child)
 
 
-def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _again(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        # What the model writes to its options later is not what the block saw
-        args, kwargs = _kept(args, dict), _kept(kwargs, dict)
-        return checkpoint(_on_copies, forward, args, kwargs, use_reentrant=False, preserve_rng_state=False)
+        second = _SecondRun(block, forward, args, kwargs)
+        with saved_tensors_hooks(second.number, second.value):
+            return second.forward(*second.inputs())
 
     return run
 
 
-def _on_copies(forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    """Blocks add to their inputs in place; what they were given must still be there when they run again."""
-    return forward(*_kept(args, Tensor), **_kept(kwargs, Tensor))
+class _SecondRun:
+    """Stands for the tensors that one run of a block saves for backward: by their number, until they are needed."""
+
+    def __init__(self, block: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict):
+        self.run = forward
+        # dictionaries are copied: what the model writes to its options later is not what the block saw
+        self.given = tree_map(lambda value: value, (args, kwargs))
+        self.weights = {tensor.untyped_storage().data_ptr() for tensor in block.parameters()}
+        self.numbers = 0
+        self.values: dict[int, Tensor] | None = None
+
+    def forward(self, args: tuple, kwargs: dict) -> Any:
+        with PlainRotary():  # modes are not kept in backward
+            return self.run(*args, **kwargs)
+
+    def inputs(self, detached: bool = False) -> tuple[tuple, dict]:
+        """What the block was given, as copies: it may add to them in place."""
+
+        def copied(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return (value.detach().requires_grad_(value.requires_grad) if detached else value).clone()
+
+        return tree_map(copied, self.given)
+
+    def number(self, tensor: Tensor) -> int:
+        self.numbers += 1
+        return self.numbers - 1
+
+    def value(self, number: int) -> Tensor:
+        """The tensor of that number. Each is asked for once."""
+        if self.values is None:
+            self.values = {}
+            with torch.enable_grad(), saved_tensors_hooks(self._keep, _nothing):
+                self.forward(*self.inputs(detached=True))
+        return self.values.pop(number)
+
+    def _keep(self, tensor: Tensor) -> None:
+        is_weight = tensor.untyped_storage().data_ptr() in self.weights
+        self.values[len(self.values)] = tensor.detach() if is_weight else tensor.detach().clone()
 
 
-def _kept(values: Any, kind: type) -> Any:
-    """Arguments with those of a kind copied: dictionaries one level deep, and tensors."""
-    if isinstance(values, tuple):
-        return tuple(_kept(value, kind) for value in values)
-    if kind is Tensor:
-        if isinstance(values, dict):
-            return {name: value.clone() if isinstance(value, Tensor) else value for name, value in values.items()}
-        return values.clone() if isinstance(values, Tensor) else values
-    return dict(values) if isinstance(values, dict) else values
+def _nothing(kept: None) -> Tensor:
+    raise RuntimeError("The second run of a block has no backward of its own.")

@@ -128,7 +128,7 @@ def train(
     with borrowed(patcher, memory_required=int(memory)):
         zeros = torch.zeros(latents.shape, device=patcher.load_device)
         layers = NewLayers(patcher, recipe, generator)
-        denoiser = Denoiser(patcher, {p: _ordinary(c) for p, c in conditionings.items()})
+        denoiser = Denoiser(patcher, {p: ordinary(c) for p, c in conditionings.items()})
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator)
         model_hash = fingerprint(patcher.model)
         encoded = [tensor for conditioning in conditionings.values() for tensor, _ in conditioning]
@@ -228,7 +228,7 @@ def _versions() -> dict[str, str]:
     return {"comfyui": comfyui_version.__version__, "torch": torch.__version__, "recipe": "1"}
 
 
-def _ordinary(conditioning: list) -> list:
+def ordinary(conditioning: list) -> list:
     """The conditioning outside inference mode, so that autograd may keep it."""
 
     def plain(value):
