@@ -4,7 +4,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..sliders.matching import resolve
-from ..sliders.runtime import apply_sliders, apply_to_clip
+from ..sliders.on_text import apply_to_clip
+from ..sliders.runtime import apply_sliders
 from ..sliders.slider import Slider
 from ..sliders.stack import Stack
 from ..sliders.ways import WAYS

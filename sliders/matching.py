@@ -15,12 +15,16 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from .fitting import check_bias, check_fits, part_shape
+from .kinds import BIAS, DOWN, UP
 from .layers import can_act_on, weight_shape
 from .slider import Adapted, Change, Dense, LowRank, Slider
 from .workshop import Workshop
 
 KEY = "concept_sliders"
 _WEIGHT = ".weight"
+_BIASES = (BIAS, "b_norm")
+Target = str | tuple  # an entry of the host's key maps: a key, or (key, offset[, function])
 # Changes whose effect depends on the weight they change, by the endings of their tensors
 _RELATIVE = ("dora_scale", "oft_blocks", "oft_diag", "a1.weight")
 
@@ -118,7 +122,7 @@ def _resolved(base_model: BaseModel, slider: Slider, key_map: Mapping[str, Any])
         if target is None:
             unmatched.append(name)
             continue
-        for path, change in _placed(base_model, layers[name], name, target):
+        for path, change in placed(base_model, layers[name], name, target):
             found[path] = (*found.get(path, ()), change)
     if layers:
         report(slider, len(layers), tuple(unmatched), key_map, "diffusion model")
@@ -146,9 +150,29 @@ def layer_names(model: ModelPatcher) -> dict[str, str]:
 
 def host_tensors(name: str, change: Change) -> dict[str, torch.Tensor]:
     """A change's tensors by the keys that the stock LoRA loader reads."""
-    if isinstance(change, LowRank):
-        return {f"{name}.lora_down.weight": change.down, f"{name}.lora_up.weight": change.up}
-    return {f"{name}.{ending}": tensor for ending, tensor in change.parts.items()}
+    parts = {DOWN: change.down, UP: change.up} if isinstance(change, LowRank) else change.parts
+    return {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
+
+
+def host_values(
+    change: Change, name: str, target: Target
+) -> Iterator[tuple[str, Any, tuple[int, int, int] | None, Any]]:
+    """(key, value, offset, function) of what the host's code makes of a change.
+
+    The biases are ours to hand over: the host does not know those of a part of a weight.
+    """
+    key, offset, function = (*(target if isinstance(target, tuple) else (target,)), None, None)[:3]
+    tensors = host_tensors(name, change)
+    biases = [tensors.pop(f"{name}.{part}", None) for part in _BIASES]
+    patches = comfy.lora.load_lora(tensors, {name: target}, log_missing=False)
+    if not patches and all(bias is None for bias in biases):
+        raise ValueError(f"Layer {name}: a change made of {', '.join(host_tensors(name, change))} is not known here.")
+    for value in patches.values():
+        yield key, value, offset, function
+    outputs = offset if offset is not None and offset[0] == 0 else None  # a bias has no inputs to be part of
+    for bias in biases:
+        if bias is not None:
+            yield f"{key.rpartition('.')[0]}.bias", ("diff", (bias,)), outputs, function
 
 
 def report(slider: Slider, total: int, unmatched: tuple[str, ...], key_map: Mapping[str, Any], where: str) -> None:
@@ -179,37 +203,46 @@ def _host_names(layers: Mapping[str, Change]) -> dict[str, str]:
     return {name: key[: -len(end)] for key, name in renamed.items()}
 
 
-def _placed(
-    base_model: BaseModel, change: Change, name: str, target: Any
-) -> Iterator[tuple[str, LowRank | HostPatch]]:
+def placed(tree: nn.Module, change: Change, name: str, target: Target) -> Iterator[tuple[str, LowRank | HostPatch]]:
     """What a change does, module by module: (path, change) pairs.
 
-    target: the state-dict key that the host's key map gives, or (key, offset[, function]) for part of a weight.
-    Raises ValueError if nothing of it is understood or it does not fit.
+    tree: the host's model, of images or of text. target: the state-dict key that the host's key map gives, or
+    (key, offset[, function]) for part of a weight.
+    Raises ValueError, naming the layer, if nothing of it is understood or it does not fit.
     """
-    key, *part = target if isinstance(target, tuple) else (target,)
+    key = target[0] if isinstance(target, tuple) else target
     path, _, parameter = key.rpartition(".")
-    module = base_model.get_submodule(path)
+    module = tree.get_submodule(path)
     if isinstance(change, LowRank) and parameter == "weight" and can_act_on(module):
-        yield path, _low_rank_in(change, weight_shape(module, name), name, *part)
+        yield path, _low_rank_in(change, weight_shape(module, name), name, *target[1:] if key != target else ())
         return
-    patches = comfy.lora.load_lora(host_tensors(name, change), {name: target}, log_missing=False)
-    if not patches:
-        raise ValueError(f"Layer {name}: a change made of {', '.join(host_tensors(name, change))} is not known here.")
-    for patched, value in patches.items():
-        key, offset, function = (*(patched if isinstance(patched, tuple) else (patched,)), None, None)[:3]
+    adapted = change if isinstance(change, Adapted) else Adapted({DOWN: change.down, UP: change.up})
+    for key, value, offset, function in host_values(adapted, name, target):
         path, _, parameter = key.rpartition(".")
-        module = base_model.get_submodule(path)
-        if parameter not in module._parameters or module._parameters[parameter] is None:
+        module = tree.get_submodule(path)
+        if module._parameters.get(parameter) is None:
             raise ValueError(f"Layer {name}: it changes {key}, which the model has not.")
+        _check_shape(module, parameter, adapted, value, offset, name)
         plain = _as_low_rank(value)
         if plain is not None and parameter == "weight" and can_act_on(module):
-            scaled = plain.scaled(change.scale)
+            scaled = plain.scaled(adapted.scale)
             yield path, _low_rank_in(scaled, weight_shape(module, name), name, offset, function)
             continue
-        relative = isinstance(change, Adapted) and any(ending in change.parts for ending in _RELATIVE)
-        scale = change.scale if isinstance(change, Adapted) else 1.0
-        yield path, HostPatch(parameter, value, offset, function, scale, relative)
+        relative = any(ending in adapted.parts for ending in _RELATIVE)
+        yield path, HostPatch(parameter, value, offset, function, adapted.scale, relative)
+
+
+def _check_shape(
+    module: nn.Module, parameter: str, change: Adapted, value: Any, offset: tuple[int, int, int] | None, name: str
+) -> None:
+    """Raise ValueError unless the change fits what it is for, before anything of it is multiplied out."""
+    whole = parameter == "weight" and can_act_on(module)  # packed weights have other shapes than their layers
+    shape = weight_shape(module, name) if whole else tuple(module._parameters[parameter].shape)
+    own = part_shape(name, shape, offset)
+    if parameter == "bias" and isinstance(value, tuple):
+        check_bias(name, tuple(value[1][0].shape), own)
+    else:
+        check_fits(name, change, own)
 
 
 def _as_low_rank(value: Any) -> LowRank | None:
@@ -233,5 +266,6 @@ def _low_rank_in(
 
     offset: (dim, start, length) of the part. function: a reordering of the change's outputs.
     """
+    part_shape(name, shape, offset)  # a part beyond the weight's end has a message of its own
     layer = layer.fitted(shape, name) if offset is None else layer.widened(offset, shape, name)
     return layer if function is None else LowRank(layer.down, function(layer.up))

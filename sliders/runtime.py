@@ -8,25 +8,25 @@ of the host's is written to.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import comfy.lora
 import comfy.model_management
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
-from comfy.sd import CLIP
 from torch import Tensor
 
 from .bank import LayerBank
+from .branches import branches_of, tell_apart
 from .gate import PercentToSigma
-from .matching import KEY, HostPatch, host_tensors, report, resolve, workshop_of
+from .matching import KEY, HostPatch, resolve, workshop_of
 from .rows import Part, evaluate_apart, must_be_apart, parts_of
 from .slider import LowRank
-from .stack import BRANCHES, Stack
+from .stack import Stack
 from .ways import WAYS, steady_part
 
 COMPILED = "torch.compile"  # the key of the host's own wrapper for compiled models
@@ -38,7 +38,7 @@ Placement = dict[str, tuple[tuple[int, LowRank | HostPatch], ...]]
 def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> ModelPatcher:
     """A clone of the model on which the stack acts, in addition to the stacks applied to it before.
 
-    way: "auto", "by rows" or "merged", see `ways`. Text-encoder layers are left to `apply_to_clip`.
+    way: "auto", "by rows" or "merged", see `ways`. Text-encoder layers are left to `on_text`.
     Raises ValueError if a slider's layers match nothing in the model or do not fit it.
     """
     clone = model.clone()
@@ -53,11 +53,14 @@ def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> Mode
         relative |= match.relative
         for path, changes in match.layers.items():
             placement[path] = (*placement.get(path, ()), *((index, change) for change in changes))
+    acting = ActingStack(before + stack, placement, relative, way, model.model)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
-    acting = ActingStack(before + stack, placement, relative, way)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, acting)
     if not clone.get_callbacks(CallbacksMP.ON_DETACH, KEY):
         clone.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _give_back)
+        clone.add_callback_with_key(CallbacksMP.ON_PREPARE_STATE, KEY, _act_here_too)
+    if any(placed.branch != "both" for placed in acting.stack):
+        tell_apart(clone)
     return clone
 
 
@@ -67,36 +70,19 @@ def acting_on(model: ModelPatcher) -> ActingStack | None:
     return wrappers[0] if wrappers else None
 
 
+def _act_here_too(model: ModelPatcher, timestep: Tensor, model_options: dict) -> None:
+    """Before an evaluation: a guider of two models asks both of them with the options of the first.
+
+    The second one's wrapper is then put into these options, which are a copy made for the run.
+    """
+    wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+    wrappers.setdefault(WrappersMP.APPLY_MODEL, {}).setdefault(KEY, model.get_wrappers(WrappersMP.APPLY_MODEL, KEY))
+
+
 def _give_back(model: ModelPatcher, unpatch_all: bool) -> None:
     """When the host unloads the model, what sliders keep on its device goes too."""
     if unpatch_all:
         workshop_of(model.model).clear()
-
-
-def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
-    """A clone of the text encoders with the stack's text-encoder layers patched in by the host.
-
-    A text encoding has neither noise level nor rows: gates do not apply to it, and a slider that changes it
-    must have one strength.
-    Raises ValueError for a swept slider with text-encoder layers, and for one whose layers match nothing.
-    """
-    clone = clip.clone()
-    key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
-    for placed in stack:
-        layers = placed.slider.text_layers
-        if not layers:
-            continue
-        if len(set(placed.strength)) > 1:
-            raise ValueError(
-                f"Slider '{placed.slider.name}' changes the text encoder, which has no rows, "
-                "so it cannot be swept there; apply it without CLIP, or at one strength."
-            )
-        known = {name: layer for name, layer in layers.items() if name in key_map}
-        report(placed.slider, len(layers), tuple(set(layers) - set(known)), key_map, "text encoder")
-        for name, layer in known.items():
-            patches = comfy.lora.load_lora(host_tensors(name, layer), {name: key_map[name]}, log_missing=False)
-            clone.add_patches(patches, placed.strength[0] * getattr(layer, "scale", 1.0))
-    return clone
 
 
 class ActingStack:
@@ -104,15 +90,17 @@ class ActingStack:
 
     stack: the sliders, all that were applied to the model. placement: the layers they act on.
     relative: whether a change among them depends on the weight it changes. way: see `ways`.
+    base_model: the model that the placement is of.
     """
 
-    def __init__(self, stack: Stack, placement: Placement, relative: bool, way: str) -> None:
+    def __init__(self, stack: Stack, placement: Placement, relative: bool, way: str, base_model: BaseModel) -> None:
         if way not in WAYS:
             raise ValueError(f"Sliders act in one of these ways: {', '.join(WAYS)}; got {way!r}.")
         self.stack = stack
         self.placement = placement
         self.relative = relative
         self.way = way
+        self._base_model = weakref.ref(base_model)
         self._key = tuple(placed.slider.fingerprint for placed in stack)
 
     def __call__(
@@ -127,8 +115,25 @@ class ActingStack:
         **kwargs,
     ) -> Tensor:
         base_model, options = executor.class_obj, transformer_options or {}
-        strengths = self.strengths(base_model, x, t, options)
+        acting = self._of(base_model)
+        if acting is None:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         conditions = {"t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, "control": control, **kwargs}
+        return acting._evaluate(executor, base_model, x, conditions, options)
+
+    def _of(self, base_model: BaseModel) -> ActingStack | None:
+        """The stack that acts on the model that is evaluated.
+
+        A guider of two models evaluates both with the options of one, and so with its wrappers.
+        """
+        patcher = getattr(base_model, "current_patcher", None)
+        return self if patcher is None or base_model is self._base_model() else acting_on(patcher)
+
+    def _evaluate(
+        self, executor: Any, base_model: BaseModel, x: Tensor, conditions: Mapping[str, Any], options: dict
+    ) -> Tensor:
+        """The model's answer with the sliders acting; where it cannot tell rows apart, in several evaluations."""
+        strengths = self.strengths(base_model, x, conditions["t"], options)
 
         def evaluate(part: Part | None, x: Tensor, conditions: dict, options: dict) -> Tensor:
             """The model's own answer, with the sliders acting at the part's strengths."""
@@ -167,8 +172,8 @@ class ActingStack:
         if all(placed.branch == "both" for placed in self.stack):
             # (rows, sliders) -> (chunks * rows, sliders)
             return strengths.repeat(len(chunks), 1) if rows > 1 else strengths
-        # the host numbers its chunks 0 for positive and 1 for negative prompts
-        acts = torch.tensor([[p.branch in ("both", BRANCHES[1 + chunk]) for p in self.stack] for chunk in chunks])
+        branches = branches_of(base_model, transformer_options)
+        acts = torch.tensor([[p.branch in ("both", branch) for p in self.stack] for branch in branches])
         spread = strengths.expand(x.shape[0] // len(chunks), -1)
         return (acts[:, None] * spread).flatten(0, 1)  # (chunks, 1, sliders) * (B, sliders) -> (chunks * B, sliders)
 

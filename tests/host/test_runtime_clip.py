@@ -5,12 +5,13 @@ import comfy.sd1_clip
 import pytest
 import torch
 from comfy.supported_models_base import ClipTarget
-from concept_sliders.sliders.files import save_slider
+from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.runtime import apply_to_clip
+from concept_sliders.sliders.on_text import apply_to_clip
 from concept_sliders.sliders.slider import LowRank, Slider
 from concept_sliders.sliders.stack import Stack
-from safetensors.torch import load_file
+from concept_sliders.tests.host.test_files_kinds import KINDS, parts_of
+from safetensors.torch import load_file, save_file
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
 LAYER = "lora_te_text_model_encoder_layers_{}_mlp_fc1"
@@ -68,3 +69,30 @@ def test_a_slider_for_another_encoder(clip):
 def test_no_text_layers_no_change(clip):
     unet_only = Slider("looks", {"lora_unet_mid": LowRank(torch.ones(2, 3), torch.ones(4, 2))})
     assert not apply_to_clip(clip, Stack.of(unet_only)).patcher.patches
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore")
+def test_every_kind_of_change_equals_the_stock_loader(kind, clip, tmp_path):
+    torch.manual_seed(2)
+    name = LAYER.format(0)
+    tensors = {f"{name}.{part}": tensor for part, tensor in parts_of(kind, 64, 32).items()}
+    save_file(tensors, tmp_path / "words.safetensors")
+    given = tensors if kind != "BOFT" else {**tensors, f"{name}.alpha": torch.tensor(0.0)}
+    _, stock = comfy.sd.load_lora_for_models(None, clip, given, 0.0, 0.7)
+    by_us = encoded(apply_to_clip(clip, Stack.of(load_slider(tmp_path / "words.safetensors"), 0.7)))
+    by_stock, bare = encoded(stock), encoded(clip)
+    assert ((by_us - by_stock).norm() / by_stock.norm()).item() < 1e-5
+    assert ((by_us - bare).norm() / bare.norm()).item() > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_does_not_fit_is_an_error_and_not_left_out(kind, clip, tmp_path):
+    torch.manual_seed(2)
+    name = LAYER.format(0)
+    save_file({f"{name}.{part}": t for part, t in parts_of(kind, 48, 40).items()}, tmp_path / "words.safetensors")
+    slider = load_slider(tmp_path / "words.safetensors")
+    wrong, own = ("48", "64, 32") if kind != "bias" else ("48,", "64,")
+    with pytest.raises(ValueError, match=rf"Layer {name}: .*\({wrong}.*\({own}\)"):
+        apply_to_clip(clip, Stack.of(slider))
+    assert not clip.patcher.patches

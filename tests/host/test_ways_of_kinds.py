@@ -110,6 +110,6 @@ def test_a_change_of_another_shape_is_named(model):
             )
         },
     )
-    with pytest.raises(ValueError, match="cannot be applied to the model's weight of shape"):
+    with pytest.raises(ValueError, match=r"LoHa change is of shape \(3, 5\), but the model.s weight there is"):
         sample(apply_sliders(model, Stack.of(odd)), FAMILY)
     assert traces(model) == []
