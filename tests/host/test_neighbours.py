@@ -14,7 +14,15 @@ from concept_sliders.sliders import ways
 from concept_sliders.sliders.matching import workshop_of
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.tiny import FAMILIES, condition, difference, random_slider, sample, tiny_model
+from concept_sliders.tests.host.tiny import (
+    FAMILIES,
+    condition,
+    difference,
+    random_slider,
+    sample,
+    tensors_of,
+    tiny_model,
+)
 
 WAYS = ways.WAYS[1:]
 FAMILY = "SD15"
@@ -24,11 +32,6 @@ VALUES = (-1.0, 0.0, 0.8)
 @pytest.fixture
 def model():
     return tiny_model(FAMILY)
-
-
-def tensors_of(slider):
-    pairs = ((n, p, t) for n, layer in slider.layers.items() for p, t in (("down", layer.down), ("up", layer.up)))
-    return {f"{name}.lora_{part}.weight": tensor for name, part, tensor in pairs}
 
 
 def sample_with(model, positive, negative, rows=1, cfg=3.0):

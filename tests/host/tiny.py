@@ -50,6 +50,12 @@ def random_slider(model: ModelPatcher, seed: int = 1, names=None, rank: int = 2,
     return Slider(f"random {seed}", layers)
 
 
+def tensors_of(slider: Slider) -> dict[str, torch.Tensor]:
+    """A low-rank slider's tensors by the keys that the stock LoRA loader reads."""
+    pairs = ((n, p, t) for n, layer in slider.layers.items() for p, t in (("down", layer.down), ("up", layer.up)))
+    return {f"{name}.lora_{part}.weight": tensor for name, part, tensor in pairs}
+
+
 def condition(family: str, seed: int):
     pooled = FAMILIES[family][3]
     generator = torch.Generator().manual_seed(seed)

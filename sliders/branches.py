@@ -1,0 +1,100 @@
+"""Which prompts of guidance a part of the host's batch belongs to: the positive one, or the others.
+
+The host numbers the parts of a batch by their place in the list of prompts that a guider asks for at once. Which
+number is the positive prompt is the guider's affair: [positive, negative] in plain guidance, [negative, middle,
+positive] with Dual CFG, [negative] alone where self-attention guidance asks again. So it is looked up here by what
+each prompt is called when the run is prepared.
+
+Every prompt is one or the other: positive is the guider's prompt of that name, and negative are all others, as the
+host itself has it when it marks Dual CFG's second prompt and Perp-Neg's empty one as negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrappersMP, add_wrapper_with_key
+
+POSITIVE, NEGATIVE = "positive", "negative"
+_KEY = "concept_sliders.branches"
+Entry = Mapping[str, Any]  # the host's: one conditioning of a prompt
+
+
+def tell_apart(clone: ModelPatcher) -> None:
+    """Let runs of this patcher find out which prompts are positive, see `branches_of`."""
+    if not clone.get_wrappers(WrappersMP.CALC_COND_BATCH, _KEY):
+        # among the options: a guider of two models prepares the second one with these, and not with its wrappers
+        add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, _note_prompts, clone.model_options, True)
+        clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _KEY, _name_lists)
+        clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, _KEY, _forget_prompts)
+
+
+def branches_of(base_model: BaseModel, options: Mapping[str, Any]) -> list[str]:
+    """ "positive" or "negative" for each of the chunks that the host's batch is made of.
+
+    options: the host's transformer options. Where no guider is at work, chunk 0 is the positive one.
+    """
+    chunks = options.get("cond_or_uncond", (0,))
+    if _KEY in options:
+        return [options[_KEY][chunk] for chunk in chunks]
+    # a guider that asks this model with another model's options, as Dual Model CFG does: no list was named
+    prompts = _prompts_of(base_model)
+    if prompts and "uuids" in options:
+        return [prompts.get(uuid, NEGATIVE) for uuid in options["uuids"]]
+    return [_by_number(chunk) for chunk in chunks]
+
+
+def _note_prompts(
+    executor: Any, model: ModelPatcher, noise_shape: Sequence[int], conds: Mapping[str, list[Entry]], *args, **kwargs
+) -> Any:
+    """Around the host's preparation of a run, the one place that is told each prompt by its name."""
+    noted = {entry["uuid"]: _called(name, entry) for name, entries in conds.items() for entry in entries}
+    model.set_attachments(_KEY, noted)
+    return executor(model, noise_shape, conds, *args, **kwargs)
+
+
+def _called(name: str, entry: Entry) -> str:
+    kind = entry.get("prompt_type", name)  # the host's own mark of a prompt, where there is one
+    return POSITIVE if kind == POSITIVE else NEGATIVE
+
+
+def _forget_prompts(model: ModelPatcher) -> None:
+    model.remove_attachments(_KEY)
+
+
+def _prompts_of(base_model: BaseModel) -> Mapping[UUID, str]:
+    patcher = base_model.current_patcher
+    return (patcher and patcher.get_attachment(_KEY)) or {}
+
+
+def _name_lists(
+    executor: Any, model: BaseModel, conds: list[list[Entry] | None], x: Any, timestep: Any, model_options: dict
+) -> Any:
+    """Around the evaluation of several prompts at once: each list of entries is named for the model to read."""
+    options = model_options.setdefault("transformer_options", {})
+    prompts, outer = _prompts_of(model), options.get(_KEY)
+    options[_KEY] = tuple(_branch_of(entries, prompts, index) for index, entries in enumerate(conds))
+    try:
+        return executor(model, conds, x, timestep, model_options)
+    finally:
+        del options[_KEY]
+        if outer is not None:
+            options[_KEY] = outer
+
+
+def _branch_of(entries: list[Entry] | None, prompts: Mapping[UUID, str], index: int) -> str:
+    """Decided by the first entry: behind it the host may have put copies of the other prompts' regions."""
+    first = next(iter(entries or ()), None)
+    if first is None or not prompts:
+        return _by_number(index)
+    if first["uuid"] in prompts:
+        return prompts[first["uuid"]]
+    return _called(NEGATIVE, first)
+
+
+def _by_number(chunk: int) -> str:
+    return NEGATIVE if chunk else POSITIVE
