@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# The cross-attention of UNets is attn2; elsewhere the word stands in the path.
-_CROSS = (".attn2.", ".cross_attn.", ".cross_attention.")
-_SELF = (".attn1.", ".self_attn.", ".self_attention.")
-_ANY_ATTENTION = (".attn.", ".attention.", *_CROSS, *_SELF)
+# Families name alike things differently; paths end in a dot here, so that names can be told from their beginnings.
+# Attention to the prompt alone; in Cosmos it is the second part of every block
+_CROSS = re.compile(r"\.attn2\.|cross_attn|cross_attention|\.blocks\.1\.block\.attn\.")
+# Attention of any kind: in Flux and its kin, single blocks have it fused with the rest; CogVideoX names q, k and v only
+_ATTENTION = re.compile(r"attn|attention|\.(to_)?(q|k|v|qkv)\.|single_blocks\.\d+\.linear[12]\.")
+# What tells the model the noise level; the published choices leave it alone
+_TIME = re.compile(r"\.(time_embed|timestep_embed|to_timestep_embed|t_embedder|t_block|time_in|time_embedding|time_embeddings|tmlp)")
 
 CHOICES = ("all but cross-attention", "self-attention", "cross-attention", "attention", "all")
 
@@ -23,7 +26,10 @@ def choose(paths: Iterable[str], choice: str, pattern: str = "") -> list[str]:
     paths = list(paths)
     chosen = [path for path in paths if _takes(f"{path}.", choice)]
     if not chosen:
-        raise ValueError(f"None of the model's {len(paths)} layers is {choice!r}; choose other layers.")
+        why = ""
+        if choice == "cross-attention":
+            why = " It attends to the prompt and to the picture at once: that is 'self-attention' here."
+        raise ValueError(f"None of the model's {len(paths)} layers is {choice!r}; choose other layers.{why}")
     found = [path for path in chosen if re.search(pattern, path)]
     if not found:
         raise ValueError(
@@ -34,12 +40,13 @@ def choose(paths: Iterable[str], choice: str, pattern: str = "") -> list[str]:
 
 
 def _takes(path: str, choice: str) -> bool:
-    if choice == "all":
-        return True
-    if choice == "all but cross-attention":
-        return not _any(path, _CROSS)
-    return _any(path, {"self-attention": _SELF, "cross-attention": _CROSS, "attention": _ANY_ATTENTION}[choice])
-
-
-def _any(path: str, words: tuple[str, ...]) -> bool:
-    return any(word in path for word in words)
+    """Where the image attends to the prompt and to itself at once, that is self-attention."""
+    is_cross = bool(_CROSS.search(path))
+    is_attention = is_cross or bool(_ATTENTION.search(path))
+    return {
+        "all": True,
+        "all but cross-attention": not is_cross and not _TIME.search(path),
+        "attention": is_attention,
+        "self-attention": is_attention and not is_cross,
+        "cross-attention": is_cross,
+    }[choice]
