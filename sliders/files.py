@@ -6,13 +6,15 @@ What a file's keys mean is told in `formats`; here they are read from the disk, 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import struct
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .formats import FileReport, layers_from, tensors_of
+from .formats import FileReport, Keys, layers_from, sorted_keys, tensors_of
 from .header import info_from_header, name_from_header, write_header
-from .peft import configs_for
+from .peft import configs_for, unknown_alpha
 from .slider import Change, Slider
 
 _PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _ENCODER_FOLDERS = ("text_encoder_2", "text_encoder_3")
+SAFE = (".safetensors", ".sft")  # two endings of one format
 _DEEPEST = 4  # how often a "state_dict" may lie within another
 # What torch.load raises for files that are cut off, are something else, or ask for more than tensors: its
 # unpickler carries out a broken file's instructions as far as they go.
@@ -48,6 +51,7 @@ _UNREADABLE = (
     struct.error,
     zipfile.BadZipFile,
 )
+_Content = tuple[Keys, dict[str, Tensor], dict[str, str]]  # a file's keys, tensors and header
 LayerTensors = Callable[[str, Change, torch.dtype], Mapping[str, Tensor]]
 
 
@@ -97,16 +101,22 @@ def load_slider(path: str | os.PathLike) -> Slider:
 def read_slider(path: str | os.PathLike) -> tuple[Slider, FileReport]:
     """A slider, as `load_slider` reads it, and a report of what its file holds."""
     path = _file_at(Path(path))
-    tensors, header = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
+    keys, tensors, header = (_read_safetensors if path.suffix.lower() in SAFE else _read_pickle)(path)
     folder = path.parent.name
     try:
         info = info_from_header(header, str(path))
+        configs = configs_for(path, header)
         encoder = folder if folder in _ENCODER_FOLDERS else "text_encoder"
-        layers, report = layers_from(tensors, configs_for(path, header), encoder)
+        layers, report = layers_from(tensors, configs, encoder, keys)
         name = name_from_header(header, folder if path.name in _PEFT_FILES else path.stem)
-        return Slider(name, layers, info), report
+        slider = Slider(name, layers, info)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if report.without_alpha and (note := unknown_alpha(path, keys.layers, configs)):
+        report = replace(report, notes=(*report.notes, note))
+    for note in report.notes:
+        logging.warning("%s: %s", path, note)
+    return slider, report
 
 
 def _file_at(path: Path) -> Path:
@@ -120,14 +130,23 @@ def _file_at(path: Path) -> Path:
     return path
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path) -> _Content:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # for torch it would map the whole file for writing
             _refuse_repeated_names(path)
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            keys = _slider_keys(path, file.keys())
+        with safe_open(path, framework="pt") as file:
+            return keys, {key: file.get_tensor(key) for key in keys.used}, file.metadata() or {}
     except (SafetensorError, RuntimeError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+def _slider_keys(path: Path, keys: Iterable[str]) -> Keys:
+    """Sorted before a tensor is read: a checkpoint that lies among the sliders would fill the memory."""
+    try:
+        return sorted_keys(keys)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _refuse_repeated_names(path: Path) -> None:
@@ -146,9 +165,22 @@ def _refuse_repeated_names(path: Path) -> None:
         json.loads(file.read(length), object_pairs_hook=checked)
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_pickle(path: Path) -> _Content:
+    if zipfile.is_zipfile(path):  # its tensors stay on the disk until it is known to be a slider
+        _slider_keys(path, map(_as_text, _state_in(path, mmap=True)))
+    state = _state_in(path)
+    keys = _slider_keys(path, map(_as_text, state))
+    return keys, {key: _plain_tensor(path, key, state[key]) for key in keys.used}, {}
+
+
+def _as_text(key: Any) -> str:
+    return key if isinstance(key, str) else repr(key)
+
+
+def _state_in(path: Path, mmap: bool = False) -> Mapping[Any, Any]:
+    """What a pickle of named tensors holds, unpickled without running code. mmap: without reading the tensors."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except _UNREADABLE as error:
         raise ValueError(
             f"{path} is truncated or holds more than plain tensors; nothing in it was run: {error}"
@@ -162,15 +194,15 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         content = inner
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a slider's named tensors.")
-    return {key: _plain_tensor(path, key, value) for key, value in content.items()}, {}
+    return content
 
 
-def _plain_tensor(path: Path, key: Any, value: Any) -> Tensor:
+def _plain_tensor(path: Path, key: str, value: Any) -> Tensor:
     """An entry of a pickle as an ordinary tensor of its own memory; alpha may be a plain number."""
-    if isinstance(key, str) and key.endswith(".alpha") and type(value) in (int, float):
+    if key.endswith(".alpha") and type(value) in (int, float):
         return torch.tensor(float(value))
-    if not (isinstance(key, str) and isinstance(value, Tensor)):
-        raise ValueError(f"{path} holds entries that are no tensors, such as {key!r:.200}.")
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{path} holds {key!r:.200}, which is no tensor but a {type(value).__name__}.")
     plain = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
     # A tensor may claim any size over a few bytes, by strides of zero; computing with it would take that size
     if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():

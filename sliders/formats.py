@@ -14,8 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .kinds import ALPHA, BIAS, DORA, DOWN, PARTS, PEFT_BIAS, PEFT_MAGNITUDE, UP, change_from, folded, kind_of
-from .naming import host_names
+from .kinds import (
+    ALPHA,
+    BIAS,
+    DORA,
+    DOWN,
+    PARTS,
+    PEFT_BIAS,
+    PEFT_MAGNITUDE,
+    UP,
+    alpha_rank,
+    change_from,
+    folded,
+    kind_of,
+)
+from .naming import host_names, listed
 from .peft import PeftConfig
 from .slider import Adapted, Change, LowRank
 
@@ -54,8 +67,9 @@ class FileReport:
     """What a slider file holds, as it is written there.
 
     kinds: how many layers there are of each kind of change. ranks, alphas: the different ones, in ascending order.
-    without_alpha: how many low-rank layers have none, so that their scale is 1. dtypes: of the weights.
-    renamed: how many layers got another name than the file's. notes: what else should be known.
+    without_alpha: how many layers have none though one would scale them, so that their scale is 1.
+    dtypes: of the weights. renamed: how many layers got another name than the file's.
+    notes: what else should be known, such as the keys that are of no layer.
     """
 
     kinds: Mapping[str, int]
@@ -67,63 +81,100 @@ class FileReport:
     notes: tuple[str, ...]
 
 
-def layers_from(
-    tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig] | None = None, encoder: str = "text_encoder"
-) -> tuple[dict[str, Change], FileReport]:
-    """The layers of a state dict by the names the stock loader knows, with alpha / rank folded in, and a report.
+@dataclass(frozen=True)
+class Keys:
+    """The keys of a file, sorted: those of slider layers, by layer and part, and those of none.
 
-    configs: PEFT configurations by the prefix of the layer names they are for. encoder: see `naming.host_names`.
-    Raises ValueError for parts that make no change, and if any key would have to be left out.
+    layers: for each layer's name in the file, its parts with their keys. strays: keys of no layer.
+    orphans: alphas that stand beside no weights.
     """
-    grouped = _grouped(tensors)
-    names = host_names(grouped, encoder)
-    layers: dict[str, Change] = {}
-    first: dict[str, str] = {}
-    alphas: list[float] = []
-    for name, parts in grouped.items():
-        if names[name] in first:
-            raise ValueError(f"{first[names[name]]} and {name} are two names of one layer.")
-        first[names[name]] = name
-        alpha = _alpha_of(name, parts, configs or {})
-        if alpha is not None:
-            alphas.append(alpha)
-        layers[names[name]] = change_from(name, parts)
-    report = FileReport(
-        kinds=Counter(kind_of(change) for change in layers.values()),
-        ranks=tuple(sorted({change.rank for change in layers.values()} - {0})),
-        alphas=tuple(sorted(set(alphas))),
-        without_alpha=len(layers) - len(alphas),
-        dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for k, t in tensors.items() if t.ndim})),
-        renamed=sum(name != new for name, new in names.items()),
-        notes=_notes(grouped, configs or {}),
-    )
-    return layers, report
+
+    layers: Mapping[str, Mapping[str, str]]
+    strays: tuple[str, ...] = ()
+    orphans: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The keys of all layers."""
+        return tuple(key for parts in self.layers.values() for key in parts.values())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is left out, by name."""
+        left = (
+            ("an alpha without weights, left out", "alphas without weights, left out", self.orphans),
+            ("a key of no slider layer, left out", "keys of no slider layer, left out", self.strays),
+        )
+        return tuple(
+            f"{one if len(keys) == 1 else f'{len(keys)} {many}'}: {listed(keys)}" for one, many, keys in left if keys
+        )
 
 
-def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The parts of each layer, by the file's name of the layer. Raises ValueError if a key is of no layer."""
-    grouped: dict[str, dict[str, Tensor]] = {}
-    keys: dict[tuple[str, str], str] = {}
-    unknown = []
-    for key, tensor in tensors.items():
+def sorted_keys(keys: Iterable[str]) -> Keys:
+    """The keys of a file by what they are of. No tensor is looked at.
+
+    Raises ValueError if there is no slider layer among them, two keys are for one part, or one is of a kind that
+    is no slider.
+    """
+    keys = tuple(keys)
+    grouped: dict[str, dict[str, str]] = {}
+    strays = []
+    for key in keys:
         for mark, what in _UNSUPPORTED.items():
             if key.endswith(mark):
                 raise ValueError(f"not supported: {what} (key {key}).")
         name, part = split_key(key)
         if not name:
-            unknown.append(key)
+            strays.append(key)
             continue
-        if (name, part) in keys:
-            raise ValueError(f"{keys[name, part]} and {key} are two tensors for the same part of one layer.")
-        keys[name, part] = key
-        grouped.setdefault(name, {})[part] = tensor
-    if not grouped:
-        raise ValueError(f"there are no slider layers in it. {_described(tensors)}")
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} of its {len(tensors)} keys are of no slider layer, such as {unknown[0]!r:.200}."
-        )
-    return grouped
+        if part in grouped.setdefault(name, {}):
+            raise ValueError(f"{grouped[name][part]} and {key} are two tensors for the same part of one layer.")
+        grouped[name][part] = key
+    layers = {name: parts for name, parts in grouped.items() if parts.keys() != {ALPHA}}
+    orphans = tuple(parts[ALPHA] for name, parts in grouped.items() if name not in layers)
+    if not layers:
+        raise ValueError(f"there are no slider layers in it. {_described(keys)}")
+    return Keys(layers, tuple(strays), orphans)
+
+
+def layers_from(
+    tensors: Mapping[str, Tensor],
+    configs: Mapping[str, PeftConfig] | None = None,
+    encoder: str = "text_encoder",
+    keys: Keys | None = None,
+) -> tuple[dict[str, Change], FileReport]:
+    """The layers of a state dict by the names the stock loader knows, with alpha / rank folded in, and a report.
+
+    configs: PEFT configurations by the prefix of the layer names they are for. encoder: see `naming.host_names`.
+    keys: the file's keys, where `tensors` has not all of them. What is of no layer is left out, and noted.
+    Raises ValueError for parts that make no change.
+    """
+    keys = keys or sorted_keys(tensors)
+    names = host_names(keys.layers, encoder)
+    layers: dict[str, Change] = {}
+    first: dict[str, str] = {}
+    alphas: list[float] = []
+    without_alpha = 0
+    for name, own in keys.layers.items():
+        if names[name] in first:
+            raise ValueError(f"{first[names[name]]} and {name} are two names of one layer.")
+        first[names[name]] = name
+        parts = {part: tensors[key] for part, key in own.items()}
+        alpha = _alpha_of(name, parts, configs or {})
+        if alpha is not None:
+            alphas.append(alpha)
+        change = layers[names[name]] = change_from(name, parts)
+        without_alpha += alpha is None and (isinstance(change, LowRank) or alpha_rank(change.parts) > 0)
+    report = FileReport(
+        kinds=Counter(kind_of(change) for change in layers.values()),
+        ranks=tuple(sorted({change.rank for change in layers.values()} - {0})),
+        alphas=tuple(sorted(set(alphas))),
+        without_alpha=without_alpha,
+        dtypes=tuple(sorted({str(tensors[k].dtype).removeprefix("torch.") for k in keys.used if tensors[k].ndim})),
+        renamed=sum(name != new for name, new in names.items()),
+        notes=keys.notes,
+    )
+    return layers, report
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -150,17 +201,10 @@ def _alpha_of(name: str, parts: dict[str, Tensor], configs: Mapping[str, PeftCon
     return config.alpha_of(module)
 
 
-def _notes(names: Iterable[str], configs: Mapping[str, PeftConfig]) -> tuple[str, ...]:
-    if any("base_model.model." in name for name in names) and not configs:
-        return ("its alpha is not known, since no adapter_config.json lies beside it: the scale is taken to be 1",)
-    return ()
-
-
-def _described(tensors: Mapping[str, Tensor]) -> str:
-    if not tensors:
-        return "It is empty."
-    first = ", ".join(list(tensors)[:3])
-    return f"Its {len(tensors)} keys are of another kind, such as {first:.300}."
+def _described(keys: tuple[str, ...]) -> str:
+    return (
+        f"Its {len(keys)} keys are of another kind, such as {', '.join(keys[:3]):.300}." if keys else "It is empty."
+    )
 
 
 def tensors_of(

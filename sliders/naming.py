@@ -6,7 +6,7 @@ Pure functions on names. A model is not needed: a file's names taken together te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .slider import TEXT_ENCODER_PREFIXES
 
@@ -113,6 +113,12 @@ def _is_flux_of_the_public_code(names: tuple[str, ...]) -> bool:
         return False
     numbers = [int(number[0]) for rest in rests if (number := re.match(r"\d+", rest))]
     return max(numbers, default=_FLUX_BLOCKS) < _FLUX_BLOCKS
+
+
+def listed(names: Sequence[str], most: int = 50) -> str:
+    """Names for a message, with commas between them; where there are very many, how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"{name:.200}" for name in names[:most]) + more
 
 
 def is_text_layer(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 CONFIG = "adapter_config.json"
 HEADER_FIELD = "lora_adapter_metadata"  # where diffusers keeps the same fields
+_STEM, _PREFIX = "adapter_model", "base_model.model."  # of a file that PEFT itself wrote, and of its layers' names
 _LONGEST_PATTERN, _MOST_REPEATS = 200, 4
 _LARGEST_CONFIG = 1 << 22
 
@@ -75,10 +76,10 @@ def configs_for(path: Path, header: Mapping[str, str]) -> dict[str, PeftConfig]:
     """
     configs = {}
     beside = path.parent / CONFIG
-    if path.stem == "adapter_model" and beside.is_file():
+    if path.stem == _STEM and beside.is_file():
         if beside.stat().st_size > _LARGEST_CONFIG:
             raise ValueError(f"{beside} is too large for an adapter's configuration.")
-        configs["base_model.model."] = config_from(_parsed(beside.read_bytes(), str(beside)), str(beside))
+        configs[_PREFIX] = config_from(_parsed(beside.read_bytes(), str(beside)), str(beside))
     if HEADER_FIELD in header:
         where = f"its header field {HEADER_FIELD}"
         fields = _parsed(header[HEADER_FIELD].encode(), where)
@@ -88,6 +89,17 @@ def configs_for(path: Path, header: Mapping[str, str]) -> dict[str, PeftConfig]:
             parts.setdefault(f"{component}.", {})[field] = value
         configs |= {prefix: config_from(own, f"{where} for {prefix}") for prefix, own in parts.items()}
     return configs
+
+
+def unknown_alpha(path: Path, names: Iterable[str], configs: Mapping[str, PeftConfig]) -> str:
+    """What to say about a file of PEFT's own names whose scale is not known; "" where there is nothing to say."""
+    if configs or not any(_PREFIX in name for name in names):
+        return ""
+    if path.stem == _STEM:
+        why = f"no {CONFIG} lies beside it"
+    else:
+        why = f"{CONFIG} is read where the file is called {_STEM}, and this one has another name"
+    return f"its alpha is not known, since {why}: the scale is taken to be 1"
 
 
 def _parsed(text: bytes, where: str) -> Any:

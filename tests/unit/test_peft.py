@@ -73,7 +73,19 @@ def test_peft_without_a_configuration_says_so(tmp_path):
     save_file(low_rank(f"base_model.model.{D}.to_q"), tmp_path / "adapter_model.safetensors")
     slider, report = read_slider(tmp_path)
     assert torch.equal(slider.layers[f"{U}_to_q"].up, torch.ones(6, 4))
-    assert "alpha is not known" in report.notes[0]
+    assert report.notes == (
+        "its alpha is not known, since no adapter_config.json lies beside it: the scale is taken to be 1",
+    )
+
+
+def test_a_renamed_peft_file_says_what_is_amiss(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    tensors = low_rank(f"base_model.model.{D}.to_q")
+    save_file(tensors, tmp_path / "age.safetensors")
+    (note,) = read_slider(tmp_path / "age.safetensors")[1].notes
+    assert "adapter_config.json is read where the file is called adapter_model, and this one has another" in note
+    save_file({**tensors, f"base_model.model.{D}.to_q.alpha": torch.tensor(2.0)}, tmp_path / "age.safetensors")
+    assert read_slider(tmp_path / "age.safetensors")[1].notes == ()  # it is known
 
 
 def test_peft_biases_and_magnitudes(tmp_path):
