@@ -2,10 +2,13 @@
 
 Textual (Concept Sliders' code): a fresh trajectory in every iteration, with the slider on, over 50 steps up to a
 random one; one held phrase at a time; every prediction in a doubled batch for guidance, at a guidance of 1.
+Visual: for each of the two images a doubled prediction of the frozen model that nothing uses, then one with
+gradients and its own backward pass; and the garbage collected.
 """
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -36,6 +39,7 @@ class PublishedPoints:
     ):
         self.denoiser, self.layers, self.recipe = denoiser, layers, recipe
         self.shape, self.generator, self.doubled = shape, generator, doubled
+        self.steps: int | None = None  # of every trajectory, instead of a random number
 
     @torch.no_grad()
     def __next__(self) -> Point:
@@ -44,7 +48,7 @@ class PublishedPoints:
         if self.recipe.both_signs:
             sign -= 2.0 * int(torch.randint(0, 2, (), generator=generator))
         strengths = torch.full((self.shape[0], 1), sign, device=self.denoiser.device)
-        steps = int(torch.randint(1, STEPS, (), generator=generator))
+        steps = self.steps or int(torch.randint(1, STEPS, (), generator=generator))
         more, less = concept.ends()[int(torch.randint(0, len(concept.ends()), (), generator=generator))]
         sigmas = self.denoiser.sigmas(STEPS)
         noise = torch.randn(self.shape, generator=generator).to(self.denoiser.device)
@@ -77,3 +81,21 @@ class PublishedTraining(Training):
             loss = prediction_loss(classifier_free(d_prompt, d_empty, 1.0), point.target)
             loss.backward()
         return loss.item()
+
+
+class PublishedVisualTraining(Training):
+    """Image by image, in doubled batches, with predictions that nothing uses."""
+
+    def _part(self, point: Point, rows: Tensor) -> float:
+        total, prompts = 0.0, [point.prompt, point.prompt]
+        for row in range(len(point.x)):
+            x, strengths = point.x[row : row + 1], point.strengths[row : row + 1]
+            with torch.no_grad():
+                self.denoiser(x, point.sigma, prompts)
+            with self.layers.acting(strengths.repeat(2, 1)):
+                d = classifier_free(*self.denoiser(x, point.sigma, prompts), 1.0)
+                loss = prediction_loss(d, point.target[row : row + 1])
+                loss.backward()
+            total += loss.item()
+        gc.collect()
+        return total

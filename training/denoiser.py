@@ -81,9 +81,8 @@ class Denoiser:
         try:
             with acting:
                 return self(x, sigma, prompts)
-        except comfy.model_management.OOM_EXCEPTION as error:
-            comfy.model_management.raise_non_oom(error)
-            if entries == 1:
+        except RuntimeError as error:
+            if entries == 1 or not comfy.model_management.is_oom(error):
                 raise
             self._at_once = entries // 2
         comfy.model_management.soft_empty_cache()

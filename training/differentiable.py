@@ -9,7 +9,7 @@ mode may not be kept at all: see `in_place.ordinary_weights`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -25,12 +25,19 @@ _FUSED = "comfy_kitchen::"
 
 
 @contextmanager
-def differentiable() -> Iterator[None]:
-    """Forward and backward passes within the block have gradients; nothing is changed after it."""
+def differentiable(carefully: bool = True) -> Iterator[None]:
+    """Forward and backward passes within the block have gradients; nothing is changed after it.
+
+    carefully: with plain rotary embeddings and copies of what is overwritten. Both cost a little for every operation,
+    and many models need neither; those that do raise RuntimeError in backward without.
+    """
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:
-        with allow_mutation_on_saved_tensors(), PlainRotary():
+        with ExitStack() as during:
+            if carefully:
+                during.enter_context(allow_mutation_on_saved_tensors())
+                during.enter_context(PlainRotary())
             yield
     finally:
         comfy.model_management.in_training = before

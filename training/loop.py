@@ -57,6 +57,7 @@ class Training:
         self._scaler = torch.amp.GradScaler(denoiser.device.type, enabled=half)
         self._at_once: int | None = None  # most rows that memory has had room for, if it ran out
         self._recompute = False
+        self._carefully = False  # unless the model turns out to need it, see `differentiable`
         self._good = [parameter.detach().clone() for parameter in self._parameters]
 
     def run(
@@ -131,17 +132,21 @@ class Training:
         while True:
             try:
                 return sum(self._part(point, rows) for rows in self._parts(point.strengths))
-            except comfy.model_management.OOM_EXCEPTION as error:
-                comfy.model_management.raise_non_oom(error)
+            except RuntimeError as error:
                 self._optimizer.zero_grad()
-                self._make_do(len(point.x), error)
+                if comfy.model_management.is_oom(error):
+                    self._make_do(len(point.x), error)
+                elif self._carefully:
+                    raise
+                else:
+                    self._carefully = True
             comfy.model_management.soft_empty_cache()
 
     def _part(self, point: Point, rows: Tensor) -> float:
         """The loss of some of the rows, weighed by their number, after its backward pass."""
         share = len(rows) / len(point.x)
         with ExitStack() as during:
-            during.enter_context(differentiable())
+            during.enter_context(differentiable(self._carefully))
             during.enter_context(self.layers.acting(point.strengths[rows]))
             if self._recompute:
                 during.enter_context(recomputed(self.denoiser.patcher.model.diffusion_model))

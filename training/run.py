@@ -79,7 +79,7 @@ def train_slider(
 
     questions = max(len(concept.prompts()) for concept in recipe.concepts) + 1
     prompt = recipe.concepts[0].target
-    return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, watch)
+    return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, watch=watch)
 
 
 def train_visual(

@@ -1,0 +1,187 @@
+"""What an iteration of training costs: ours beside the published schedule, on the same model in one run.
+
+    python3 dev.py bench train [--models pocket sd15 sdxl] [--side 32]
+
+In units of one forward pass at batch 1 of the same model, and in seconds. The published schedules are written from
+their description: the textual one rolls out afresh in every iteration, over 50 steps up to a random one, and asks in
+doubled batches; the visual one asks for two predictions it never uses and collects garbage. Also: how much memory a
+training step takes beyond the model, with blocks run once and twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import _models
+import torch
+from _published import STEPS, PublishedPoints, PublishedTraining, PublishedVisualTraining
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.training.denoiser import Denoiser
+from concept_sliders.training.differentiable import differentiable
+from concept_sliders.training.in_place import borrowed
+from concept_sliders.training.loop import Training
+from concept_sliders.training.new_layers import NewLayers
+from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
+from concept_sliders.training.recompute import recomputed
+from concept_sliders.training.textual import TextualPoints
+from concept_sliders.training.visual import LatentSet, VisualPoints
+
+log = logging.getLogger("bench")
+CONCEPT = Concept("person", "old person", "young person")
+
+
+class Bench:
+    """One model, borrowed for training. shape: (1, C, ...) of the latents."""
+
+    def __init__(self, name: str, side: int):
+        self.name = name
+        with torch.inference_mode():
+            if name == "pocket":
+                self.model, clip, _ = load_pocket()
+                self.shape = (1, 24, 16, 16)
+                encode = clip.encode_from_tokens_scheduled
+                self.conditionings = {p: encode(clip.tokenize(p)) for p in (*CONCEPT.prompts(), "")}
+            else:
+                self.model, self.shape = _models.full_size(name), (1, 4, side, side)
+                context, extra = _models.SIZES[name][1]["context_dim"], _models.SIZES[name][2]
+                self.conditionings = {
+                    p: [[torch.randn(1, 77, context), dict(extra)]] for p in (*CONCEPT.prompts(), "")
+                }
+        self.rows: list[dict] = []
+
+    def measure(self, published_iterations: int, own_iterations: int) -> None:
+        with borrowed(self.model):
+            self.denoiser = Denoiser(self.model, self._plain())
+            self.x = torch.randn(self.shape, device=self.denoiser.device)
+            self.unit = self._unit()
+            log.info("%s: a forward pass at batch 1 takes %.3f s", self.name, self.unit)
+            self._textual(published_iterations, own_iterations)
+            self._visual(own_iterations)
+            self._memory()
+
+    def _plain(self) -> dict[str, list]:
+        return {
+            p: [[t.clone(), {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in o.items()}] for t, o in c]
+            for p, c in self.conditionings.items()
+        }
+
+    def _unit(self) -> float:
+        def once() -> None:
+            with torch.no_grad():
+                self.denoiser(self.x, torch.tensor(0.5, device=self.denoiser.device), [CONCEPT.target])
+
+        once()
+        return statistics.median(_timed(once) for _ in range(5))
+
+    def _textual(self, published_iterations: int, own_iterations: int) -> None:
+        recipe = TextualRecipe(concepts=(CONCEPT,), steps=10**6)
+        generator = torch.Generator().manual_seed(0)
+        layers = NewLayers(self.model, recipe, generator)
+        points = PublishedPoints(self.denoiser, layers, recipe, self.shape, generator, doubled=True)
+        published = PublishedTraining(self.denoiser, layers, points, recipe, generator)
+        # a rollout of a fixed length, the mean of the published ones, so that few iterations are enough
+        points.steps = STEPS // 2
+        before = self._cost(published, published_iterations)
+        own = TextualPoints(self.denoiser, layers, recipe, self.shape, generator)
+        # whole trajectories, half of them with the slider on
+        ours = self._cost(Training(self.denoiser, layers, own, recipe, generator), own_iterations)
+        self._note("textual", before, ours)
+
+    def _visual(self, iterations: int) -> None:
+        latents = torch.randn(2, *self.shape[1:])
+        sets = [LatentSet(latents, (-1.0, 1.0), CONCEPT.target)]
+        generator = torch.Generator().manual_seed(0)
+        layers = NewLayers(self.model, VisualRecipe(), generator)
+        for method in ("noise", "ADDifT"):
+            recipe = VisualRecipe(steps=10**6, method=method)
+            points = VisualPoints(self.denoiser, sets, recipe, generator)
+            ours = self._cost(Training(self.denoiser, layers, points, recipe, generator), iterations)
+            points = VisualPoints(self.denoiser, sets, VisualRecipe(steps=10**6, method="noise"), generator)
+            published = PublishedVisualTraining(self.denoiser, layers, points, recipe, generator)
+            self._note(f"visual, {method}", self._cost(published, iterations), ours)
+
+    def _cost(self, training: Training, iterations: int) -> float:
+        """Units an iteration, the unit measured anew beside it."""
+        training._step()  # warm
+        unit = self._unit()
+        total = _timed(lambda: [training._step() for _ in range(iterations)])
+        return total / iterations / statistics.median([unit, self._unit()])
+
+    def _note(self, what: str, published: float, ours: float) -> None:
+        row = {"model": self.name, "training": what, "published": published, "ours": ours, "ratio": published / ours}
+        self.rows.append({**row, "seconds": ours * self.unit})
+        log.info("%-7s %-15s published %.1f units, ours %.2f: %.1f times fewer", *row.values())
+
+    def _memory(self) -> None:
+        """Bytes that a training step keeps for backward, weights of the model not counted."""
+        recipe = TextualRecipe(concepts=(CONCEPT,))
+        layers = NewLayers(self.model, recipe, torch.Generator().manual_seed(0))
+        weights = {t.untyped_storage().data_ptr() for t in self.model.model.parameters()}
+        kept = {}
+        for name in ("once", "twice"):
+            sizes: dict[int, int] = {}
+
+            def pack(tensor: torch.Tensor, sizes=sizes) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in weights:
+                    sizes[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+            sigma = torch.tensor(0.5, device=self.denoiser.device)
+            with differentiable(), layers.acting(torch.ones(1, 1)), hooks:
+                if name == "twice":
+                    with recomputed(self.model.model.diffusion_model):
+                        self.denoiser(self.x, sigma, [CONCEPT.target])
+                else:
+                    self.denoiser(self.x, sigma, [CONCEPT.target])
+            kept[name] = sum(sizes.values()) / 1e6
+        slider = sum(p.numel() * p.element_size() for p in layers.parameters()) / 1e6
+        self.rows.append({"model": self.name, "megabytes": kept, "slider_megabytes": slider})
+        log.info(
+            "%-7s kept for backward: %.0f MB, with blocks run twice %.0f MB; the slider %.1f MB, four times with its "
+            "gradient and optimiser",
+            self.name,
+            *kept.values(),
+            slider,
+        )
+
+
+def _timed(call: Callable[[], object]) -> float:
+    _models.settle()
+    began = time.perf_counter()
+    call()
+    _models.settle()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=("pocket", *_models.SIZES), default=["pocket", "sd15"])
+    parser.add_argument("--side", type=int, default=32, help="of the full-size models' latents")
+    parser.add_argument("--published", type=int, default=3, help="iterations of the published textual schedule")
+    parser.add_argument("--own", type=int, default=40, help="iterations of ours: whole trajectories")
+    parser.add_argument("--out", type=Path, help="JSON of all figures")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    rows = []
+    for name in options.models:
+        bench = Bench(name, options.side)
+        bench.measure(options.published, options.own)
+        rows += bench.rows
+        del bench
+        gc.collect()
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
