@@ -2,6 +2,7 @@
 """One command for everything done with this pack outside ComfyUI. Standard library only.
 
     python3 dev.py demo                 train a slider in the real ComfyUI and turn it
+    python3 dev.py train RECIPE [...]    train a slider by a recipe: a slider's file, or JSON
     python3 dev.py test [tier ...]      the tests: unit, host, server, browser, js
     python3 dev.py bench NAME [...]     one of the benchmarks in bench/
     python3 dev.py serve                a running ComfyUI with this pack in it
@@ -45,6 +46,10 @@ def test(options: argparse.Namespace) -> int:
     return checks.run(host.find(say), options.tiers, options.rest, say)
 
 
+def train(options: argparse.Namespace) -> int:
+    return script("devtools/library.py", ["training.command", *options.rest])
+
+
 def bench(options: argparse.Namespace) -> int:
     names = sorted(path.stem for path in (host.ROOT / "bench").glob("[!_]*.py"))
     if options.name not in names:
@@ -81,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     command("demo", demo, "train a slider in the real ComfyUI and turn it", passes_on=True)
+    command("train", train, "train a slider by a recipe: a slider's file, or JSON", passes_on=True)
     testing = command("test", test, "run the tests; arguments after -- go to pytest")
     testing.add_argument(
         "tiers", nargs="*", metavar="tier", help=f"of {', '.join(checks.TIERS)}; default: all"

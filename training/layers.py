@@ -8,10 +8,10 @@ from collections.abc import Iterable
 # Families name alike things differently; paths end in a dot here, so that names can be told from their beginnings.
 # Attention to the prompt alone; in Cosmos it is the second part of every block
 _CROSS = re.compile(r"\.attn2\.|cross_attn|cross_attention|\.blocks\.1\.block\.attn\.")
-# Attention of any kind: in Flux and its kin, single blocks have it fused with the rest; CogVideoX names q, k and v only
+# Attention of any kind: Flux and its kin have it fused with the rest in single blocks; CogVideoX names q, k, v only
 _ATTENTION = re.compile(r"attn|attention|\.(to_)?(q|k|v|qkv)\.|single_blocks\.\d+\.linear[12]\.")
 # What tells the model the noise level; the published choices leave it alone
-_TIME = re.compile(r"\.(time_embed|timestep_embed|to_timestep_embed|t_embedder|t_block|time_in|time_embedding|time_embeddings|tmlp)")
+_TIME = re.compile(r"\.(time_embed|timestep_embed|to_timestep_embed|t_embedder|t_block|time_in|tmlp)")
 
 CHOICES = ("all but cross-attention", "self-attention", "cross-attention", "attention", "all")
 
