@@ -11,10 +11,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..sliders.conventions import AS_IT_IS, CONVENTIONS, names_in, renamed, tensors_in
+from ..sliders.family import family_of
 from ..sliders.files import save_slider
 from ..sliders.layers import weight_shape
 from ..sliders.merge import Merged, merge
-from ..sliders.naming import family_of
 from ..sliders.slider import Change, Slider, SliderInfo
 from ..sliders.stack import Placed, Stack
 from ..sliders.translating import translated

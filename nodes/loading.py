@@ -7,9 +7,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..sliders.family import family_of
 from ..sliders.files import read_slider, save_slider
 from ..sliders.formats import FileReport
-from ..sliders.naming import family_of
 from ..sliders.slider import Slider
 from ..sliders.stack import Placed, Stack
 from .composing import STRENGTH_TOOLTIP

@@ -126,30 +126,6 @@ def is_text_layer(name: str) -> bool:
     return name.startswith(TEXT_ENCODER_PREFIXES)
 
 
-def family_of(names: Iterable[str]) -> str:
-    """The family of models that layer names speak of, as far as names tell; "unknown" otherwise."""
-    text = " ".join(name.replace(".", "_") for name in names) + " "
-    for family, pattern in _FAMILIES:
-        if re.search(pattern, text):
-            return family
-    return "unknown"
-
-
-_FAMILIES = (
-    ("SDXL", r"lora_te2_text_model|add_embedding|(down|up|input|output)_blocks_\S*transformer_blocks_[2-9]"),
-    ("SDXL", r"(mid_block|middle_block)_\S*transformer_blocks_[1-9]"),
-    ("SD 1 or 2", r"down_blocks_3_|up_blocks_3_|down_blocks_0_attentions|input_blocks_(1|2|10|11)_1"),
-    ("a UNet (SD 1, SD 2 or SDXL)", r"down_blocks_|up_blocks_|mid_block_|input_blocks_|output_blocks_|middle_block_"),
-    ("Flux", r"single_transformer_blocks_|double_blocks_\S*(img_attn|txt_attn|img_mod|img_mlp)|lora_transformer_"),
-    ("SD3", r"joint_blocks_"),
-    ("Qwen-Image", r"transformer_blocks_\d+_(img_mlp|txt_mlp|img_mod|txt_mod)"),
-    ("Z-Image or Lumina 2", r"(context_refiner|noise_refiner)_|layers_\d+_(attention|feed_forward)_"),
-    ("Wan", r"blocks_\d+_(self_attn|cross_attn)_[qkvo] "),
-    ("Flux, SD3 or Qwen-Image", r"transformer_blocks_\d+_attn_"),
-    ("PixArt or LTX", r"transformer_blocks_\d+_attn[12]_"),
-)
-
-
 def dotted(underscored: str) -> str | None:
     """The dots of a diffusers name that was written with underscores; None where a word is not known.
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from concept_sliders.sliders.conventions import renamed
+from concept_sliders.sliders.family import UNKNOWN, candidates, family_of
 from concept_sliders.sliders.files import read_slider
 from concept_sliders.sliders.formats import split_key
 from concept_sliders.sliders.kinds import ALPHA, DOWN, PEFT_BIAS, PEFT_MAGNITUDE, UP
@@ -10,7 +11,6 @@ from concept_sliders.sliders.naming import (
     dotted,
     encoder_in_diffusers,
     encoder_in_kohya,
-    family_of,
     host_names,
 )
 from hypothesis import given
@@ -157,16 +157,25 @@ def test_a_report(tmp_path):
         ([f"{U}_to_q", "lora_unet_down_blocks_3_resnets_0_conv1"], "SD 1 or 2"),
         (["lora_unet_down_blocks_2_attentions_0_transformer_blocks_9_attn1_to_q"], "SDXL"),
         ([f"{U}_to_q"], "a UNet (SD 1, SD 2 or SDXL)"),
-        (["lora_transformer_single_transformer_blocks_0_attn_to_q"], "Flux"),
+        (["lora_transformer_single_transformer_blocks_0_attn_to_q"], "Flux, Flux 2, Chroma or AuraFlow"),
+        (["transformer.single_transformer_blocks.0.norm.linear"], "Flux"),
+        (["transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj"], "Flux 2"),
+        (["lora_unet_double_blocks_3_img_attn_qkv"], "Flux, Flux 2, Chroma, HunyuanVideo or HunyuanImage"),
+        (["lora_unet_double_blocks_19_img_attn_qkv"], "HunyuanVideo or HunyuanImage"),
         (["diffusion_model.joint_blocks.0.x_block.attn.qkv"], "SD3"),
-        (["diffusion_model.transformer_blocks.0.img_mlp.net.2"], "Qwen-Image"),
-        (["diffusion_model.layers.0.attention.qkv"], "Z-Image or Lumina 2"),
+        (["diffusion_model.transformer_blocks.0.img_mlp.net.2"], "Qwen-Image or MageFlow"),
+        (["diffusion_model.transformer_blocks.59.img_mlp.net.2"], "Qwen-Image"),
+        (["diffusion_model.layers.0.attention.to_q"], "Z-Image or Lumina 2"),
+        (["diffusion_model.layers.0.attention.qkv"], "Z-Image, Lumina 2 or Ideogram 4"),
+        (["lora_te2_text_model_encoder_layers_0_mlp_fc1"], "SDXL or SD3"),
+        (["lora_te2_text_model_encoder_layers_0_mlp_fc1", f"{U}_to_q"], "SDXL"),
         (["diffusion_model.blocks.0.self_attn.q"], "Wan"),
-        (["a"], "unknown"),
+        (["a"], UNKNOWN),
     ],
 )
 def test_families(names, family):
     assert family_of(names) == family
+    assert all(candidates(family))
 
 
 DOTTED = [

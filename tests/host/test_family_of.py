@@ -1,0 +1,48 @@
+"""The family that is read from layer names, against the names of every family's own model."""
+
+import comfy.lora
+import pytest
+from concept_sliders.sliders.conventions import DIFFUSERS, names_in
+from concept_sliders.sliders.family import UNKNOWN, candidates, family_of
+from concept_sliders.sliders.matching import layer_names
+from concept_sliders.tests.host.families import FAMILIES
+
+# What a family is called in a report, where that is not its name in the table
+CALLED = {
+    "SD 1": "SD 1",
+    "SD 1 inpainting": "SD 1",
+    "SD 2": "2",
+    "SDXL refiner": "SDXL",
+    "Stable Cascade B": "Stable Cascade",
+    "Stable Cascade C": "Stable Cascade",
+    "Flux schnell": "Flux",
+    "Chroma Radiance": "Chroma",
+    "PixArt Alpha": "PixArt",
+    "PixArt Sigma": "PixArt",
+    "HunyuanImage 2.1": "HunyuanImage",
+    "Kandinsky 5 image": "Kandinsky 5",
+    "Kandinsky 5 video": "Kandinsky 5",
+    "Wan 2.1": "Wan",
+    "Wan 2.1 image to video": "Wan",
+    "Wan 2.1 VACE": "Wan",
+    "Wan 2.2 5B": "Wan",
+    "LTXV": "LTX",
+}
+UNETS = ("SD 1", "SD 1 inpainting", "SD 2", "SDXL", "SDXL refiner")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_familys_own_names_tell_it(family):
+    model = FAMILIES[family].build()
+    called = CALLED.get(family, family)
+    names = list(layer_names(model).values())
+    assert called in candidates(family_of(names)), family_of(names)
+    if family in UNETS:  # the tiny ones have attention where the real ones have none
+        return
+    wrong, state = {}, model.model.state_dict()  # the host's map has names of layers that the model has not
+    theirs = names_in(comfy.lora.model_lora_keys_unet(model.model, {}), DIFFUSERS, family == "Flux 2")
+    for name in (*names, *(name for key, own in theirs.items() if key in state for name in own.values())):
+        found = family_of([name])
+        if found != UNKNOWN and called not in candidates(found):
+            wrong.setdefault(found, []).append(name)
+    assert not wrong, "a single name tells another family"
