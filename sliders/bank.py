@@ -7,7 +7,8 @@ A layer f on which N sliders act gives, for row b of a batch at noise level sigm
 A: the sliders' down-projections, concatenated (sum of ranks x in). B: their up-projections, concatenated
 (out x sum of ranks). s: each slider's strength in row b, repeated over its rank. For a convolution A has the
 layer's kernel, stride, padding and dilation, and B is 1x1. This is the way by rows; `merged` has the other one,
-for strengths that are the same in all rows. A change that is no product of low rank acts as a layer of its own.
+for strengths that are the same in all rows. A change that is no product of low rank acts as a layer of its own: it is
+multiplied out, and kept so where there is room for that.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import convolve, dense_output, is_linear, weight_shape
+from .layers import along, convolve, dense_output, is_linear, weight_shape
+from .multiplied import Shelf, patch_hook
 from .slider import Dense, LowRank
+from .whole import Change, Changes, Patch, bound_together, on
 
 # Gates change the set of active sliders a few times during sampling; keeping more would only hold memory
 _KEPT_SETS = 4
@@ -40,6 +44,10 @@ class _Joined:
     columns: tuple[int, ...]
     dense: tuple[tuple[int, Dense], ...]
 
+    def tensors(self) -> list[Tensor]:
+        products = [t for t in (self.down, self.up) if t is not None]
+        return products + [t for _, change in self.dense for t in change.differences.values()]
+
 
 class LayerBank:
     """The sliders that act on the layers of one model.
@@ -54,41 +62,74 @@ class LayerBank:
 
     def __init__(
         self,
-        layers: Mapping[nn.Module, Sequence[tuple[int, LowRank | Dense]]],
+        layers: Mapping[nn.Module, Changes],
         names: Mapping[nn.Module, str] | None = None,
     ) -> None:
         names = names or {}
-        self.layers: list[tuple[nn.Module, str, tuple[tuple[int, LowRank | Dense], ...]]] = []
+        self.layers: list[tuple[nn.Module, str, Changes]] = []
         for module, changes in layers.items():
             name = names.get(module, type(module).__name__)
             self.layers.append((module, name, tuple((i, _fitted(change, module, name)) for i, change in changes)))
+        self.has_patches = any(isinstance(c, Patch) for _, _, changes in self.layers for _, c in changes)
         self._kept: OrderedDict[frozenset[int], dict[tuple, _Joined]] = OrderedDict()
+        self._shelf = Shelf()
 
     @contextmanager
-    def acting(self, strengths: Tensor) -> Iterator[None]:
+    def acting(self, strengths: Tensor, room: float | None = inf) -> Iterator[None]:
         """Let the sliders act on the model's layers within the block, and leave no trace after it.
 
         strengths: (rows, sliders). With one row it holds for every row of the batch; otherwise each layer's
             batch must be a multiple m of the rows, and each row stands for m consecutive entries of it.
         Sliders at zero in every row are left out; where all are, nothing is registered at all. A model that
         checkpoints activations runs its layers again in backward, so backward then belongs inside the block.
-        Raises ValueError, from the layer, where the batch does not divide into the rows.
+        room: the bytes that changes may take which are multiplied out, beyond those that are kept already; what
+            there is no room for is multiplied out anew in every call. None: everything is, and nothing is kept,
+            as the layers' own weights change between calls.
+        Raises ValueError where changes that do not add up differ between rows, see `are_apart`; and, from the
+        layer, where the batch does not divide into the rows, or a change does not fit.
         """
         strengths = _fewest_rows(strengths.detach().to("cpu", torch.float32))
-        active = frozenset(torch.nonzero(strengths.any(dim=0)).flatten().tolist())
+        if self.are_apart(strengths):
+            raise ValueError("Sliders whose changes do not add up cannot differ between the rows of one evaluation.")
+        active = _active(strengths)
         spread = _Spread(strengths)
         kept = self._kept_for(active)
+        self._shelf.allow(room)
         handles = []
         try:
             for index, (module, name, changes) in enumerate(self.layers):
                 chosen = tuple((i, change) for i, change in changes if i in active)
-                if chosen:
-                    hook = _hook(index, name, chosen, spread, kept)
+                for hook in _hooks(index, name, chosen, strengths, kept, spread, self._shelf):
                     handles.append(module.register_forward_hook(hook, with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def are_bound(self, strengths: Tensor) -> bool:
+        """Whether at these strengths, (rows, sliders), some changes depend on others, and do not just add up."""
+        return any(True for _ in self._bound(strengths))
+
+    def are_apart(self, strengths: Tensor) -> bool:
+        """Whether such changes have strengths, (rows, sliders), that differ between rows."""
+        different = set(torch.nonzero((strengths != strengths[:1]).any(dim=0)).flatten().tolist())
+        return bool(different) and any(not different.isdisjoint(sliders) for sliders in self._bound(strengths))
+
+    def _bound(self, strengths: Tensor) -> Iterator[set[int]]:
+        """The sliders that are bound together, for each parameter where there are such."""
+        if not self.has_patches:
+            return
+        active = _active(strengths)
+        for _, _, changes in self.layers:
+            chosen = tuple((i, change) for i, change in changes if i in active)
+            for parameter in bound_together(chosen):
+                yield {i for i, _ in on(parameter, chosen)}
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory that the tensors on the device take."""
+        held = {id(t): t for kept in self._kept.values() for joined in kept.values() for t in joined.tensors()}
+        return sum(t.numel() * t.element_size() for t in held.values()) + self._shelf.size_bytes
 
     def _kept_for(self, active: frozenset[int]) -> dict[tuple, _Joined]:
         kept = self._kept.setdefault(active, {})
@@ -120,13 +161,41 @@ class _Spread:
         return self._kept[key]
 
 
-def _fitted(change: LowRank | Dense, module: nn.Module, name: str) -> LowRank | Dense:
+def _active(strengths: Tensor) -> frozenset[int]:
+    """The sliders that are not at zero in every row."""
+    return frozenset(torch.nonzero(strengths.any(dim=0)).flatten().tolist())
+
+
+def _fitted(change: Change, module: nn.Module, name: str) -> Change:
     return change.fitted(weight_shape(module, name), name) if isinstance(change, LowRank) else change
 
 
 def _fewest_rows(strengths: Tensor) -> Tensor:
     """One row where all are the same: it then fits every layer, whatever the layer's batch."""
     return strengths[:1] if bool((strengths == strengths[:1]).all()) else strengths
+
+
+def _hooks(
+    index: int,
+    name: str,
+    chosen: Changes,
+    strengths: Tensor,
+    kept: dict[tuple, _Joined],
+    spread: _Spread,
+    shelf: Shelf,
+) -> Iterator[Callable[..., Tensor]]:
+    """The forward hooks of one layer: its products in one, and what is multiplied out in another."""
+    together = bound_together(chosen)
+    products = tuple(
+        (i, change)
+        for i, change in chosen
+        if isinstance(change, Dense) or (isinstance(change, LowRank) and "weight" not in together)
+    )
+    if products:
+        yield _hook(index, name, products, spread, kept)
+    patches = patch_hook(index, name, chosen, strengths, spread.over, shelf)
+    if patches:
+        yield patches
 
 
 def _hook(
@@ -155,7 +224,7 @@ def _hook(
             add = _add_linear if is_linear(module) else _add_convolution
             y = add(module, x, y, joined, spread.over(joined.columns, x, name))
         for slider, change in joined.dense:
-            s = _along(spread.over((slider,), x, name), y, channel=None)
+            s = along(spread.over((slider,), x, name), y, channel=None)
             y = y + s * dense_output(module, x, change.differences, name).to(y.dtype)
         return y
 
@@ -175,7 +244,7 @@ def join(chosen: Sequence[tuple[int, LowRank | Dense]], device: torch.device, dt
 
 def _add_linear(module: nn.Module, x: Tensor, y: Tensor, joined: _Joined, s: Tensor) -> Tensor:
     hidden = F.linear(x, joined.down)  # (b, ..., in) -> (b, ..., r)
-    hidden = (hidden * _along(s, hidden, channel=-1)).view_as(hidden)
+    hidden = (hidden * along(s, hidden, channel=-1)).view_as(hidden)
     if torch.is_grad_enabled() or y.dtype != hidden.dtype or not y.is_contiguous():
         return y + F.linear(hidden, joined.up).to(y.dtype)
     # In place on the layer's fresh output: one pass over it instead of two
@@ -185,19 +254,10 @@ def _add_linear(module: nn.Module, x: Tensor, y: Tensor, joined: _Joined, s: Ten
 
 def _add_convolution(module: nn.Module, x: Tensor, y: Tensor, joined: _Joined, s: Tensor) -> Tensor:
     hidden = convolve(module, x, joined.down)  # (b, in, ...) -> (b, r, ...)
-    hidden = hidden * _along(s, hidden, channel=1)
+    hidden = hidden * along(s, hidden, channel=1)
     if torch.is_grad_enabled() or y.dtype != hidden.dtype or not y.is_contiguous():
         up = joined.up.flatten(1)
         return y + torch.einsum("or,br...->bo...", up, hidden).to(y.dtype)
     up = joined.up.flatten(1).expand(len(y), -1, -1)  # (out, r, 1, ...) -> (b, out, r)
     y.flatten(2).baddbmm_(up, hidden.flatten(2))  # a 1x1 convolution is one product a picture
     return y
-
-
-def _along(s: Tensor, like: Tensor, channel: int | None) -> Tensor:
-    """(b, r) -> the shape that scales the channels of `like`; without a channel, (b, 1) -> one factor a row."""
-    shape = [1] * like.ndim
-    shape[0] = s.shape[0]
-    if channel is not None:
-        shape[channel] = s.shape[1]
-    return s.view(shape)

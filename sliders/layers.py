@@ -79,3 +79,12 @@ def dense_output(module: nn.Module, x: Tensor, differences: Mapping[str, Tensor]
 def flat_weight(weight: Tensor) -> Tensor:
     """(out, in, *kernel) -> (out, in * kernel), the same memory."""
     return weight.view(weight.shape[0], prod(weight.shape[1:]))
+
+
+def along(s: Tensor, like: Tensor, channel: int | None) -> Tensor:
+    """(b, r) -> the shape that scales the channels of `like`; without a channel, (b, 1) -> one factor a row."""
+    shape = [1] * like.ndim
+    shape[0] = s.shape[0]
+    if channel is not None:
+        shape[channel] = s.shape[1]
+    return s.view(shape)

@@ -18,7 +18,8 @@ from torch import nn
 from .fitting import check_bias, check_fits, part_shape
 from .kinds import BIAS, DOWN, UP
 from .layers import can_act_on, weight_shape
-from .slider import Adapted, Change, Dense, LowRank, Slider
+from .patches import HostPatch
+from .slider import Adapted, Change, LowRank, Slider
 from .workshop import Workshop
 
 KEY = "concept_sliders"
@@ -26,47 +27,7 @@ _WEIGHT = ".weight"
 _BIASES = (BIAS, "b_norm")
 Target = str | tuple  # an entry of the host's key maps: a key, or (key, offset[, function])
 # Changes whose effect depends on the weight they change, by the endings of their tensors
-_RELATIVE = ("dora_scale", "oft_blocks", "oft_diag", "a1.weight")
-
-
-@dataclass(frozen=True, eq=False)
-class HostPatch:
-    """A change that the host's own code multiplies out: LoHa, LoKr, DoRA, ...
-
-    parameter: the name of what it changes, within its module. value, offset, function: as the host's patches
-    have them. scale: a factor. relative: whether the result depends on the weight itself.
-    """
-
-    parameter: str
-    value: Any
-    offset: tuple[int, int, int] | None
-    function: Any
-    scale: float
-    relative: bool
-
-    def multiplied(self, module: nn.Module, name: str) -> Dense:
-        """The difference it makes to the module's parameter as it is now, in float32.
-
-        Raises ValueError, naming the layer, if the host cannot apply it to a weight of this shape.
-        """
-        own = module._parameters[self.parameter].detach()
-        own = own.dequantize() if type(own) is not torch.Tensor and hasattr(own, "dequantize") else own
-        own = own.float() if self.relative else torch.zeros(own.shape, device=own.device)
-        patch = (1.0, self.value, 1.0, self.offset, self.function)
-        changed = comfy.lora.calculate_weight([patch], own.clone(), name, intermediate_dtype=torch.float32)
-        difference = (changed - own) * self.scale
-        # The host logs what goes wrong in an adapter, and leaves the weight as it is
-        ignored = not difference.any() and all(t.any() for t in self._tensors())
-        if ignored or not torch.isfinite(difference).all():
-            raise ValueError(
-                f"Layer {name}: its change cannot be applied to the model's {self.parameter} of shape "
-                f"{tuple(own.shape)}. Was it made for another model?"
-            )
-        return Dense({self.parameter: difference})
-
-    def _tensors(self) -> list[torch.Tensor]:
-        held = self.value[1] if isinstance(self.value, tuple) else self.value.weights
-        return [t for t in held if isinstance(t, torch.Tensor)]
+_RELATIVE = ("dora_scale", "oft_blocks", "a1.weight")
 
 
 @dataclass(frozen=True)
@@ -228,8 +189,10 @@ def placed(tree: nn.Module, change: Change, name: str, target: Target) -> Iterat
             scaled = plain.scaled(adapted.scale)
             yield path, _low_rank_in(scaled, weight_shape(module, name), name, offset, function)
             continue
-        relative = any(ending in adapted.parts for ending in _RELATIVE)
-        yield path, HostPatch(parameter, value, offset, function, adapted.scale, relative)
+        added = isinstance(value, tuple)  # a difference, such as that of a bias beside the product
+        relative = not added and any(ending in adapted.parts for ending in _RELATIVE)
+        linear = added or "oft_blocks" not in adapted.parts
+        yield path, HostPatch(parameter, value, offset, function, adapted.scale, relative, linear)
 
 
 def _check_shape(

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from .layers import flat_weight
-from .slider import Dense, LowRank
+from .slider import LowRank
+from .whole import Changes, Patch, on, own_weight, parameters_of, worked_out
 
 # Every update of a merged weight rounds it once more, by half a unit in the last place at most. After so many
 # it is built anew from the layer's own weight: the error stays below (updates + 1) / 2 units.
 UPDATES = {torch.float32: 64, torch.float16: 3, torch.bfloat16: 3}
-Changes = Sequence[tuple[int, LowRank | Dense]]
+Layers = Sequence[tuple[nn.Module, str, Changes]]
 
 
 @dataclass
@@ -28,15 +29,19 @@ class _Weight:
     """One parameter with changes: whose it is, and what acts on it.
 
     down, up: the low-rank changes concatenated, (sum of ranks, in * kernel) and (out, sum of ranks).
-    columns: the slider of each of their channels. dense: (slider, difference) pairs.
+    columns: the slider of each of their channels. others: the changes that are no such product, of which nothing
+    is kept: they are worked out while the weight is built. bound: all of the changes, in order, where one depends on
+    those before it. layer: its name in messages.
     """
 
     module: nn.Module
     name: str
+    layer: str
     down: Tensor | None
     up: Tensor | None
     columns: Tensor
-    dense: tuple[tuple[int, Tensor], ...]
+    others: Changes
+    bound: Changes
     own: weakref.ref | None = None  # to the layer's own weight, as it was when `merged` was built from it
     merged: nn.Parameter | None = None
 
@@ -60,12 +65,12 @@ class MergedWeights:
         """Whether it was built for this list of layers and changes."""
         return self._changes is changes
 
-    def take(self, layers: Sequence[tuple[nn.Module, str, Changes]]) -> None:
+    def take(self, layers: Layers) -> None:
         """Make room for these sliders' merged weights. Nothing is computed before they are needed."""
         if self.holds(layers):
             return
         spare = {(w.module, w.name): w.merged for w in self._weights}
-        self._weights = [w for module, _, changes in layers for w in _weights_of(module, changes)]
+        self._weights = [w for module, layer, changes in layers for w in _weights_of(module, layer, changes)]
         for weight in self._weights:
             weight.merged = spare.get((weight.module, weight.name))
         self._changes, self._strengths, self._updates, self.uses = layers, None, 0, 0
@@ -74,6 +79,12 @@ class MergedWeights:
     def size_bytes(self) -> int:
         """The memory that merged weights take now."""
         held = (w.merged for w in self._weights if w.merged is not None)
+        return sum(t.numel() * t.element_size() for t in held)
+
+    @property
+    def products_bytes(self) -> int:
+        """The memory of what merged weights are made from."""
+        held = (t for w in self._weights for t in (w.down, w.up) if t is not None)
         return sum(t.numel() * t.element_size() for t in held)
 
     def drop(self) -> None:
@@ -123,17 +134,17 @@ class MergedWeights:
             if rebuild or weight.own() is not own or weight.merged.device != own.device:
                 _build(weight, own, strengths)
             elif not torch.equal(before, strengths):
-                _update(weight, strengths - before, changed)
+                _update(weight, own, strengths, before)
         self._strengths = strengths
 
 
-def bytes_needed(layers: Sequence[tuple[nn.Module, str, Changes]]) -> int:
+def bytes_needed(layers: Layers) -> int:
     """The memory that merged weights of these layers take."""
     touched = {(m, n) for m, _, changes in layers for n in _names(changes) if m._parameters.get(n) is not None}
     return sum(m._parameters[n].numel() * m._parameters[n].element_size() for m, n in touched)
 
 
-def can_merge(layers: Sequence[tuple[nn.Module, str, Changes]]) -> bool:
+def can_merge(layers: Layers) -> bool:
     """Whether every weight that these changes touch is a plain floating-point tensor of its layer's own."""
     for module, _, changes in layers:
         for name in _names(changes):
@@ -144,38 +155,50 @@ def can_merge(layers: Sequence[tuple[nn.Module, str, Changes]]) -> bool:
 
 
 def _names(changes: Changes) -> set[str]:
-    return {n for _, c in changes for n in (("weight",) if isinstance(c, LowRank) else c.differences)}
+    return {name for _, change in changes for name in parameters_of(change)}
 
 
-def _weights_of(module: nn.Module, changes: Changes) -> Iterator[_Weight]:
+def _weights_of(module: nn.Module, layer: str, changes: Changes) -> Iterator[_Weight]:
     for name in sorted(_names(changes)):
-        low_rank = [(i, c) for i, c in changes if isinstance(c, LowRank)] if name == "weight" else []
-        dense = tuple((i, c.differences[name]) for i, c in changes if isinstance(c, Dense) and name in c.differences)
+        own = on(name, changes)
+        if any(isinstance(c, Patch) and c.relative for _, c in own):
+            yield _Weight(module, name, layer, None, None, torch.tensor([], dtype=torch.long), (), own)
+            continue
+        low_rank = [(i, c) for i, c in own if isinstance(c, LowRank)]
+        others = tuple((i, c) for i, c in own if not isinstance(c, LowRank))
         columns = [i for i, c in low_rank for _ in range(c.rank)]
         down = torch.cat([c.down.detach().flatten(1) for _, c in low_rank]) if low_rank else None
         up = torch.cat([c.up.detach().flatten(1) for _, c in low_rank], dim=1) if low_rank else None
-        yield _Weight(module, name, down, up, torch.tensor(columns, dtype=torch.long), dense)
+        yield _Weight(module, name, layer, down, up, torch.tensor(columns, dtype=torch.long), others, ())
 
 
 def _build(weight: _Weight, own: nn.Parameter, strengths: Tensor) -> None:
-    """merged <- W0 + B diag(s) A, with one rounding."""
+    """merged <- W0 + B diag(s) A, with one rounding; or the changes one after the other where they do not add up."""
     kept = weight.merged
     if kept is None or (kept.shape, kept.dtype, kept.device) != (own.shape, own.dtype, own.device):
         weight.merged = nn.Parameter(torch.empty_like(own), requires_grad=False)
-    active = strengths[weight.columns] != 0
-    _add(weight, own.detach(), strengths, active)
+    if weight.bound:
+        start = own_weight(weight.module, weight.name, own.device)
+        start = start.clone() if start.data_ptr() == own.data_ptr() else start
+        weight.merged.copy_(worked_out(start, weight.name, weight.bound, strengths, weight.layer))
+    else:
+        _add(weight, own.detach(), strengths, strengths[weight.columns] != 0)
     weight.own = weakref.ref(own)
 
 
-def _update(weight: _Weight, by: Tensor, changed: Tensor) -> None:
+def _update(weight: _Weight, own: nn.Parameter, strengths: Tensor, before: Tensor) -> None:
     """merged <- merged + B diag(ds) A for the sliders whose strengths have changed."""
-    active = torch.isin(weight.columns, changed)
-    if active.any() or any(by[i] for i, _ in weight.dense):
+    by = strengths - before
+    if any(by[i] for i, _ in weight.bound):
+        _build(weight, own, strengths)
+        return
+    active = by[weight.columns] != 0
+    if active.any() or any(by[i] for i, _ in weight.others):
         _add(weight, weight.merged, by, active)
 
 
 def _add(weight: _Weight, base: Tensor, strengths: Tensor, active: Tensor) -> None:
-    """merged <- base + B diag(s) A over the active channels, plus the dense differences."""
+    """merged <- base + B diag(s) A over the active channels, plus what the other changes add."""
     merged = weight.merged
     # Half precision is added up in float32 and rounded once
     single = merged.dtype == torch.float32
@@ -183,17 +206,21 @@ def _add(weight: _Weight, base: Tensor, strengths: Tensor, active: Tensor) -> No
     if single and base is not merged:
         total.copy_(base)
     if active.any():
-        if weight.down.device != merged.device or single:
-            dtype = torch.float32 if single else weight.down.dtype
-            weight.down, weight.up = (t.to(merged.device, dtype) for t in (weight.down, weight.up))
-        down, up = weight.down, weight.up
-        if not active.all():
-            chosen = torch.nonzero(active).flatten().to(merged.device)
-            down, up = down[chosen], up[:, chosen]
-        s = strengths[weight.columns[active]].to(merged.device)
-        flat_weight(total).addmm_(up.float() * s, down.float())
-    for slider, difference in weight.dense:
-        if strengths[slider]:
-            total.add_(difference.to(total).view_as(total), alpha=float(strengths[slider]))
+        _add_products(weight, total, strengths, active)
+    worked_out(total, weight.name, weight.others, strengths, weight.layer)
     if total is not merged:
         merged.copy_(total)
+
+
+def _add_products(weight: _Weight, total: Tensor, strengths: Tensor, active: Tensor) -> None:
+    """total <- total + B diag(s) A over the active channels."""
+    single = weight.merged.dtype == torch.float32
+    if weight.down.device != total.device or single:
+        dtype = torch.float32 if single else weight.down.dtype
+        weight.down, weight.up = (t.to(total.device, dtype) for t in (weight.down, weight.up))
+    down, up = weight.down, weight.up
+    if not active.all():
+        chosen = torch.nonzero(active).flatten().to(total.device)
+        down, up = down[chosen], up[:, chosen]
+    s = strengths[weight.columns[active]].to(total.device)
+    flat_weight(total).addmm_(up.float() * s, down.float())

@@ -23,16 +23,14 @@ from torch import Tensor
 from .bank import LayerBank
 from .branches import branches_of, tell_apart
 from .gate import PercentToSigma
-from .matching import KEY, HostPatch, resolve, workshop_of
+from .holding import Holding
+from .matching import KEY, HostPatch, Match, resolve, workshop_of
 from .rows import Part, evaluate_apart, must_be_apart, parts_of
 from .slider import LowRank
 from .stack import Stack
-from .ways import WAYS, steady_part
+from .ways import WAYS, room_beside, steady_part
 
 COMPILED = "torch.compile"  # the key of the host's own wrapper for compiled models
-
-# What acts on one module, by its path within the host's model: (slider index, change) pairs
-Placement = dict[str, tuple[tuple[int, LowRank | HostPatch], ...]]
 
 
 def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> ModelPatcher:
@@ -45,20 +43,16 @@ def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> Mode
     if not len(stack):
         return clone
     acting = acting_on(model)
-    before = acting.stack if acting else Stack()
-    placement = dict(acting.placement) if acting else {}
-    relative = acting.relative if acting else False
-    for index, placed in enumerate(stack, start=len(before)):
-        match = resolve(model, placed.slider)
-        relative |= match.relative
-        for path, changes in match.layers.items():
-            placement[path] = (*placement.get(path, ()), *((index, change) for change in changes))
-    acting = ActingStack(before + stack, placement, relative, way, model.model)
+    before, matches = (acting.stack, acting.matches) if acting else (Stack(), ())
+    matches += tuple(resolve(model, placed.slider) for placed in stack)
+    acting = ActingStack(before + stack, matches, way, model.model)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, acting)
     if not clone.get_callbacks(CallbacksMP.ON_DETACH, KEY):
         clone.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _give_back)
         clone.add_callback_with_key(CallbacksMP.ON_PREPARE_STATE, KEY, _act_here_too)
+        if not clone.is_dynamic():  # for the sake of a plain model the host would move paged ones off the device
+            clone.set_additional_models(KEY, [Holding.of(workshop_of(model.model), model)])
     if any(placed.branch != "both" for placed in acting.stack):
         tell_apart(clone)
     return clone
@@ -88,18 +82,22 @@ def _give_back(model: ModelPatcher, unpatch_all: bool) -> None:
 class ActingStack:
     """The wrapper around a model evaluation that lets a stack act in it. Clones of a model share it.
 
-    stack: the sliders, all that were applied to the model. placement: the layers they act on.
-    relative: whether a change among them depends on the weight it changes. way: see `ways`.
-    base_model: the model that the placement is of.
+    stack: the sliders, all that were applied to the model. matches: the layers that each of them acts on.
+    way: see `ways`. base_model: the model that the layers are of.
     """
 
-    def __init__(self, stack: Stack, placement: Placement, relative: bool, way: str, base_model: BaseModel) -> None:
+    def __init__(self, stack: Stack, matches: tuple[Match, ...], way: str, base_model: BaseModel) -> None:
         if way not in WAYS:
             raise ValueError(f"Sliders act in one of these ways: {', '.join(WAYS)}; got {way!r}.")
         self.stack = stack
-        self.placement = placement
-        self.relative = relative
+        self.matches = matches
         self.way = way
+        # What acts on each module, by its path within the host's model: (slider index, change) pairs
+        self.placement: dict[str, tuple[tuple[int, LowRank | HostPatch], ...]] = {}
+        for index, match in enumerate(matches):
+            for path, changes in match.layers.items():
+                self.placement[path] = (*self.placement.get(path, ()), *((index, change) for change in changes))
+        self.relative = any(match.relative for match in matches)
         self._base_model = weakref.ref(base_model)
         self._key = tuple(placed.slider.fingerprint for placed in stack)
 
@@ -144,7 +142,7 @@ class ActingStack:
                     self._let_act(acting, own, base_model, x, options)
                 return executor(x, *positional, options, **given)
 
-        if must_be_apart(base_model, strengths):
+        if must_be_apart(base_model, strengths) or self._bank_of(base_model).are_apart(strengths):
             parts = parts_of(strengths, len(options.get("cond_or_uncond", (0,))))
             return evaluate_apart(evaluate, parts, x, conditions, options)
         return evaluate(None, x, conditions, options)
@@ -183,7 +181,7 @@ class ActingStack:
         """Put the sliders in place until `acting` is left: what holds still merged, the rest by rows."""
         workshop = workshop_of(base_model)
         version = getattr(base_model, "current_weight_patches_uuid", None)
-        bank = workshop.bank((self._key, version if self.relative else None), lambda: self._bank(base_model))
+        bank = self._bank_of(base_model)
         doing = (self._key, version, tuple(map(tuple, strengths.tolist())))
         acting.enter_context(workshop.prompt_cache.instead(base_model, doing))
         steady = torch.tensor([placed.is_steady for placed in self.stack])
@@ -201,17 +199,26 @@ class ActingStack:
             if COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
                 # a compiled graph does not know of hooks that came later
                 acting.enter_context(torch.compiler.set_stance("force_eager"))
-            acting.enter_context(bank.acting(strengths))
+            acting.enter_context(bank.acting(strengths, self._room(bank, base_model, x)))
+
+    def _room(self, bank: LayerBank, base_model: BaseModel, x: Tensor) -> float | None:
+        """What changes may take that are multiplied out, see `LayerBank.acting`."""
+        if not bank.has_patches:
+            return 0
+        patcher = base_model.current_patcher
+        rewritten = self.relative and patcher is not None and patcher.current_hooks is not None
+        return None if rewritten else room_beside(base_model, x)
+
+    def _bank_of(self, base_model: BaseModel) -> LayerBank:
+        """The sliders gathered layer by layer, from one run to the next."""
+        # what depends on the model's own weights goes when the host patches them
+        version = getattr(base_model, "current_weight_patches_uuid", None) if self.relative else None
+        return workshop_of(base_model).bank((self._key, version), lambda: self._bank(base_model), self.matches)
 
     def _bank(self, base_model: BaseModel) -> LayerBank:
-        layers = {}
-        for path, changes in self.placement.items():
-            module = base_model.get_submodule(path)
-            layers[module] = [
-                (i, change.multiplied(module, path) if isinstance(change, HostPatch) else change)
-                for i, change in changes
-            ]
-        return LayerBank(layers, {base_model.get_submodule(path): path for path in self.placement})
+        modules = {path: base_model.get_submodule(path) for path in self.placement}
+        layers = {modules[path]: changes for path, changes in self.placement.items()}
+        return LayerBank(layers, {module: path for path, module in modules.items()})
 
 
 def _percent_to_sigma(base_model: BaseModel, dtype: torch.dtype) -> PercentToSigma:

@@ -41,9 +41,14 @@ def steady_part(
     transformer options.
     """
     still = strengths[0] * steady
-    if way == BY_ROWS or not still.any() or not _can_be_merged(bank, base_model, x):
-        return torch.zeros_like(still)
     merged = workshop_of(base_model).merged
+    if not _lie_ready(bank, x):
+        merged.drop()  # the host has moved weights off the device for want of memory: these would only add to it
+        return torch.zeros_like(still)
+    if way == BY_ROWS or not still.any() or not _can_be_merged(bank, base_model):
+        return torch.zeros_like(still)
+    if strengths[:, ~steady].any() and bank.are_bound(strengths):
+        return torch.zeros_like(still)  # they are worked out together, or they would be something else
     if merged.holds(bank.layers):
         return still
     if way == AUTO:
@@ -51,8 +56,13 @@ def steady_part(
         taken = 0 < merged.uses < WORTH_IT
         if taken or evaluations_left(options) < WORTH_IT:
             return torch.zeros_like(still)
-    free = comfy.model_management.get_free_memory(x.device) - base_model.memory_required(list(x.shape))
-    return still if bytes_needed(bank.layers) - merged.size_bytes <= free else torch.zeros_like(still)
+    room = room_beside(base_model, x)
+    return still if bytes_needed(bank.layers) - merged.size_bytes <= room else torch.zeros_like(still)
+
+
+def room_beside(base_model: BaseModel, x: Tensor) -> float:
+    """The free memory in bytes, beyond what the host counts on for evaluating the batch x."""
+    return comfy.model_management.get_free_memory(x.device) - base_model.memory_required(list(x.shape))
 
 
 def evaluations_left(options: Mapping[str, Any]) -> int:
@@ -63,18 +73,22 @@ def evaluations_left(options: Mapping[str, Any]) -> int:
     return int((sigmas.to(now)[:-1] <= now.flatten()[0]).sum())
 
 
-def _can_be_merged(bank: LayerBank, base_model: BaseModel, x: Tensor) -> bool:
-    """Whether the layers' weights are plain tensors that lie ready on the device, and stay as they are."""
-    patcher = getattr(base_model, "current_patcher", None)
-    if patcher is not None and (patcher.is_dynamic() or patcher.current_hooks is not None):
-        return False  # weights are paged in as they are used, or rewritten between evaluations
-    ready = all(
+def _lie_ready(bank: LayerBank, x: Tensor) -> bool:
+    """Whether the layers' weights are on the device of the batch."""
+    return all(
         tensor is None or tensor.device == x.device
         for module, _, _ in bank.layers
         for tensor in module._parameters.values()
     )
+
+
+def _can_be_merged(bank: LayerBank, base_model: BaseModel) -> bool:
+    """Whether the layers' weights are plain tensors, and stay as they are."""
+    patcher = getattr(base_model, "current_patcher", None)
+    if patcher is not None and (patcher.is_dynamic() or patcher.current_hooks is not None):
+        return False  # weights are paged in as they are used, or rewritten between evaluations
     waiting = any(
         getattr(module, "weight_function", None) or getattr(module, "bias_function", None)
         for module, _, _ in bank.layers
     )
-    return ready and not waiting and can_merge(bank.layers)
+    return not waiting and can_merge(bank.layers)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
+from .bank import LayerBank
 from .merged import MergedWeights
 from .prompt_cache import PromptCache
 
 T = TypeVar("T")
 # One stack is turned again and again; a second one is that of another clone of the model in the same graph
 _KEPT_STACKS = 2
-_KEPT_MATCHES = 256
 
 
 class Workshop:
@@ -27,31 +28,38 @@ class Workshop:
         self.merged = MergedWeights()
         self.prompt_cache = PromptCache()
         self.names: Any = None  # the host's names for the model's weights
-        self._matches: OrderedDict[Hashable, Any] = OrderedDict()
-        self._banks: OrderedDict[Hashable, Any] = OrderedDict()
+        self.holding: Any = None  # the workshop in the host's memory management, see `holding`
+        # Matches hold sliders' tensors: they stay for as long as a stack has them
+        self._matches: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+        self._banks: OrderedDict[Hashable, tuple[LayerBank, Any]] = OrderedDict()
 
     def __deepcopy__(self, memo: dict) -> Workshop:
         return Workshop()  # a copied model has weights of its own
 
-    def match(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Where a slider's layers are in the model."""
-        return _kept(self._matches, key, make, _KEPT_MATCHES)
+    @property
+    def size_bytes(self) -> int:
+        """The memory of everything that `clear` gives back."""
+        merged = self.merged.size_bytes + self.merged.products_bytes
+        return merged + sum(bank.size_bytes for bank, _ in self._banks.values())
 
-    def bank(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The sliders of a stack, gathered layer by layer."""
-        return _kept(self._banks, key, make, _KEPT_STACKS)
+    def match(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Where a slider's layers are in the model; forgotten when nobody has it any more."""
+        match = self._matches.get(key)
+        if match is None:
+            match = self._matches[key] = make()
+        return match
+
+    def bank(self, key: Hashable, make: Callable[[], LayerBank], matches: Any = None) -> LayerBank:
+        """The sliders of a stack, gathered layer by layer. matches: what it is made of, to be kept with it."""
+        if key not in self._banks:
+            self._banks[key] = (make(), matches)
+        self._banks.move_to_end(key)
+        while len(self._banks) > _KEPT_STACKS:
+            self._banks.popitem(last=False)
+        return self._banks[key][0]
 
     def clear(self) -> None:
         """Give back the memory of everything that can be made again."""
         self.merged.drop()
         self.prompt_cache.clear()
         self._banks.clear()
-
-
-def _kept(store: OrderedDict, key: Hashable, make: Callable[[], T], limit: int) -> T:
-    if key not in store:
-        store[key] = make()
-    store.move_to_end(key)
-    while len(store) > limit:
-        store.popitem(last=False)
-    return store[key]
