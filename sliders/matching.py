@@ -18,6 +18,7 @@ from torch import nn
 from .fitting import check_bias, check_fits, part_shape
 from .kinds import BIAS, DOWN, UP
 from .layers import can_act_on, weight_shape
+from .naming import known_name, listed
 from .patches import HostPatch
 from .slider import Adapted, Change, LowRank, Slider
 from .workshop import Workshop
@@ -79,11 +80,11 @@ def _resolved(base_model: BaseModel, slider: Slider, key_map: Mapping[str, Any])
     found: dict[str, tuple[LowRank | HostPatch, ...]] = {}
     unmatched = []
     for name, host_name in _host_names(layers).items():
-        target = key_map.get(host_name)
-        if target is None:
+        known = known_name(host_name, key_map)
+        if known is None:
             unmatched.append(name)
             continue
-        for path, change in placed(base_model, layers[name], name, target):
+        for path, change in placed(base_model, layers[name], name, key_map[known]):
             found[path] = (*found.get(path, ()), change)
     if layers:
         report(slider, len(layers), tuple(unmatched), key_map, "diffusion model")
@@ -153,7 +154,7 @@ def report(slider: Slider, total: int, unmatched: tuple[str, ...], key_map: Mapp
             total - len(unmatched),
             total,
             where,
-            ", ".join(unmatched),
+            listed(unmatched),
         )
 
 

@@ -6,7 +6,7 @@ Pure functions on names. A model is not needed: a file's names taken together te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .slider import TEXT_ENCODER_PREFIXES
 
@@ -113,6 +113,16 @@ def _is_flux_of_the_public_code(names: tuple[str, ...]) -> bool:
         return False
     numbers = [int(number[0]) for rest in rests if (number := re.match(r"\d+", rest))]
     return max(numbers, default=_FLUX_BLOCKS) < _FLUX_BLOCKS
+
+
+def known_name(name: str, key_map: Mapping[str, object]) -> str | None:
+    """The name by which a model's key map knows a layer, or None.
+
+    The first attention layers of Qwen-Image or SD3 look like Flux's of the public code and are renamed as those; only
+    the model tells. So the spelling of kohya's scripts is looked up as well.
+    """
+    kohya = name.replace("lora_transformer_", "lora_unet_", 1) if name.startswith("lora_transformer_") else name
+    return next((known for known in (name, kohya) if known in key_map), None)
 
 
 def listed(names: Sequence[str], most: int = 50) -> str:

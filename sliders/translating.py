@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .kinds import kind_of
+from .naming import known_name
 from .slider import Change, LowRank
 
 ShapeOf = Callable[[str], tuple[int, ...]]
@@ -53,9 +54,10 @@ def translated(
     """
     pieces: dict[str, list[Change]] = {}
     for name, change in layers.items():
-        if name not in key_map:
+        known = known_name(name, key_map)
+        if known is None:
             raise ValueError(f"Layer {name} is not in the model, so its other names are not known.")
-        place = Place.of(key_map[name])
+        place = Place.of(key_map[known])
         found = _moved(change, place, names.get(place.key, {}), lambda key=place.key: tuple(shape_of(key)), name)
         if not found:
             raise ValueError(f"Layer {name} ({kind_of(change)}) has no name in the convention '{what}'.")

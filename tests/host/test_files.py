@@ -11,10 +11,14 @@ import comfy.supported_models
 import pytest
 import torch
 from comfy.supported_models_base import ClipTarget
+from concept_sliders.nodes.converting import converted_layers
 from concept_sliders.sliders.files import load_slider, read_slider
-from concept_sliders.sliders.matching import host_tensors
+from concept_sliders.sliders.matching import host_tensors, resolve
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.sliders.translating import Place
+from concept_sliders.tests.host.families import FAMILIES
+from concept_sliders.tests.host.family_names import file_named
 from concept_sliders.tests.host.tiny import difference, sample, tiny_model
 from safetensors.torch import save_file
 
@@ -166,6 +170,26 @@ def test_names_of_families_too_large_to_run(family, tmp_path):
         (name,) = load_slider(tmp_path / "x.safetensors").layers
         assert name in key_map, f"{spelled} is known as {name}"
         assert name == spelled or spelled in raw
+
+
+@pytest.mark.parametrize("family", ["Qwen-Image", "SD3", "MageFlow"])
+def test_early_attention_layers_are_not_flux_because_they_look_like_it(family, tmp_path):
+    """kohya's files of other families, with the first blocks' attention alone."""
+    model = FAMILIES[family].build()
+    keys = unet_keys(model)
+    own = {name: target for name, target in keys.items() if name.startswith("lora_unet_") and "_attn_to_" in name}
+    if family == "SD3":  # in the spelling of diffusers
+        diffusers = {n: t for n, t in keys.items() if n.startswith("lora_transformer_") and "_attn_to_" in n}
+        own = {name.replace("lora_transformer_", "lora_unet_"): target for name, target in diffusers.items()}
+    own = {name: t for name, t in own.items() if Place.of(t).key in model.model.state_dict()}
+    assert len(own) >= 4
+    tensors = file_named(model, ("lora_unet_", 1), own)
+    save_file(tensors, tmp_path / "x.safetensors")
+    slider = load_slider(tmp_path / "x.safetensors")
+    assert all(name.startswith("lora_transformer_") for name in slider.layers)
+    assert resolve(model, slider).unmatched == ()
+    names = converted_layers(slider, "diffusion_model.", model)
+    assert {Place.of(keys[name]).key for name in names} == {Place.of(target).key for target in own.values()}
 
 
 META = {
