@@ -1,14 +1,12 @@
 """Sliders on a model, and the pictures they make side by side."""
 
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..sliders.matching import resolve
 from ..sliders.on_text import apply_to_clip
 from ..sliders.runtime import apply_sliders
-from ..sliders.slider import Slider
 from ..sliders.stack import Stack
 from ..sliders.ways import WAYS
+from .reports import matched
 from .sockets import Sliders
 from .strip import draw_strip, strip_labels
 
@@ -43,18 +41,8 @@ class ApplySliders(io.ComfyNode):
     @classmethod
     def execute(cls, model, sliders: Stack, way: str = WAYS[0], clip=None) -> io.NodeOutput:
         acted = apply_sliders(model, sliders, way)
-        report = "\n".join(_matched(model, placed.slider) for placed in sliders)
+        report = "\n".join(matched(model, placed.slider, clip) for placed in sliders)
         return io.NodeOutput(acted, clip and apply_to_clip(clip, sliders), ui=ui.PreviewText(report))
-
-
-def _matched(model: ModelPatcher, slider: Slider) -> str:
-    """How much of a slider is in this model, in one line."""
-    match = resolve(model, slider)
-    words = len(slider.text_layers)
-    parts = [f"{match.matched} of {match.total} layers"] if match.total or not words else []
-    parts += [f"{words} of text encoders"] if words else []
-    missing = f"; not in this model: {', '.join(match.unmatched[:3])}, ..." if match.unmatched else ""
-    return f"{slider.name}: {', '.join(parts)}{missing}"
 
 
 class SliderStrip(io.ComfyNode):

@@ -18,7 +18,8 @@ from ..sliders.merge import Merged, merge
 from ..sliders.slider import Change, Slider, SliderInfo
 from ..sliders.stack import Placed, Stack
 from ..sliders.translating import translated
-from .loading import DTYPES, as_one_slider, free_path
+from .folders import free_path
+from .loading import DTYPES, as_one_slider
 from .sockets import Sliders
 
 
@@ -64,11 +65,11 @@ class ConvertSlider(io.ComfyNode):
     ) -> io.NodeOutput:
         folder = Path(folder_paths.get_folder_paths("loras")[0])
         path = free_path(folder, name, "Convert Slider")
-        slider = as_one_slider(sliders, path.stem, "Convert Slider")
+        slider, lost = as_one_slider(sliders, path.stem, "Convert Slider")
         converted = Slider(path.stem, converted_layers(slider, names, model), slider.info)
         save_slider(converted, path, DTYPES[precision], partial(tensors_in, names))
         file = path.relative_to(folder).as_posix()
-        text = f"Saved {file}: {len(converted.layers)} layers, such as {next(iter(converted.layers))}"
+        text = f"Saved {file}: {len(converted.layers)} layers, such as {next(iter(converted.layers))}{lost}"
         return io.NodeOutput(Stack.of(converted), file, ui=ui.PreviewText(text))
 
 

@@ -1,26 +1,21 @@
 """Slider files in and out."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..sliders.family import family_of
 from ..sliders.files import read_slider, save_slider
-from ..sliders.formats import FileReport
 from ..sliders.slider import Slider
-from ..sliders.stack import Placed, Stack
+from ..sliders.stack import Stack
+from ..sliders.storing import as_stored
 from .composing import STRENGTH_TOOLTIP
+from .folders import find_slider, free_path, slider_names
+from .reports import described
 from .sockets import Sliders
 
-SHIPPED = Path(__file__).parent.parent / "pocket" / "sliders"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin")
-
-folder_paths.add_model_folder_path("sliders", str(Path(folder_paths.models_dir) / "sliders"), is_default=True)
-folder_paths.add_model_folder_path("sliders", str(SHIPPED))
 
 
 class LoadSlider(io.ComfyNode):
@@ -35,20 +30,27 @@ class LoadSlider(io.ComfyNode):
             inputs=[
                 io.Combo.Input("slider", options=slider_names(), tooltip="The slider's file."),
                 io.Float.Input("strength", default=1.0, min=-20.0, max=20.0, step=0.05, tooltip=STRENGTH_TOOLTIP),
+                io.Boolean.Input(
+                    "gated",
+                    default=False,
+                    optional=True,
+                    tooltip="Let it act only in the part of sampling that its file notes, if it notes one.",
+                ),
             ],
             outputs=[Sliders.Output(display_name="sliders")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, slider: str, strength: float):
-        return find_slider(slider).stat().st_mtime_ns, strength
+    def fingerprint_inputs(cls, slider: str, strength: float, gated: bool = False):
+        return find_slider(slider).stat().st_mtime_ns, strength, gated
 
     @classmethod
-    def execute(cls, slider: str, strength: float) -> io.NodeOutput:
+    def execute(cls, slider: str, strength: float, gated: bool = False) -> io.NodeOutput:
         path = find_slider(slider)
         loaded, report = read_slider(path)
-        text = described(loaded, report, path.stat().st_size)
-        return io.NodeOutput(Stack.of(loaded, strength), ui=ui.PreviewText(text))
+        text = described(loaded, report, path.stat().st_size, gated)
+        gate = loaded.info.gate if gated and not loaded.info.gate.always_open else None
+        return io.NodeOutput(Stack.of(loaded, strength, gate), ui=ui.PreviewText(text))
 
 
 class SaveSlider(io.ComfyNode):
@@ -83,82 +85,19 @@ class SaveSlider(io.ComfyNode):
     def execute(cls, sliders: Stack, name: str, precision: str) -> io.NodeOutput:
         folder = Path(folder_paths.get_folder_paths("loras")[0])
         path = free_path(folder, name, "Save Slider")
-        save_slider(as_one_slider(sliders, path.stem, "Save Slider"), path, DTYPES[precision])
+        slider, lost = as_one_slider(sliders, path.stem, "Save Slider")
+        save_slider(slider, path, DTYPES[precision])
         file = path.relative_to(folder).as_posix()
-        return io.NodeOutput(sliders, file, ui=ui.PreviewText(f"Saved {file}"))
+        return io.NodeOutput(sliders, file, ui=ui.PreviewText(f"Saved {file}{lost}"))
 
 
-def slider_names() -> list[str]:
-    """Files of the `sliders` and `loras` folders; a name in both means the one in `sliders`."""
-    names = {name for kind in ("sliders", "loras") for name in folder_paths.get_filename_list(kind)}
-    return sorted(name for name in names if name.endswith(ENDINGS))
-
-
-def find_slider(name: str) -> Path:
-    """Raises FileNotFoundError, saying where it looked."""
-    for kind in ("sliders", "loras"):
-        if path := folder_paths.get_full_path(kind, name):
-            return Path(path)
-    places = [p for kind in ("sliders", "loras") for p in folder_paths.get_folder_paths(kind)]
-    raise FileNotFoundError(f"There is no slider file {name!r} in {', '.join(places)}.")
-
-
-def described(slider: Slider, report: FileReport, size: int) -> str:
-    """What a slider file holds, in a few lines. size: of the file, in bytes."""
-    family = slider.info.family or family_of(slider.layers)
-    kinds = ", ".join(f"{count} x {kind}" for kind, count in report.kinds.items())
-    if report.alphas:
-        alpha = "alpha " + _span(report.alphas) + (" or none" if report.without_alpha else "")
-    else:
-        alpha = "no alpha (scale 1)"
-    lines = [
-        f"{slider.name}: {family}",
-        f"{len(slider.layers)} layers: {len(slider.model_layers)} of the model, "
-        f"{len(slider.text_layers)} of text encoders",
-        f"{kinds}; rank {_span(report.ranks) if report.ranks else 'none'}, {alpha}",
-        f"{', '.join(report.dtypes) or 'no weights'}, {size / 1e6:.2f} MB",
-        *report.notes,
-    ]
-    return "\n".join(lines)
-
-
-def _span(values: tuple[float, ...]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
-
-
-def free_path(folder: Path, name: str, node: str) -> Path:
-    """A path below `folder` that is not taken: name.safetensors, else name_2.safetensors, and so on.
-
-    node: whose name it is, for messages.
-    Raises ValueError for an empty name or one that leads out of the folder.
-    """
-    wanted = name.strip().replace("\\", "/").removesuffix(".safetensors")
-    if not wanted or wanted.endswith("/") or "\0" in wanted:
-        raise ValueError(f"{node} needs a file name; got {name!r}.")
-    path = folder / f"{wanted}.safetensors"
-    if ".." in Path(wanted).parts or not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"The name {name!r} leads out of {folder}; choose one inside it.")
-    number = 2
-    while path.exists():
-        path = folder / f"{wanted}_{number}.safetensors"
-        number += 1
-    return path
-
-
-def as_one_slider(sliders: Stack, name: str, node: str) -> Slider:
+def as_one_slider(sliders: Stack, name: str, node: str) -> tuple[Slider, str]:
     """The stack's only slider, with its strength in its weights and its gate in its description.
 
-    node: who asks, for messages.
+    Also what a file cannot hold of it, as a line to show; "" if nothing is lost. node: who asks, for messages.
     Raises ValueError for any other number of sliders, or a swept one.
     """
     if len(sliders) != 1:
         raise ValueError(f"{node} takes one slider; this stack has {len(sliders)}. Do it one by one, or merge them.")
-    placed: Placed = sliders[0]
-    if len(set(placed.strength)) > 1:
-        raise ValueError(f"Slider '{placed.slider.name}' is swept; take it as it is before the sweep.")
-    slider, strength = placed.slider, placed.strength[0]
-    layers = slider.layers
-    if strength != 1:
-        layers = {name: change.scaled(strength) for name, change in layers.items()}
-    info = replace(slider.info, gate=placed.gates[0]) if len(placed.gates) == 1 else slider.info
-    return Slider(name, layers, info)
+    slider, lost = as_stored(sliders[0], name)
+    return slider, f"\nNot stored, set it anew after loading: {'; '.join(lost)}" if lost else ""

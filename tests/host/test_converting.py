@@ -6,8 +6,9 @@ import folder_paths
 import pytest
 import torch
 from concept_sliders.nodes.converting import ConvertSlider, MergeSliders, converted_layers, merged_stack
-from concept_sliders.nodes.loading import LoadSlider, SaveSlider, free_path
-from concept_sliders.sliders.files import load_slider, save_slider
+from concept_sliders.nodes.folders import free_path
+from concept_sliders.nodes.loading import SaveSlider
+from concept_sliders.sliders.files import load_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.matching import layer_names
 from concept_sliders.sliders.runtime import apply_sliders
@@ -258,20 +259,3 @@ def test_two_names_of_one_weight_both_stay():
     assert (
         difference(sample(apply_sliders(model, merged), "SD15"), sample(apply_sliders(model, stack), "SD15")) < 1e-4
     )
-
-
-def test_load_slider_tells_what_it_found(loras, monkeypatch):
-    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    layer = {f"{name}.lora_down.weight": torch.ones(4, 3).half(), f"{name}.lora_up.weight": torch.ones(5, 4).half()}
-    save_file({**layer, f"{name}.alpha": torch.tensor(1.0)}, loras / "age.safetensors")
-    out = LoadSlider.execute("age.safetensors", 0.5)
-    assert out.args[0][0].strength == (0.5,)
-    (text,) = out.ui.as_dict()["text"]
-    assert text.splitlines() == [
-        "age: SD 1 or 2",
-        "1 layers: 1 of the model, 0 of text encoders",
-        "1 x LoRA; rank 4, alpha 1",
-        "float16, 0.00 MB",
-    ]
-    save_slider(Slider("x", {"a": LowRank(torch.ones(2, 3), torch.ones(4, 2))}), loras / "own.safetensors")
-    assert "rank 2, alpha 2" in LoadSlider.execute("own.safetensors", 1.0).ui.as_dict()["text"][0]

@@ -1,32 +1,21 @@
 """A slider's text-encoder layers, on a tiny CLIP of the host's own classes."""
 
 import comfy.sd
-import comfy.sd1_clip
 import pytest
 import torch
-from comfy.supported_models_base import ClipTarget
 from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.on_text import apply_to_clip
 from concept_sliders.sliders.slider import LowRank, Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.test_files_kinds import KINDS, parts_of
+from concept_sliders.tests.host.tiny_clip import LAYER, tiny_clip
 from safetensors.torch import load_file, save_file
-
-TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
-LAYER = "lora_te_text_model_encoder_layers_{}_mlp_fc1"
 
 
 @pytest.fixture(scope="module")
 def clip() -> comfy.sd.CLIP:
-    target = ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
-    cpu = torch.device("cpu")
-    options = {"clip_l_model_config": TINY, "load_device": cpu, "offload_device": cpu, "dtype": torch.float32}
-    clip = comfy.sd.CLIP(target, model_options=options, disable_dynamic=True)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in clip.cond_stage_model.parameters():
-        parameter.data.normal_(0.0, 0.2, generator=generator)
-    return clip
+    return tiny_clip()
 
 
 @pytest.fixture
