@@ -96,6 +96,7 @@ class TrainSlider(io.ComfyNode):
         to_part: float,
         vae=None,
         checkpoint_every: int = 0,
+        clip_vision=None,
         recipe: Recipe | None = None,
         **settings,
     ) -> io.NodeOutput:
@@ -105,7 +106,7 @@ class TrainSlider(io.ComfyNode):
             raise ValueError("Train Slider: the recipe is of a visual slider; wire it into Train Visual Slider.")
         name = name.strip() or "slider"
         conditionings = encode_prompts(clip, recipe.prompts())
-        watch = watch_training(model, recipe.steps, vae, checkpoint_every)
+        watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision)
         trained = train_slider(model, conditionings, recipe, fitted(model, latent), name, watch)
         return handed_on(trained, recipe, cls.hidden.unique_id)
 
@@ -156,6 +157,7 @@ class TrainVisualSlider(io.ComfyNode):
         from_part: float,
         to_part: float,
         checkpoint_every: int = 0,
+        clip_vision=None,
         recipe: Recipe | None = None,
         **settings,
     ) -> io.NodeOutput:
@@ -166,7 +168,7 @@ class TrainVisualSlider(io.ComfyNode):
         name = name.strip() or "slider"
         conditionings = encode_prompts(clip, {one.prompt: None for one in pairs})
         sets = encoded(pairs, vae.encode, model.model.process_latent_in)
-        watch = watch_training(model, recipe.steps, vae, checkpoint_every)
+        watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision)
         return handed_on(train_visual(model, conditionings, recipe, sets, name, watch), recipe, cls.hidden.unique_id)
 
 

@@ -108,8 +108,24 @@ def layer_inputs() -> list[io.Input]:
 
 
 def keeping_inputs() -> list[io.Input]:
-    """How a run is kept on disk."""
+    """When a run ends, and how it is kept on disk."""
     return [
+        io.Int.Input(
+            "patience",
+            default=0,
+            min=0,
+            max=100,
+            optional=True,
+            advanced=True,
+            tooltip="Ends training early: when the slider has reached no further for so many looks, one every 20 "
+            "steps. 3 is a good number; 0 trains all steps.",
+        ),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="The early stop looks at pictures through it, by its embeddings; it needs a VAE wired in as "
+            "well. Without it the early stop looks at the latents.",
+        ),
         io.Int.Input(
             "checkpoint_every",
             default=100,

@@ -39,8 +39,13 @@ def fitted(model: ModelPatcher, latent: dict) -> Tensor:
     )
 
 
-def watch_training(model: ModelPatcher, steps: int, vae=None, checkpoint_every: int = 0) -> Watch:
-    """Progress on the host's bar, a preview strip now and then, and checkpoints in the output folder."""
+def watch_training(model: ModelPatcher, steps: int, vae=None, checkpoint_every: int = 0, clip_vision=None) -> Watch:
+    """Progress on the host's bar, a preview strip now and then, and checkpoints in the output folder.
+
+    clip_vision: what the early stop looks at pictures with. Raises ValueError if it is there without a VAE.
+    """
+    if clip_vision is not None and vae is None:
+        raise ValueError("Training: CLIP vision looks at pictures; wire in a VAE to make them.")
     bar, clock = comfy.utils.ProgressBar(steps), _Clock(steps)
 
     def progress(done: Progress, latents: Tensor | None) -> None:
@@ -50,13 +55,21 @@ def watch_training(model: ModelPatcher, steps: int, vae=None, checkpoint_every: 
         bar.update_absolute(done.steps, steps, preview)
 
     folder = Path(folder_paths.get_output_directory()) / "slider_checkpoints" if checkpoint_every else None
-    return Watch(progress=progress, checkpoints=folder, checkpoint_every=checkpoint_every)
+    embed = None
+    if clip_vision is not None:
+
+        def embed(latents: Tensor) -> Tensor:
+            return clip_vision.encode_image(_decoded(model, latents, vae))["image_embeds"]
+
+    return Watch(progress=progress, checkpoints=folder, checkpoint_every=checkpoint_every, embed=embed)
 
 
 def told(progress: Progress, steps: int, node_id: str | None) -> ui.PreviewText:
     """What the node says when it is done; if training broke off, beside it at once, too."""
     lasting = statistics.mean(progress.losses[-50:])
     text = progress.broken or f"{progress.steps} of {steps} steps; loss {lasting:.4g}"
+    if progress.still:
+        text += "; it reached no further"
     if progress.broken:
         text += f" The slider is as it was after step {progress.steps}."
         logging.error(text)
@@ -85,12 +98,15 @@ class _Clock:
 
 def _strip(model: ModelPatcher, latents: Tensor, vae, title: str) -> Image.Image:
     """Three clean latents as pictures at strength -1, 0 and +1."""
-    if vae is not None:
-        images = vae.decode(model.model.process_latent_out(latents.float()))
-    else:
-        images = _from_latents(model, latents)
-    sheet = draw_strip(images.reshape(-1, *images.shape[-3:])[:3].cpu(), ["-1", "0", "+1"], title, CELL)
+    images = _decoded(model, latents, vae) if vae is not None else _from_latents(model, latents)
+    sheet = draw_strip(images[:3].cpu(), ["-1", "0", "+1"], title, CELL)
     return Image.fromarray((sheet[0] * 255).round().to(torch.uint8).numpy())
+
+
+def _decoded(model: ModelPatcher, latents: Tensor, vae) -> Tensor:
+    """(N, H, W, 3) pictures, or the frames of films one after the other."""
+    images = vae.decode(model.model.process_latent_out(latents.float()))
+    return images.reshape(-1, *images.shape[-3:])
 
 
 def _from_latents(model: ModelPatcher, latents: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from .recompute import recomputed
 if TYPE_CHECKING:
     from .denoiser import Denoiser
     from .new_layers import NewLayers
+    from .preview import Reach
     from .recipe import Recipe
 
 _EXPLODED = 1000.0  # times the median of the losses before
@@ -30,10 +31,14 @@ _JUDGED_BY = 50  # losses
 
 @dataclass
 class Progress:
-    """How a run went: the loss of every step done, whether it was stopped early, and what broke it, if so."""
+    """How a run went: the loss of every step done, whether it was stopped, and what broke it, if so.
+
+    still: it ended early because the slider reached no further.
+    """
 
     losses: list[float] = field(default_factory=list)
     stopped: bool = False
+    still: bool = False
     broken: str = ""
 
     @property
@@ -45,10 +50,16 @@ class Training:
     """One run. `state` holds everything that changes, so that a restored run goes on as if it had never stopped."""
 
     def __init__(
-        self, denoiser: Denoiser, layers: NewLayers, points: Points, recipe: Recipe, generator: torch.Generator
+        self,
+        denoiser: Denoiser,
+        layers: NewLayers,
+        points: Points,
+        recipe: Recipe,
+        generator: torch.Generator,
+        reach: Reach | None = None,
     ):
         self.denoiser, self.layers, self.points = denoiser, layers, points
-        self.recipe, self.generator = recipe, generator
+        self.recipe, self.generator, self.reach = recipe, generator, reach
         self.progress = Progress()
         self._parameters = layers.parameters()
         self._optimizer = torch.optim.AdamW(self._parameters, lr=recipe.learning_rate, weight_decay=0.0)
@@ -73,7 +84,7 @@ class Training:
         dropped. A loss that is no finite number, or explodes, ends the run at the last good state, and
         `Progress.broken` says where.
         """
-        while self.progress.steps < self.recipe.steps and not self.progress.broken and not should_stop():
+        while not self._is_done() and not should_stop():
             before = self.generator.get_state(), self.points.state()
             try:
                 point = self._step()
@@ -83,8 +94,9 @@ class Training:
                 self._optimizer.zero_grad()
                 break
             if point is not None:
+                self.progress.still = self.reach is not None and self.reach.is_reached(self.progress.steps)
                 after_step(self.progress, point)
-        self.progress.stopped = self.progress.steps < self.recipe.steps
+        self.progress.stopped = not self.progress.still and self.progress.steps < self.recipe.steps
         return self.progress
 
     def state(self) -> dict[str, Any]:
@@ -96,6 +108,8 @@ class Training:
             "generator": self.generator.get_state(),
             "points": self.points.state(),
             "losses": list(self.progress.losses),
+            "still": self.progress.still,
+            "reach": self.reach.state() if self.reach else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -109,7 +123,13 @@ class Training:
         self._scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         self.points.restore(state["points"])
-        self.progress.losses = list(state["losses"])
+        self.progress.losses, self.progress.still = list(state["losses"]), state["still"]
+        if self.reach and state["reach"]:
+            self.reach.restore(state["reach"])
+
+    def _is_done(self) -> bool:
+        progress = self.progress
+        return progress.steps >= self.recipe.steps or progress.still or bool(progress.broken)
 
     def _step(self) -> Point | None:
         """One optimiser step; None where the state it started from turned out to be no good."""

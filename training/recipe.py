@@ -87,6 +87,7 @@ class Recipe:
     pattern: a regular expression that is searched for in the layers' paths, for experts; empty takes all.
     both_signs: train strength -1 as well.
     noise_range: the part of sampling trained on, as fractions from its start, e.g. (0.0, 1.0).
+    patience: ends the run early when the slider has reached no further for so many looks, 20 steps apart; 0 never.
     seed: of noise, initial weights and choices. notes: whatever else is worth keeping.
     Raises ValueError, naming the field, for a value out of range.
     """
@@ -101,6 +102,7 @@ class Recipe:
     pattern: str = ""
     both_signs: bool = True
     noise_range: tuple[float, float] = (0.0, 1.0)
+    patience: int = 0
     seed: int = 0
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -118,6 +120,7 @@ class Recipe:
         yield "learning_rate", isfinite(self.learning_rate) and self.learning_rate > 0, "a number above 0"
         yield "layers", self.layers in CHOICES, f"one of {', '.join(CHOICES)}"
         yield "pattern", _is_pattern(self.pattern), "a regular expression"
+        yield "patience", self.patience >= 0, "0 or above"
         yield "noise_range", 0 <= start < end <= 1, "two fractions, 0 <= start < end <= 1"
 
     @property

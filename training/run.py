@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import comfyui_version
@@ -21,14 +21,13 @@ from .in_place import borrowed, family, fingerprint
 from .loop import Progress, Training
 from .new_layers import NewLayers
 from .points import Point, Points
+from .preview import Embed, HalfDone, Reach, Strip
 from .recipe import Recipe, TextualRecipe, VisualRecipe
 from .textual import TextualPoints
 from .visual import LatentSet, VisualPoints
 
 USEFUL_RANGE = (-1.5, 1.5)  # a first guess: what strengths mean is set by eta
-PREVIEW_LEVEL = 0.4  # of sampling: noisy enough to change, clear enough to see
-PREVIEW_STEPS = 20  # of that sampling
-PREVIEW_SHARE = 0.04  # of the time, at most
+PROBED = 4  # latents that the early stop looks at
 
 MakePoints = Callable[[Denoiser, NewLayers, torch.Generator], Points]
 
@@ -43,6 +42,7 @@ class Watch:
     checkpoints: a folder to keep the run's state in, and to go on from if the same run has been kept there; None for
         neither. Runs that differ in their number of steps alone are the same.
     checkpoint_every: steps between writings; it is written once more where the run is stopped.
+    embed: what the early stop looks at foreseen images with, such as CLIP vision; None looks at the latents.
     """
 
     should_stop: Callable[[], bool] = lambda: False
@@ -50,6 +50,7 @@ class Watch:
     preview_every: int = 20
     checkpoints: Path | None = None
     checkpoint_every: int = 100
+    embed: Embed | None = None
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,15 @@ def train(
     generator = torch.Generator().manual_seed(recipe.seed)
     memory = patcher.model.memory_required([latents.shape[0] * questions, *latents.shape[1:]])
     with borrowed(patcher, memory_required=int(memory)):
-        zeros = torch.zeros(latents.shape, device=patcher.load_device)
         layers = NewLayers(patcher, recipe, generator)
         denoiser = Denoiser(patcher, {p: ordinary(c) for p, c in conditionings.items()})
-        training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator)
+        look = partial(HalfDone, denoiser, layers, preview_prompt, tuple(latents.shape[1:]), recipe.seed)
+        strip, reach = Strip(look()), Reach(look(PROBED), recipe.patience, embed=watch.embed)
+        training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
         model_hash = fingerprint(patcher.model)
         encoded = [tensor for conditioning in conditionings.values() for tensor, _ in conditioning]
         digest = digest_of(recipe.digest(), model_hash, tuple(latents.shape), *encoded, *data)
         keeper = _Keeper(watch, training, name, digest)
-        strip = _Strip(denoiser, layers, preview_prompt, recipe.seed, zeros.shape[1:])
 
         def after_step(progress: Progress, point: Point) -> None:
             keeper.after_step()
@@ -146,16 +147,21 @@ def train(
         if not progress.steps:
             return None
         keeper.keep()
-        less, more = recipe.ends
-        info = SliderInfo(
-            less=less,
-            more=more,
-            useful_range=USEFUL_RANGE,
-            recipe={**recipe.as_dict(), "steps_done": progress.steps, "versions": _versions()},
-            family=family(patcher),
-            base_model_hash=model_hash,
-        )
+        info = _info(recipe, progress, family(patcher), model_hash)
         return Trained(Slider(name, layers.finished(), info), progress)
+
+
+def _info(recipe: Recipe, progress: Progress, of_family: str, model_hash: str) -> SliderInfo:
+    """What the slider's file will say."""
+    less, more = recipe.ends
+    return SliderInfo(
+        less=less,
+        more=more,
+        useful_range=USEFUL_RANGE,
+        recipe={**recipe.as_dict(), "steps_done": progress.steps, "versions": _versions()},
+        family=of_family,
+        base_model_hash=model_hash,
+    )
 
 
 class _Keeper:
@@ -177,41 +183,6 @@ class _Keeper:
     def keep(self) -> None:
         if self.file:
             checkpoint.store(self.file, self.training.state())
-
-
-class _Strip:
-    """The same half-done latent finished in one step at strength -1, 0 and +1: a quick look at the effect."""
-
-    def __init__(self, denoiser: Denoiser, layers: NewLayers, prompt: str, seed: int, shape: tuple[int, ...]):
-        self.denoiser, self.layers, self.prompt = denoiser, layers, prompt
-        self.noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)).to(denoiser.device)
-        self.sigmas = denoiser.sigmas(PREVIEW_STEPS)
-        self.level = int(PREVIEW_LEVEL * PREVIEW_STEPS)
-        self._x: Tensor | None = None
-        self._not_before, self._last = 0.0, 0
-
-    def when_due(self, step: int, every: int) -> Tensor | None:
-        """(3, C, ...) at intervals of `every` steps or more, as often as takes no more than a small share of time."""
-        if not every or step - self._last < every or time.monotonic() < self._not_before:
-            return None
-        began, self._last = time.monotonic(), step
-        latents = self()
-        self._not_before = time.monotonic() + (time.monotonic() - began) / PREVIEW_SHARE
-        return latents
-
-    @torch.no_grad()
-    def __call__(self) -> Tensor:
-        if self._x is None:
-            self._x = self._half_done()
-        x, sigma = self._x.repeat(3, *(1 for _ in self._x.shape[1:])), self.sigmas[self.level]
-        strengths = torch.tensor([-1.0, 0.0, 1.0], device=x.device).view(1, 3, 1)
-        return x - sigma * self.denoiser.ask(x, sigma, [self.prompt], self.layers, strengths)[0]
-
-    def _half_done(self) -> Tensor:
-        x = self.denoiser.scale_noise(self.sigmas[0], self.noise)
-        for sigma, following in zip(self.sigmas[: self.level], self.sigmas[1 : self.level + 1]):
-            x = x + (following - sigma) * self.denoiser.ask(x, sigma, [self.prompt])[0]
-        return x
 
 
 def digest_of(*values: object) -> str:

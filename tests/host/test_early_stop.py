@@ -1,0 +1,113 @@
+"""Training that ends when the slider reaches no further."""
+
+import json
+
+import comfy.clip_vision
+import pytest
+import torch
+from concept_sliders.nodes.training import TrainSlider
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.training.preview import HalfDone, Reach
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.run import Watch, train_slider
+
+CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
+LATENTS = torch.zeros(1, 24, 8, 8)
+TINY_VISION = {
+    "hidden_act": "quick_gelu",
+    "hidden_size": 32,
+    "image_size": 28,
+    "intermediate_size": 64,
+    "model_type": "clip_vision_model",
+    "num_attention_heads": 2,
+    "num_channels": 3,
+    "num_hidden_layers": 2,
+    "patch_size": 14,
+    "projection_dim": 16,
+    "torch_dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    with torch.inference_mode():
+        return load_pocket()
+
+
+@pytest.fixture(scope="module")
+def train(pocket):
+    model, clip, _ = pocket
+    with torch.inference_mode():
+        prompts = (*CONCEPT.prompts(), "")
+        conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
+
+    def run(watch=None, **settings):
+        settings = {"rollout_steps": 3, "visits": 6, "steps": 200, "rank": 1, **settings}
+        with torch.inference_mode():
+            recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
+            return train_slider(model, conditionings, recipe, LATENTS, "age", watch)
+
+    return run
+
+
+def readings(values, patience):
+    """When a run ends whose reach is measured so, one value every 20 steps."""
+    reach, left = Reach(None, patience), list(values)
+    reach.measure = lambda: left.pop(0)
+    return next((step for step in range(1, 20 * len(values) + 1) if reach.is_reached(step)), None)
+
+
+def test_it_ends_after_so_many_looks_without_growth():
+    growing = [0.1, 0.2, 0.3, 0.4]
+    assert readings(growing, 2) is None
+    assert readings([*growing, 0.4, 0.401], 2) == 120
+    assert readings([*growing, 0.3, 0.5, 0.5, 0.505], 2) == 160
+    assert readings([*growing, 0.4, 0.4], 0) is None
+
+
+def test_a_slider_that_learns_nothing_ends_early_and_one_that_learns_does_not(train):
+    still = train(learning_rate=1e-9, patience=2).progress
+    assert still.still and not still.stopped and still.steps == 60
+    learning = train(learning_rate=2e-3, patience=2, steps=60).progress
+    assert learning.steps == 60 and not learning.still
+
+
+def test_reach_grows_with_the_slider_and_is_nothing_at_first(train):
+    looks = []
+
+    class Looking(Reach):
+        def measure(self):
+            looks.append(super().measure())
+            return looks[-1]
+
+    import concept_sliders.training.run as run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "Reach", Looking)
+        train(learning_rate=2e-3, patience=50, steps=60)
+    assert len(looks) == 3 and 0 < looks[0] < looks[1] < looks[2]
+    assert HalfDone is run.HalfDone
+
+
+def test_a_run_that_ended_early_has_ended_when_it_is_taken_up_again(train, tmp_path):
+    settings = {"learning_rate": 1e-9, "patience": 1}
+    first = train(Watch(checkpoints=tmp_path), **settings)
+    again = train(Watch(checkpoints=tmp_path), **settings)
+    assert first.progress.steps == again.progress.steps == 40 and again.progress.still
+
+
+def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
+    model, clip, vae = pocket
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(TINY_VISION))
+    with torch.inference_mode():
+        vision = comfy.clip_vision.ClipVisionModel(str(config))
+        torch.manual_seed(0)
+        for parameter in vision.model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+        given = {"model": model, "clip": clip, "concept": (CONCEPT,), "latent": {"samples": LATENTS}, "name": "age"}
+        settings = {"from_part": 0.0, "to_part": 1.0, "steps": 100, "learning_rate": 1e-9, "rollout_steps": 2}
+        with pytest.raises(ValueError, match="wire in a VAE"):
+            TrainSlider.execute(**given, **settings, patience=1, clip_vision=vision)
+        (sliders, *_) = TrainSlider.execute(**given, **settings, vae=vae, patience=1, clip_vision=vision).args
+    assert sliders.placed[0].slider.info.recipe["steps_done"] < 100
