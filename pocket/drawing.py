@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from .shapes import arc, mix, oval, ramp, tilted
+from .unnamed import Unnamed
 from .world import Portrait
 
 SIZE = 64
@@ -27,14 +28,14 @@ HAIR = ((24, 20, 26), (92, 54, 34), (168, 108, 52), (228, 190, 112), (244, 241, 
 SKIN = ((84, 52, 36), (138, 90, 62), (190, 136, 98), (232, 184, 148), (254, 224, 202))
 
 
-def draw(portrait: Portrait) -> np.ndarray:
-    """(64, 64, 3) uint8."""
+def draw(portrait: Portrait, unnamed: Unnamed | None = None) -> np.ndarray:
+    """(64, 64, 3) uint8. unnamed: what no caption names; the portrait's seed says it otherwise."""
     brush = Brush(portrait.style)
-    nuisance = np.random.default_rng(portrait.seed)
+    unnamed = unnamed or Unnamed.of(portrait.seed)
     _draw_sky(brush, portrait)
-    face = _measure(portrait, nuisance)
+    face = _measure(portrait, unnamed)
     _draw_back_hair(brush, portrait, face)
-    _draw_body(brush, portrait, face, nuisance)
+    _draw_body(brush, portrait, face, unnamed)
     _draw_head(brush, portrait, face)
     _draw_wrinkles(brush, portrait, face)
     _draw_eyes(brush, portrait, face)
@@ -43,7 +44,7 @@ def draw(portrait: Portrait) -> np.ndarray:
     if portrait.glasses:
         _draw_glasses(brush, face)
     if portrait.hat:
-        _draw_hat(brush, face, nuisance)
+        _draw_hat(brush, face, unnamed)
     return brush.finish()
 
 
@@ -110,17 +111,16 @@ class Brush:
         return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX, box=FRAME))
 
 
-def _measure(p: Portrait, nuisance: np.random.Generator) -> Face:
-    x, y = 128 + nuisance.uniform(-5, 5), 132 + nuisance.uniform(-4, 4)
+def _measure(p: Portrait, unnamed: Unnamed) -> Face:
+    x, y = 128 + unnamed.x, 132 + unnamed.y
     half_width = 42 + 26 * p.face_width
     half_height = 54 + 18 * p.age
     eye_y = y + 14 - 24 * p.age
     apart = half_width * 0.46
     eyes = [(x - apart, eye_y), (x + apart, eye_y)]
     mouth, tilt = (x, y + 36), 0.0
-    slip = nuisance.uniform(13, 18), nuisance.uniform(12, 17), nuisance.choice((-1, 1), 2)
     if p.spoiled:
-        drop, side, signs = slip
+        drop, side, signs = unnamed.drop, unnamed.side, unnamed.signs
         eyes = [(eyes[0][0], eye_y - signs[0] * drop), (eyes[1][0], eye_y + signs[0] * drop)]
         mouth, tilt = (x + signs[1] * side, y + 36), signs[0] * 0.55
     return Face(
@@ -167,10 +167,9 @@ def _draw_back_hair(brush: Brush, p: Portrait, f: Face):
     brush.shape(crown + ends, f.hair)
 
 
-def _draw_body(brush: Brush, p: Portrait, f: Face, nuisance: np.random.Generator):
+def _draw_body(brush: Brush, p: Portrait, f: Face, unnamed: Unnamed):
     shoulders = 78 if p.woman else 100
-    hue = nuisance.random()
-    shirt = tuple(int(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.5, 0.72))
+    shirt = tuple(int(255 * v) for v in colorsys.hsv_to_rgb(unnamed.shirt, 0.5, 0.72))
     neck = 19 if p.woman else 27
     shade = mix(f.skin, (90, 40, 40), 0.16)
     brush.shape([(f.x - neck, f.y + 40), (f.x + neck, f.y + 40), (f.x + neck, 226), (f.x - neck, 226)], shade)
@@ -280,9 +279,8 @@ def _draw_glasses(brush: Brush, f: Face):
     brush.line([(rx + lens, ry), (f.x + f.half_width + 3, ry - 3)], frame, 6)
 
 
-def _draw_hat(brush: Brush, f: Face, nuisance: np.random.Generator):
-    hue = nuisance.random()
-    felt = tuple(int(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.62, 0.62))
+def _draw_hat(brush: Brush, f: Face, unnamed: Unnamed):
+    felt = tuple(int(255 * v) for v in colorsys.hsv_to_rgb(unnamed.hat, 0.62, 0.62))
     w, base = f.half_width, f.top + 27
     crown = [(f.x + w * 0.86 * cos(a), base - 48 * sin(a) ** 0.6) for a in np.linspace(pi, 0, 25)]
     brush.shape(crown, felt)
