@@ -108,7 +108,7 @@ class TrainSlider(io.ComfyNode):
         conditionings = encode_prompts(clip, recipe.prompts())
         watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision)
         trained = train_slider(model, conditionings, recipe, fitted(model, latent), name, watch)
-        return handed_on(trained, recipe, cls.hidden.unique_id)
+        return handed_on(trained, recipe, cls)
 
 
 class TrainVisualSlider(io.ComfyNode):
@@ -169,10 +169,11 @@ class TrainVisualSlider(io.ComfyNode):
         conditionings = encode_prompts(clip, {one.prompt: None for one in pairs})
         sets = encoded(pairs, vae.encode, model.model.process_latent_in)
         watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision)
-        return handed_on(train_visual(model, conditionings, recipe, sets, name, watch), recipe, cls.hidden.unique_id)
+        return handed_on(train_visual(model, conditionings, recipe, sets, name, watch), recipe, cls)
 
 
-def handed_on(trained: Trained | None, recipe: Recipe, node_id: str | None) -> io.NodeOutput:
+def handed_on(trained: Trained | None, recipe: Recipe, node: type[io.ComfyNode]) -> io.NodeOutput:
     if trained is None:
         raise InterruptProcessingException()  # cancelled before there was anything to keep
+    node_id = node.hidden.unique_id if node.hidden else None  # outside the graph there is none
     return io.NodeOutput(Stack.of(trained.slider), ui=told(trained.progress, recipe.steps, node_id))
