@@ -10,11 +10,12 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..sliders.conventions import AS_IT_IS, CONVENTIONS, names_in, renamed, tensors_in
+from ..sliders.conventions import AS_IT_IS, CONVENTIONS, DIFFUSERS, KOHYA, NATIVE, names_in, renamed, tensors_in
 from ..sliders.family import family_of
 from ..sliders.files import save_slider
 from ..sliders.layers import weight_shape
 from ..sliders.merge import Merged, merge
+from ..sliders.naming import listed
 from ..sliders.slider import Change, Slider, SliderInfo
 from ..sliders.stack import Placed, Stack
 from ..sliders.translating import translated
@@ -84,11 +85,14 @@ def converted_layers(slider: Slider, convention: str, model: ModelPatcher | None
     several |= family_of(slider.layers) == "SDXL"
     by_name = slider.layers if model is None else slider.text_layers
     layers: dict[str, Change] = {}
+    names = {name: renamed(name, convention, several) for name in by_name}
+    if unnamed := [name for name, new in names.items() if new is None]:
+        hint = "" if model is not None else " Connect the model that the slider is for: it may know them."
+        raise ValueError(
+            f"Names alone do not tell those in the convention '{convention}' of {listed(unnamed)}.{hint}"
+        )
     for name, change in by_name.items():
-        new = renamed(name, convention, several)
-        if new is None:
-            hint = "" if model is not None else " Connect the model that the slider is for: it may know one."
-            raise ValueError(f"Layer {name} alone does not tell a name in the convention '{convention}'.{hint}")
+        new = names[name]
         if new in layers:
             raise ValueError(f"Two layers of slider '{slider.name}' are {new} in the convention '{convention}'.")
         layers[new] = change
@@ -103,8 +107,19 @@ def _by_model(layers: dict[str, Change], convention: str, model: ModelPatcher) -
     def shape_of(key: str) -> tuple[int, ...]:
         return weight_shape(model.model.get_submodule(key.rpartition(".")[0]), key)
 
-    flux_2 = isinstance(model.model, comfy.model_base.Flux2)
-    return translated(layers, key_map, names_in(key_map, convention, flux_2), shape_of, convention)
+    def by(other: str) -> tuple[dict[str, Change], tuple[str, ...]]:
+        flux_2 = isinstance(model.model, comfy.model_base.Flux2)
+        return translated(layers, key_map, names_in(key_map, other, flux_2), shape_of)
+
+    named, unnamed = by(convention)
+    if unnamed:
+        whole = [f"'{other}'" for other in (KOHYA, DIFFUSERS, NATIVE) if other != convention and not by(other)[1]]
+        hint = f" All of them have names in {' and in '.join(whole)}." if whole else ""
+        raise ValueError(
+            f"{len(unnamed)} of the slider's {len(layers)} layers have no name in the convention '{convention}' that "
+            f"ComfyUI reads: {listed(unnamed)}.{hint}"
+        )
+    return named
 
 
 class MergeSliders(io.ComfyNode):

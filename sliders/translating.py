@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .kinds import kind_of
-from .naming import known_name
+from .naming import known_name, listed
 from .slider import Change, LowRank
 
 ShapeOf = Callable[[str], tuple[int, ...]]
@@ -44,26 +44,26 @@ def translated(
     key_map: Mapping[str, Any],
     names: Mapping[str, Mapping[Place, str]],
     shape_of: ShapeOf,
-    what: str,
-) -> dict[str, Change]:
-    """The same change under the names of a convention.
+) -> tuple[dict[str, Change], tuple[str, ...]]:
+    """The same change under the names of a convention, and the layers that have no name in it, with their kinds.
 
     key_map: the host's, from layer names to places. names: the convention's names of places, by the weight's key.
-    shape_of: the shape of a weight by its key. what: the convention, for messages.
-    Raises ValueError, naming the layer, if the model does not know it or the convention has no name for it.
+    shape_of: the shape of a weight by its key.
+    Raises ValueError, naming the layers, if the model does not know them.
     """
     pieces: dict[str, list[Change]] = {}
+    unnamed = []
+    places = {name: known_name(name, key_map) for name in layers}
+    if strange := [name for name, known in places.items() if known is None]:
+        raise ValueError(f"Not in the model, so their other names are not known: {listed(strange)}.")
     for name, change in layers.items():
-        known = known_name(name, key_map)
-        if known is None:
-            raise ValueError(f"Layer {name} is not in the model, so its other names are not known.")
-        place = Place.of(key_map[known])
+        place = Place.of(key_map[places[name]])
         found = _moved(change, place, names.get(place.key, {}), lambda key=place.key: tuple(shape_of(key)), name)
         if not found:
-            raise ValueError(f"Layer {name} ({kind_of(change)}) has no name in the convention '{what}'.")
+            unnamed.append(f"{name} ({kind_of(change)})")
         for new, piece in found:
             pieces.setdefault(new, []).append(piece)
-    return {name: _together(name, changes) for name, changes in pieces.items()}
+    return {name: _together(name, changes) for name, changes in pieces.items()}, tuple(unnamed)
 
 
 def _moved(
