@@ -73,10 +73,15 @@ class Gate:
             return 1.0
         if sigma > percent_to_sigma(self.start) or sigma < percent_to_sigma(self.end):
             return 0.0
-        if self.ramp == 0.0:
+        if self.ramp == 0.0 or self._is_full(sigma, percent_to_sigma):
             return 1.0
         percent = percent_of(sigma, percent_to_sigma)
         return self.factor(min(max(percent, self.start), self.end))
+
+    def _is_full(self, sigma: float, percent_to_sigma: PercentToSigma) -> bool:
+        """Whether a noise level within the window lies on neither ramp."""
+        risen = sigma <= percent_to_sigma(self.start + self.ramp)
+        return risen and not (self.falls and sigma < percent_to_sigma(self.end - self.ramp))
 
 
 def percent_of(sigma: float, percent_to_sigma: PercentToSigma) -> float:

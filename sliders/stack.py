@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import isfinite
 
 import torch
@@ -161,6 +162,8 @@ class Stack:
         Without them the gates are left out of account.
         """
         timed = sigma is not None and percent_to_sigma is not None
+        if timed:  # asked once, however many gates there are
+            percent_to_sigma = cache(percent_to_sigma)
         columns = []
         for p in self.placed:
             factor = p.factor_at(sigma, percent_to_sigma) if timed else 1.0

@@ -139,3 +139,39 @@ def test_ramp_follows_the_closed_form():
         sigma = torch.tensor([model.model.model_sampling.percent_to_sigma(percent)])
         found = acting.strengths(model.model, torch.zeros(1, 4, 8, 8), sigma, {"sigmas": sigma}).item()
         assert found == pytest.approx(2.0 * min(max((percent - 0.2) / 0.4, 0.0), 1.0), abs=1e-4)
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.8])
+def test_a_gate_by_hand_with_its_ramps(strength, run_of):
+    """Every evaluation against weights merged by hand at its own strength: rising, full, falling, and outside."""
+    model, seen = tiny_model("SD15"), []
+    slider, window = random_slider(model), Gate(0.1, 0.9, 0.3)
+    by_hand = merged(model, "SD15", slider)
+    whole = {name: p.clone() for name, p in by_hand.model.named_parameters()}
+    own = dict(tiny_model("SD15").model.named_parameters())
+
+    def check(apply_model, args):
+        sigma = float(args["timestep"][0])
+        percent = 1.0 - model.model.model_sampling.timestep(args["timestep"][0]).item() / 999.0
+        inside = window.start <= percent <= window.end
+        rise, fall = (percent - window.start) / window.ramp, (window.end - percent) / window.ramp
+        factor = min(1.0, rise, fall) if inside else 0.0
+        for name, p in by_hand.model.named_parameters():
+            p.data.copy_(torch.lerp(own[name], whole[name], strength * factor))
+        given = apply_model(args["input"], args["timestep"], **args["c"])
+        expected = by_hand.model.apply_model(args["input"], args["timestep"], c_crossattn=args["c"]["c_crossattn"])
+        seen.append((sigma, factor))
+        # the host's percents are those of 1000 steps: that much of a strength is between two of them
+        assert difference(given, expected) < 2e-3
+        return given
+
+    acted = apply_sliders(model, Stack.of(slider, strength, window))
+    acted.set_model_unet_function_wrapper(check)
+    sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, "normal", 16)
+    sample_custom(acted, "euler", sigmas, *run_of[1:])
+    factors = [factor for _, factor in seen]
+    assert factors[0] == 0.0
+    assert 1.0 in factors
+    top = factors.index(1.0)
+    assert 0.0 < factors[top - 1] < 1.0
+    assert any(0.0 < factor < 1.0 for factor in factors[top:])

@@ -6,6 +6,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy_extras.nodes_torch_compile import TorchCompileModel
+from concept_sliders.sliders import merged as merging
 from concept_sliders.sliders import ways
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.matching import layer_names, workshop_of
@@ -96,6 +97,35 @@ def test_two_stacks_on_two_clones_do_not_take_turns(model):
     for _ in range(2):
         assert difference(sample(one, FAMILY), first) < 1e-6
         assert difference(sample(two, FAMILY), second) < 1e-6
+
+
+@pytest.mark.parametrize("way, uses", [("auto", ways.WORTH_IT), ("merged", 1)])
+def test_two_stacks_alternating_within_one_run(model, way, uses, monkeypatch):
+    """Clones evaluated in turn: with "auto" nothing is built that has not paid for itself when the next is."""
+    one, two = (apply_sliders(model, Stack.of(random_slider(model, seed)), way) for seed in (1, 2))
+    expected = [sample(clone, FAMILY) for clone in (one, two)]
+    workshop_of(model.model).clear()
+    builds, build = [], merging._build
+    monkeypatch.setattr(merging, "_build", lambda *given: (builds.append(1), build(*given)))
+    wrappers = [clone.get_wrappers("apply_model", "concept_sliders") for clone in (one, two)]
+    turn = []
+
+    def in_turn(apply_model, args):
+        turn.append(1)
+        options = args["c"]["transformer_options"]
+        results = []
+        for which in (0, 1):
+            own = {**options["wrappers"], "apply_model": {"concept_sliders": wrappers[which]}}
+            c = {**args["c"], "transformer_options": {**options, "wrappers": own}}
+            results.append(apply_model(args["input"], args["timestep"], **c))
+        return results[first]
+
+    for first in (0, 1):
+        both = one.clone()
+        both.set_model_unet_function_wrapper(in_turn)
+        assert difference(sample(both, FAMILY), expected[first]) < 1e-4
+    evaluations, layers = 2 * len(turn), len(layer_names(model))
+    assert layers < len(builds) <= layers * evaluations / uses
 
 
 def test_stock_patches_before(model):

@@ -1,6 +1,7 @@
 """Tiny models of the host's own classes with random weights, sliders for them, and short sampling runs."""
 
 import comfy.lora
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -9,7 +10,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.sliders.layers import weight_shape
 from concept_sliders.sliders.matching import layer_names
+from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.tiny_families.family import randomise
 from concept_sliders.tests.host.tiny_families.transformers import FLUX
 from concept_sliders.tests.host.tiny_families.unets import UNET
@@ -95,6 +98,23 @@ def sample(
             disable_noise=start is not None,
             seed=5,
         ).clone()
+
+
+def one_evaluation(model: ModelPatcher, stack: Stack, way: str) -> torch.Tensor:
+    """What the model makes of one noisy latent at sigma 3, as noise."""
+    acted = apply_sliders(model, stack, way)
+    generator = torch.Generator().manual_seed(3)
+    x, context = torch.randn(1, 4, 8, 8, generator=generator), condition("SD15", 2)[0][0]
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([acted])
+        acted.pre_run()
+        options = {"wrappers": acted.wrappers, "cond_or_uncond": [0], "sigmas": torch.tensor([3.0])}
+        options["sample_sigmas"] = torch.linspace(14.0, 0.0, 20)
+        denoised = model.model.apply_model(
+            x, torch.tensor([3.0]), c_crossattn=context, transformer_options=options
+        ).float()
+        acted.cleanup()
+    return (x - denoised) / 3.0
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -73,6 +73,21 @@ def test_percent_of_inverts(percent):
     assert percent_of(percent_to_sigma(percent), percent_to_sigma) == pytest.approx(percent, abs=1e-6)
 
 
+@pytest.mark.parametrize("percent, most", [(0.3, 60), (0.5, 6), (0.95, 4)])
+def test_ramps_ask_for_a_noise_level_once(percent, most):
+    """Fifty sliders behind one ramp: the fraction of sampling is searched for once, and not at all off the ramps."""
+    asked = []
+
+    def counting(at: float) -> float:
+        asked.append(at)
+        return percent_to_sigma(at)
+
+    stack = stack_of([1.0] * 50).gated(Gate(0.2, 0.9, 0.2))
+    found = stack.strengths(percent_to_sigma(percent), counting)
+    torch.testing.assert_close(found, torch.full((1, 50), Gate(0.2, 0.9, 0.2).factor(percent)))
+    assert len(asked) <= most
+
+
 def test_window_includes_both_borders():
     gate = Gate(0.25, 0.75)
     low, high = percent_to_sigma(0.75), percent_to_sigma(0.25)
