@@ -190,6 +190,7 @@ def placed(tree: nn.Module, change: Change, name: str, target: Target) -> Iterat
             scaled = plain.scaled(adapted.scale)
             yield path, _low_rank_in(scaled, weight_shape(module, name), name, offset, function)
             continue
+        value = _without_core(value)
         added = isinstance(value, tuple)  # a difference, such as that of a bias beside the product
         relative = not added and any(ending in adapted.parts for ending in _RELATIVE)
         linear = added or "oft_blocks" not in adapted.parts
@@ -207,6 +208,20 @@ def _check_shape(
         check_bias(name, tuple(value[1][0].shape), own)
     else:
         check_fits(name, change, own)
+
+
+def _without_core(value: Any) -> Any:
+    """LoKr with a core between its factors, as a kernel's second factor is given, with that factor multiplied out.
+
+    The host's own code fails at those: it forms a Kronecker product of what does not lie in one piece.
+    """
+    if getattr(value, "name", "") != "lokr" or value.weights[7] is None:
+        return value
+    first, _, alpha, a, b, outputs, inputs, core, dora = value.weights
+    scale = 1.0 if alpha is None else alpha / inputs.shape[0]
+    second = torch.einsum("oikl,oc,id->cdkl", core.float(), outputs.float(), inputs.float()).contiguous() * scale
+    first = a.float() @ b.float() if first is None else first
+    return type(value)(value.loaded_keys, (first, second, *(None,) * 6, dora))
 
 
 def _as_low_rank(value: Any) -> LowRank | None:

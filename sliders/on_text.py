@@ -5,8 +5,8 @@ from __future__ import annotations
 import comfy.lora
 from comfy.sd import CLIP
 
-from .matching import HostPatch, Target, host_values, placed, report
-from .slider import Adapted, Change, Slider
+from .matching import HostPatch, Target, host_tensors, placed, report
+from .slider import Change, Slider
 from .stack import Stack
 
 
@@ -48,6 +48,8 @@ def _patch(clone: CLIP, name: str, layer: Change, target: Target, strength: floa
     for path, change in placed(clone.cond_stage_model, layer, name, target):
         if isinstance(change, HostPatch):
             change.multiplied(clone.cond_stage_model.get_submodule(path), name)
-    scale = layer.scale if isinstance(layer, Adapted) else 1.0
-    for key, value, offset, function in host_values(layer, name, target):
-        clone.add_patches({(key, offset, function): value}, strength * scale)
+            key = (f"{path}.{change.parameter}", change.offset, change.function)
+            clone.add_patches({key: change.value}, strength * change.scale)
+        else:
+            patches = comfy.lora.load_lora(host_tensors(name, change), {name: f"{path}.weight"}, log_missing=False)
+            clone.add_patches(patches, strength)

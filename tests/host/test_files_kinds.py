@@ -149,6 +149,58 @@ def test_a_middle_convolution_is_folded_exactly(tmp_path):
     assert difference(found, wanted) < 1e-6
 
 
+CONV = "lora_unet_down_blocks_0_resnets_0_conv1"  # (32, 32, 3, 3)
+CORES = {
+    "LoHa": {f"hada_w{i}_{ab}": (4, 32) for i in (1, 2) for ab in "ab"}
+    | {f"hada_t{i}": (4, 4, 3, 3) for i in (1, 2)},
+    "LoKr": {"lokr_w1": (4, 4), "lokr_w2_a": (3, 8), "lokr_w2_b": (3, 8), "lokr_t2": (3, 3, 3, 3)},
+    "LoKr of products": {
+        "lokr_w1_a": (4, 2),
+        "lokr_w1_b": (2, 4),
+        "lokr_w2_a": (3, 8),
+        "lokr_w2_b": (3, 8),
+        "lokr_t2": (3, 3, 3, 3),
+    },
+    "LoKr, whole": {"lokr_w1": (4, 4), "lokr_w2": (8, 8, 3, 3)},
+}
+
+
+def product(parts):
+    """The difference that factors and cores make, as their authors define it, with alpha 2."""
+    if "hada_t1" in parts:
+        one, two = (
+            torch.einsum("oikl,oc,id->cdkl", parts[f"hada_t{n}"], parts[f"hada_w{n}_a"], parts[f"hada_w{n}_b"])
+            for n in (1, 2)
+        )
+        return one * two * 2 / 4
+    first = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
+    if "lokr_w2" in parts:
+        second = parts["lokr_w2"]
+    else:
+        second = torch.einsum("oikl,oc,id->cdkl", parts["lokr_t2"], parts["lokr_w2_a"], parts["lokr_w2_b"]) * 2 / 3
+    return torch.kron(first[:, :, None, None], second.contiguous())
+
+
+@pytest.mark.parametrize("kind", CORES)
+def test_convolutions_with_cores(kind, tmp_path):
+    """Tucker's form: the kernel lies in a core between the factors. The stock loader fails at LoKr's."""
+    torch.manual_seed(5)
+    model = tiny_model("SD15")
+    parts = {part: random(*size) for part, size in CORES[kind].items()}
+    tensors = {f"{CONV}.{part}": tensor for part, tensor in parts.items()}
+    save_file({**tensors, f"{CONV}.alpha": torch.tensor(2.0)}, tmp_path / "a.safetensors")
+    slider = load_slider(tmp_path / "a.safetensors")
+    assert kind_of(slider.layers[CONV]) == kind.partition(" ")[0].rstrip(",")
+    save_slider(Slider("b", {CONV: slider.layers[CONV].scaled(-0.7)}), tmp_path / "b.safetensors", torch.float32)
+    for given, strength in ((slider, 1.0), (load_slider(tmp_path / "b.safetensors"), -0.7)):
+        given_parts = {f"{CONV}.diff": strength * product(parts)}
+        stock, _ = comfy.sd.load_lora_for_models(model, None, given_parts, 1.0, 0.0)
+        expected = sample(stock, "SD15")
+        assert difference(expected, sample(model, "SD15")) > 1e-4
+        for way in ("by rows", "merged"):
+            assert difference(sample(apply_sliders(model, Stack.of(given), way), "SD15"), expected) < 1e-4
+
+
 def test_norms(tmp_path):
     model = tiny_model("SD15")
     name = "lora_unet_down_blocks_0_resnets_0_norm1"
