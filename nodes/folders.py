@@ -13,6 +13,9 @@ _HIDDEN = "loras/"  # how a file in `loras` begins whose name one in `sliders` h
 
 folder_paths.add_model_folder_path("sliders", str(Path(folder_paths.models_dir) / "sliders"), is_default=True)
 folder_paths.add_model_folder_path("sliders", str(SHIPPED))
+# Otherwise ComfyUI's own list of models shows the pictures beside them too
+_PLACES, _ = folder_paths.folder_names_and_paths["sliders"]
+folder_paths.folder_names_and_paths["sliders"] = (_PLACES, set(folder_paths.supported_pt_extensions))
 
 
 def slider_names() -> list[str]:
