@@ -9,7 +9,7 @@ from .loading import LoadSlider, SaveSlider
 from .pairs import ImagePairsFromFolder, ImagePairsNode
 from .pocket import LoadPocketModel
 from .recipes import LoadRecipe
-from .training import TrainSlider, TrainVisualSlider
+from .training import TrainSlider, TrainTextEncoderSlider, TrainVisualSlider
 
 NODES = (
     LoadSlider,
@@ -27,6 +27,7 @@ NODES = (
     CombineConcepts,
     TrainSlider,
     TrainVisualSlider,
+    TrainTextEncoderSlider,
     LoadRecipe,
     ImagePairsNode,
     ImagePairsFromFolder,

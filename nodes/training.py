@@ -4,12 +4,13 @@ from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io
 
 from ..sliders.stack import Stack
+from ..training.encoder import train_encoder
 from ..training.pairs import ImagePairs
-from ..training.recipe import VISUAL_METHODS, Concept, Recipe, TextualRecipe, VisualRecipe
+from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
 from ..training.run import Trained, train_slider, train_visual
 from ..training.visual import encoded
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
-from .training_inputs import keeping_inputs, layer_inputs, range_inputs, recipe_input, slider_inputs
+from .training_inputs import checkpoint_input, keeping_inputs, layer_inputs, range_inputs, recipe_input, slider_inputs
 from .watching import encode_prompts, fitted, told, watch_training
 
 
@@ -170,6 +171,55 @@ class TrainVisualSlider(io.ComfyNode):
         sets = encoded(pairs, vae.encode, model.model.process_latent_in)
         watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision)
         return handed_on(train_visual(model, conditionings, recipe, sets, name, watch), recipe, cls)
+
+
+class TrainTextEncoderSlider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ConceptSlidersTrainTextEncoderSlider",
+            display_name="Train Text Encoder Slider",
+            category="sliders/training",
+            search_aliases=["text slider", "train lora", "clip lora"],
+            description="Trains a slider of the text encoder alone, in place: no diffusion model is needed, and "
+            "every model that reads these encodings follows it. Apply Sliders lets it act through its CLIP input.",
+            inputs=[
+                io.Clip.Input("clip"),
+                SliderConcept.Input("concept"),
+                io.Float.Input(
+                    "share",
+                    default=1.0,
+                    min=0.05,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How far strength 1 moves a prompt's encoding, in parts of the way from the less end "
+                    "to the more end. The concept's eta is not used.",
+                ),
+                *slider_inputs(steps=300),
+                *layer_inputs(),
+                checkpoint_input(),
+                recipe_input(),
+            ],
+            outputs=[Sliders.Output(display_name="sliders")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip,
+        concept: tuple[Concept, ...],
+        name: str,
+        checkpoint_every: int = 0,
+        recipe: Recipe | None = None,
+        **settings,
+    ) -> io.NodeOutput:
+        if recipe is None:
+            recipe = EncoderRecipe(concepts=concept, **settings)
+        elif not isinstance(recipe, EncoderRecipe):
+            raise ValueError("Train Text Encoder Slider: the recipe is of a slider of the diffusion model.")
+        watch = watch_training(None, recipe.steps, checkpoint_every=checkpoint_every)
+        return handed_on(train_encoder(clip, recipe, name.strip() or "slider", watch), recipe, cls)
 
 
 def handed_on(trained: Trained | None, recipe: Recipe, node: type[io.ComfyNode]) -> io.NodeOutput:

@@ -126,16 +126,7 @@ def keeping_inputs() -> list[io.Input]:
             tooltip="The early stop looks at pictures through it, by its embeddings; it needs a VAE wired in as "
             "well. Without it the early stop looks at the latents.",
         ),
-        io.Int.Input(
-            "checkpoint_every",
-            default=100,
-            min=0,
-            max=100_000,
-            optional=True,
-            advanced=True,
-            tooltip="Steps between checkpoints; 0 for none. The same training, queued again after a cancel or a "
-            "crash, goes on from its last one. They are in the output folder, under slider_checkpoints.",
-        ),
+        checkpoint_input(),
     ]
 
 
@@ -144,4 +135,17 @@ def recipe_input() -> io.Input:
         "recipe",
         optional=True,
         tooltip="From Load Recipe: takes the place of every setting of this node.",
+    )
+
+
+def checkpoint_input() -> io.Input:
+    return io.Int.Input(
+        "checkpoint_every",
+        default=100,
+        min=0,
+        max=100_000,
+        optional=True,
+        advanced=True,
+        tooltip="Steps between checkpoints; 0 for none. The same training, queued again after a cancel or a "
+        "crash, goes on from its last one. They are in the output folder, under slider_checkpoints.",
     )

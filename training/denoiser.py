@@ -12,7 +12,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..sliders.prompt_cache import PromptCache
 from ..sliders.rows import must_be_apart
@@ -102,6 +102,11 @@ class Denoiser:
             for some, of, taken in parts
         )
         return torch.cat(list(answers), dim=dim)
+
+    @property
+    def network(self) -> nn.Module:
+        """The part of the model that is made of blocks."""
+        return self.patcher.model.diffusion_model
 
     def sigmas(self, steps: int) -> Tensor:
         """(steps + 1,) falling noise levels of the host's "simple" schedule, ending at 0."""

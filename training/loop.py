@@ -169,7 +169,7 @@ class Training:
             during.enter_context(differentiable(self._carefully))
             during.enter_context(self.layers.acting(point.strengths[rows]))
             if self._recompute:
-                during.enter_context(recomputed(self.denoiser.patcher.model.diffusion_model))
+                during.enter_context(recomputed(self.denoiser.network))
             prediction = self.denoiser(point.x[rows], point.sigma, [point.prompt])[0]
             mask = point.mask[rows] if point.mask is not None and len(point.mask) > 1 else point.mask
             loss = share * prediction_loss(prediction, point.target[rows], mask)

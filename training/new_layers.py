@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -19,14 +20,21 @@ from .recipe import Recipe
 class NewLayers:
     """A new slider's changes, on the model that is borrowed, as the recipe asks for them.
 
-    by_name: the changes by their names in a file; their tensors are the parameters that learn.
+    names: the names in a file of the layers that may be trained, by path; the diffusion model's if not given.
+    by_name: the changes by those names; their tensors are the parameters that learn.
     Raises ValueError if the recipe's choice takes no layer of the model.
     """
 
-    def __init__(self, patcher: ModelPatcher, recipe: Recipe, generator: torch.Generator):
+    def __init__(
+        self,
+        patcher: ModelPatcher,
+        recipe: Recipe,
+        generator: torch.Generator,
+        names: Mapping[str, str] | None = None,
+    ):
         self.scale = recipe.scale
         self.by_name: dict[str, LowRank | Dense] = {}
-        names = layer_names(patcher)
+        names = layer_names(patcher) if names is None else names
         modules = {path: patcher.model.get_submodule(path) for path in names}
         paths = [path for path, module in modules.items() if recipe.convolutions or is_linear(module)]
         placed = {}

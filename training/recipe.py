@@ -171,9 +171,30 @@ class TextualRecipe(Recipe):
 
     @property
     def ends(self) -> tuple[str, str]:
-        """Labels of strength -1 and +1: the first concept's."""
-        first = self.concepts[0]
-        return (first.more, first.less) if first.erase else (first.less, first.more)
+        """Labels of strength -1 and +1."""
+        return _ends_of(self.concepts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecipe(Recipe):
+    """A slider of the text encoder alone.
+
+    concepts: as for a textual slider; their eta is not used. share: how far strength 1 moves the prompt's encoding,
+    in parts of the way from the less end to the more end.
+    """
+
+    concepts: tuple[Concept, ...]
+    share: float = 1.0
+
+    def _checks(self) -> Iterator[tuple[str, bool, str]]:
+        yield from super()._checks()
+        yield "concepts", len(self.concepts) > 0, "one concept or more"
+        yield "share", isfinite(self.share) and self.share > 0, "a number above 0"
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Labels of strength -1 and +1."""
+        return _ends_of(self.concepts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +218,7 @@ class VisualRecipe(Recipe):
         return self.less, self.more
 
 
-_KINDS = {"textual": TextualRecipe, "visual": VisualRecipe}
+_KINDS = {"textual": TextualRecipe, "visual": VisualRecipe, "encoder": EncoderRecipe}
 
 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
@@ -225,6 +246,12 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
         return _KINDS[kind](**values)
     except TypeError as error:
         raise ValueError(f"This is not a whole {kind} recipe: {error}.") from error
+
+
+def _ends_of(concepts: tuple[Concept, ...]) -> tuple[str, str]:
+    """The first concept's."""
+    first = concepts[0]
+    return (first.more, first.less) if first.erase else (first.less, first.more)
 
 
 def _name_of(kind: type[Recipe]) -> str:

@@ -135,7 +135,7 @@ def train(
         model_hash = fingerprint(patcher.model)
         encoded = [tensor for conditioning in conditionings.values() for tensor, _ in conditioning]
         digest = digest_of(recipe.digest(), model_hash, tuple(latents.shape), *encoded, *data)
-        keeper = _Keeper(watch, training, name, digest)
+        keeper = Keeper(watch, training, name, digest)
 
         def after_step(progress: Progress, point: Point) -> None:
             keeper.after_step()
@@ -147,11 +147,11 @@ def train(
         if not progress.steps:
             return None
         keeper.keep()
-        info = _info(recipe, progress, family(patcher), model_hash)
+        info = info_of(recipe, progress, family(patcher), model_hash)
         return Trained(Slider(name, layers.finished(), info), progress)
 
 
-def _info(recipe: Recipe, progress: Progress, of_family: str, model_hash: str) -> SliderInfo:
+def info_of(recipe: Recipe, progress: Progress, of_family: str, model_hash: str) -> SliderInfo:
     """What the slider's file will say."""
     less, more = recipe.ends
     return SliderInfo(
@@ -164,7 +164,7 @@ def _info(recipe: Recipe, progress: Progress, of_family: str, model_hash: str) -
     )
 
 
-class _Keeper:
+class Keeper:
     """Keeps a run's state in a file, if it is to. digest: what runs that may continue each other share."""
 
     def __init__(self, watch: Watch, training: Training, name: str, digest: str):

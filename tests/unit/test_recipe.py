@@ -83,7 +83,7 @@ def test_a_recipe_with_a_single_concept_and_no_kind_is_read():
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"kind": "oral"}, "one of textual, visual; got 'oral'"),
+        ({"kind": "oral"}, "one of textual, visual, encoder; got 'oral'"),
         ({"kind": "visual", "concepts": []}, "visual recipe has no concepts"),
         ({"rank": 4}, "not a whole textual recipe"),
         ({"concepts": [{"target": "a"}]}, "not a whole textual recipe"),
