@@ -157,6 +157,8 @@ def bucket(size: tuple[int, int], side: int, step: int = STEP) -> tuple[int, int
         raise ValueError(
             f"a picture of {width} x {height} pixels is too small; the least is {step} in both directions."
         )
+    if height % step == width % step == 0 and height * width <= MOST * side * side:
+        return size  # as good as it gets, and what has been brought to its size stays as it is
     shrink = min(1.0, side / sqrt(height * width))
     wished = shrink * shrink * height * width
 
