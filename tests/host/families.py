@@ -49,3 +49,11 @@ def table(results: Mapping[str, Mapping[str, str | Exception]], reasons: Mapping
     lines += ["| " + " | ".join((family, *(cell(family, c) for c in _COLUMNS))) + " |" for family in results]
     footnotes = [f"{number}. {reason}" for reason, number in notes.items()]
     return "\n".join((_HEAD, *lines, "", *footnotes)).rstrip() + "\n"
+
+
+def in_short(page: str) -> str:
+    """The page's table and footnotes without the names of layers, for the README."""
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    names = _TITLES.index("names") + 1
+    short = ["|".join(cell for n, cell in enumerate(row.split("|")) if n != names) for row in rows]
+    return "\n".join((*short, "", *(line for line in page.splitlines() if line[:1].isdigit())))

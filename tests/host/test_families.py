@@ -5,11 +5,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from concept_sliders.tests.host.families import FAMILIES, table
+from concept_sliders.tests.host.families import FAMILIES, in_short, table
 from concept_sliders.tests.host.family_checks import CHECKS, Subject
 from concept_sliders.tests.host.known_gaps import REASONS
 
-PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+README = Path(__file__).parents[2] / "README.md"
+PAGE = README.parent / "docs" / "families.md"
+BEGIN, END = "<!-- families -->", "<!-- end of families -->"
 
 
 def families(check):
@@ -79,4 +81,14 @@ def test_table_is_up_to_date(outcome):
     page = table(results, REASONS)
     if os.environ.get("CONCEPT_SLIDERS_WRITE_TABLES") == "1":
         PAGE.write_text(page, encoding="utf-8")
+        before, _, after = _around_the_table()
+        README.write_text(f"{before}{BEGIN}\n{in_short(page)}\n{END}{after}", encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == page
+    assert _around_the_table()[1].strip() == in_short(page)
+
+
+def _around_the_table():
+    """The README before its table of families, the table, and the README after it."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    table, _, after = rest.partition(END)
+    return before, table, after
