@@ -197,3 +197,39 @@ def test_own_rollouts_carry_the_slider_along():
         torch.testing.assert_close(point.x - other.x, -0.5 * gone * point.strengths.expand(-1, 3))
         sign = float(point.strengths[0, 0])
         torch.testing.assert_close(point.target[0], torch.full((3,), 1.0 + float(point.sigma) + sign * 4.0))
+
+
+def test_gradients_are_the_differences_of_the_loss():
+    """Through two layers with a slider on each, against central differences in double precision."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(3, 5).double(), torch.nn.Linear(5, 2).double()]
+    changes = [
+        LowRank(*(torch.nn.Parameter(torch.randn(*shape, dtype=torch.float64)) for shape in ((2, i), (o, 2))))
+        for i, o in ((3, 5), (5, 2))
+    ]
+    bank = LayerBank({layer: [(0, change)] for layer, change in zip(layers, changes)})
+    x, target = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    strengths, mask = torch.tensor([[1.0], [-1.0], [0.5], [0.0]]), torch.tensor([[1.0], [1.0], [0.0], [0.5]])
+
+    def loss():
+        with bank.acting(strengths):
+            y = layers[1](torch.tanh(layers[0](x)))
+        weights = mask.double().expand_as(y)  # the objective itself works in single precision
+        return ((y - target) ** 2 * weights).sum() / weights.sum()
+
+    value = loss()
+    value.backward()
+    with bank.acting(strengths):
+        y = layers[1](torch.tanh(layers[0](x)))
+    assert prediction_loss(y, target, mask).item() == pytest.approx(value.item(), rel=1e-5)
+    for change in changes:
+        for parameter in (change.down, change.up):
+            for index in range(parameter.numel()):
+                differences = []
+                for step in (1e-5, -1e-5):
+                    with torch.no_grad():
+                        parameter.view(-1)[index] += step
+                        differences.append(loss().item())
+                        parameter.view(-1)[index] -= step
+                written = (differences[0] - differences[1]) / 2e-5
+                assert parameter.grad.view(-1)[index].item() == pytest.approx(written, rel=1e-5, abs=1e-8)
