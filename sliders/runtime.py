@@ -30,6 +30,7 @@ from .slider import LowRank
 from .stack import Stack
 from .ways import WAYS, room_beside, steady_part
 
+_EARLY = ".llm_adapter."  # layers of Anima that run when prompts are prepared, before sampling
 COMPILED = "torch.compile"  # the key of the host's own wrapper for compiled models
 
 
@@ -44,7 +45,9 @@ def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> Mode
         return clone
     acting = acting_on(model)
     before, matches = (acting.stack, acting.matches) if acting else (Stack(), ())
-    matches += tuple(resolve(model, placed.slider) for placed in stack)
+    for placed in stack:
+        matches += (resolve(model, placed.slider),)
+        _name_early_layers(placed.slider.name, matches[-1])
     acting = ActingStack(before + stack, matches, way, model.model)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, acting)
@@ -56,6 +59,17 @@ def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> Mode
     if any(placed.branch != "both" for placed in acting.stack):
         tell_apart(clone)
     return clone
+
+
+def _name_early_layers(name: str, match: Match) -> None:
+    early = [path for path in match.layers if _EARLY in path]
+    if early:
+        logging.warning(
+            "Slider '%s': %d layers run before sampling begins, where sliders do not act, and are left out: %s",
+            name,
+            len(early),
+            ", ".join(early),
+        )
 
 
 def acting_on(model: ModelPatcher) -> ActingStack | None:
