@@ -2,8 +2,9 @@
 
 Measured at SD1.5's size with fifty sliders (`bench/runtime.py`), in evaluations with guidance: merged weights cost
 0.8 when they are built at 512 px, 2.4 at 256 px, a tenth or less when one slider is turned, and nothing afterwards;
-acting by rows costs 0.3 and 0.6 at first, nothing to change, and 0.2 in every evaluation. So what holds still for a few evaluations is merged where the
-weights and the memory allow, and what differs between rows, ramps, or acts on one branch goes by rows.
+acting by rows costs 0.3 and 0.6 at first, nothing to change, and 0.2 in every evaluation. So what holds still for a
+few evaluations is merged where the weights and the memory allow, and what differs between rows, ramps, or acts on one
+branch goes by rows.
 """
 
 from __future__ import annotations
