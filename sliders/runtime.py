@@ -156,7 +156,8 @@ class ActingStack:
                     self._let_act(acting, own, base_model, x, options)
                 return executor(x, *positional, options, **given)
 
-        if must_be_apart(base_model, strengths) or self._bank_of(base_model).are_apart(strengths):
+        differ = bool((strengths != strengths[:1]).any())
+        if differ and (must_be_apart(base_model, strengths) or self._bank_of(base_model).are_apart(strengths)):
             parts = parts_of(strengths, len(options.get("cond_or_uncond", (0,))))
             return evaluate_apart(evaluate, parts, x, conditions, options)
         return evaluate(None, x, conditions, options)
