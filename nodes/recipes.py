@@ -1,6 +1,8 @@
-"""Recipes that stand in slider files."""
+"""Recipes: those that come with the pack, and those that stand in slider files."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io, ui
 
@@ -8,6 +10,9 @@ from ..sliders.files import load_slider
 from ..training.recipe import TextualRecipe, recipe_from
 from .loading import find_slider, slider_names
 from .sockets import SliderConcept, SliderRecipe
+
+SHIPPED = Path(__file__).parent.parent / "recipes"
+_PREFIX = "recipes/"  # of the names of those
 
 
 class LoadRecipe(io.ComfyNode):
@@ -17,9 +22,16 @@ class LoadRecipe(io.ComfyNode):
             node_id="ConceptSlidersLoadRecipe",
             display_name="Load Recipe",
             category="sliders/training",
-            description="How a slider was trained, from its file: to train it again, on another model, or a little "
-            "differently.",
-            inputs=[io.Combo.Input("slider", options=slider_names(), tooltip="A slider trained with this pack.")],
+            search_aliases=["preset", "fix hands", "realism", "repair slider"],
+            description="A recipe that comes with the pack, or how a slider was trained, from its file: to train it "
+            "again, on another model, or a little differently.",
+            inputs=[
+                io.Combo.Input(
+                    "slider",
+                    options=[*shipped_names(), *slider_names()],
+                    tooltip="A recipe of the pack, or a slider trained with it.",
+                )
+            ],
             outputs=[
                 SliderRecipe.Output(display_name="recipe", tooltip="All settings, for the recipe input of training."),
                 SliderConcept.Output(display_name="concept", tooltip="What it was trained for, if from words."),
@@ -29,14 +41,36 @@ class LoadRecipe(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, slider: str):
-        return find_slider(slider).stat().st_mtime_ns
+        return _file(slider).stat().st_mtime_ns
 
     @classmethod
     def execute(cls, slider: str) -> io.NodeOutput:
-        info = load_slider(find_slider(slider)).info
-        if not info.recipe:
-            raise ValueError(f"The file {slider} holds no recipe: it was not trained with this pack.")
-        recipe = recipe_from(info.recipe)
+        path = _file(slider)
+        values, about = (_of_json(path), {}) if slider in shipped_names() else _of_slider(path, slider)
+        recipe = recipe_from(values)
         concept = recipe.concepts if isinstance(recipe, TextualRecipe) else None
-        text = json.dumps({**info.recipe, "family": info.family, "base_model_hash": info.base_model_hash}, indent=1)
+        text = json.dumps({**values, **about}, indent=1, ensure_ascii=False)
         return io.NodeOutput(recipe, concept, text, ui=ui.PreviewText(text))
+
+
+def shipped_names() -> list[str]:
+    """The recipes that come with the pack, as Load Recipe lists them."""
+    return [f"{_PREFIX}{path.stem}" for path in sorted(SHIPPED.glob("*.json"))]
+
+
+def _file(name: str) -> Path:
+    if name in shipped_names():
+        return SHIPPED / f"{name.removeprefix(_PREFIX)}.json"
+    return find_slider(name)
+
+
+def _of_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _of_slider(path: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the recipe in a slider's file, the model it was trained on)."""
+    info = load_slider(path).info
+    if not info.recipe:
+        raise ValueError(f"The file {name} holds no recipe: it was not trained with this pack.")
+    return info.recipe, {"family": info.family, "base_model_hash": info.base_model_hash}
