@@ -13,6 +13,7 @@ from ..training.pairs import STEP, ImagePairs, ImageSet, cover, pairs_from_batch
 from .sockets import ImagePairsSocket
 from .strip import BACKGROUND, draw_strip
 
+SHIPPED = Path(__file__).parent.parent / "pocket" / "pairs"
 CELL = 160  # pixels of one picture in the contact sheet
 ROWS = 24  # of the contact sheet at most
 OUTSIDE = 0.3  # how bright the sheet shows what the mask leaves out
@@ -86,7 +87,11 @@ class ImagePairsFromFolder(io.ComfyNode):
             "subfolders less and more, subfolders -2, -1, 1, 2, or files such as seed0042_-2.png. The help page has "
             "the rules.",
             inputs=[
-                io.Combo.Input("folder", options=picture_folders(input_folder()), tooltip="A folder in input/."),
+                io.Combo.Input(
+                    "folder",
+                    options=folder_names(),
+                    tooltip="A folder in input/, or pocket_shirt, which comes with the pack.",
+                ),
                 io.String.Input(
                     "prompt",
                     default="",
@@ -117,19 +122,29 @@ class ImagePairsFromFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **others):
-        return fingerprint(find_folder(input_folder(), folder)), *others.values()
+        return fingerprint(_folder(folder)), *others.values()
 
     @classmethod
     def execute(
         cls, folder: str, prompt: str, size: int, multiple: int = STEP, strengths: str = "", strongest: float = 0.0
     ) -> io.NodeOutput:
-        path = find_folder(input_folder(), folder)
-        pairs = read_pairs(path, parse_marks(strengths), prompt.strip(), size, multiple)
+        pairs = read_pairs(_folder(folder), parse_marks(strengths), prompt.strip(), size, multiple)
         return shown(cls, pairs.scaled_to(strongest) if strongest else pairs)
 
 
 def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
+
+
+def folder_names() -> list[str]:
+    """Folders of the input folder, and after them the pairs that come with the pack where no folder is so named."""
+    own = picture_folders(input_folder())
+    return [*own, *sorted({path.name for path in SHIPPED.iterdir() if path.is_dir()} - {*own})]
+
+
+def _folder(name: str) -> Path:
+    own = picture_folders(input_folder())
+    return SHIPPED / name if name in folder_names() and name not in own else find_folder(input_folder(), name)
 
 
 def shown(cls: type[io.ComfyNode], pairs: ImagePairs) -> io.NodeOutput:

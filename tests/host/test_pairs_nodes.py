@@ -86,7 +86,7 @@ def test_the_combo_shows_the_folders_that_are_there(input_folder):
     def shown():
         return next(i for i in ImagePairsFromFolder.define_schema().inputs if i.id == "folder").options
 
-    assert shown() == ["smiles", "smiles/less", "smiles/more"]
+    assert shown() == ["smiles", "smiles/less", "smiles/more", "pocket_shirt"]
     (input_folder / "new").mkdir()
     Image.new("RGB", (64, 64)).save(input_folder / "new" / "x.png")
     assert shown()[0] == "new"
@@ -97,3 +97,11 @@ def test_folders_that_are_not_there_or_outside_are_refused(input_folder):
         ImagePairsFromFolder.execute("frowns", "", 64)
     with pytest.raises(ValueError, match="leads out of"):
         ImagePairsFromFolder.execute("../temp", "", 64)
+
+
+def test_the_pairs_of_the_pack_are_there_unless_the_user_has_a_folder_of_that_name(input_folder):
+    shipped = ImagePairsFromFolder.execute("pocket_shirt", "", 64).result[0]
+    assert len(shipped) == 6 and {one.prompt for one in shipped} == {"portrait of a person, flat colour"}
+    assert ImagePairsFromFolder.fingerprint_inputs(folder="pocket_shirt", size=64)
+    (input_folder / "smiles").rename(input_folder / "pocket_shirt")
+    assert len(ImagePairsFromFolder.execute("pocket_shirt", "", 64).result[0]) == 3
