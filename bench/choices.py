@@ -1,0 +1,213 @@
+"""What each choice in training does: the figures and pictures of docs/training.md.
+
+    python3 dev.py bench choices [--only eta steps ...]
+
+Trains age sliders of the pocket model that differ in one setting, sweeps each over the same people, reads them with
+the probe, and draws a strip for every setting. Sliders are kept in the folder --out and not trained twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import _models  # noqa: F401  (makes the host importable)
+import nodes
+import torch
+from concept_sliders.nodes.strip import draw_strip
+from concept_sliders.nodes.watching import encode_prompts
+from concept_sliders.pocket.draw_pairs import as_images
+from concept_sliders.pocket.drawing import draw
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.probe import load_probe
+from concept_sliders.pocket.world import BINARY, CONTINUOUS, portraits
+from concept_sliders.sliders.files import load_slider, save_slider
+from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.slider import Slider
+from concept_sliders.sliders.stack import Stack
+from concept_sliders.training.pairs import pairs_from_batches, prepare
+from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
+from concept_sliders.training.run import Watch, train_slider, train_visual
+from concept_sliders.training.visual import encoded
+from PIL import Image
+from torch import Tensor
+
+PERSON = "portrait of a person"
+AGE = Concept(
+    PERSON,
+    "portrait of a very old person",
+    "portrait of a very young person",
+    ("with glasses", "without glasses"),
+    eta=0.45,
+)
+USUAL = TextualRecipe(concepts=(AGE,), steps=200, learning_rate=2e-3, seed=0)
+PUBLISHED = replace(USUAL, own_rollouts=0.0, held_target=False)
+DRAWN = VisualRecipe(less="young", more="old", method="ADDifT", steps=60, learning_rate=2e-3, seed=0)
+READ = (*CONTINUOUS, *BINARY)
+STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+SAMPLING_STEPS, GUIDANCE, FIRST_SEED, GATE = 12, 3.0, 900, Gate(0.1)
+BATCH, CELL, SHOWN = 4, 96, (0, 3)
+log = logging.getLogger("choices")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to train. title: what the strip says above it. people: to measure on."""
+
+    name: str
+    title: str
+    recipe: TextualRecipe | VisualRecipe = USUAL
+    people: int = 12
+
+
+def _with_eta(eta: float, hold: tuple[str, ...] = AGE.hold) -> TextualRecipe:
+    return replace(USUAL, concepts=(replace(AGE, eta=eta, hold=hold),))
+
+
+RIGHT = "usual"
+SHEETS = {  # steps first, and rising: a longer run goes on from a shorter one
+    "steps": (
+        Choice("steps_few", "20 steps: too few", replace(USUAL, steps=20)),
+        Choice(RIGHT, "200 steps"),
+        Choice("steps_many", "600 steps: more than it takes", replace(USUAL, steps=600)),
+    ),
+    "eta": (
+        Choice("eta_small", "eta 0.1: too small", _with_eta(0.1)),
+        Choice(RIGHT, "eta 0.45"),
+        Choice("eta_large", "eta 2: too large", _with_eta(2.0)),
+    ),
+    "hold": (
+        Choice("hold_nothing", "nothing held: glasses come with age", replace(_with_eta(0.45, ()), steps=300), 32),
+        Choice("hold_published", "held the published way", replace(PUBLISHED, steps=300), 32),
+        Choice("hold_own", "held, and in its own pictures", replace(USUAL, own_rollouts=1.0, steps=300), 32),
+    ),
+    "signs": (
+        Choice("one_sign", "strength +1 trained alone", replace(USUAL, both_signs=False)),
+        Choice(RIGHT, "both signs trained"),
+    ),
+    "pairs": (
+        Choice("pairs_addift", "six drawn pairs: ADDifT, 60 steps", DRAWN),
+        Choice("pairs_addift_long", "ADDifT, 300 steps", replace(DRAWN, steps=300)),
+        Choice("pairs_noise_short", "noise, 60 steps", replace(DRAWN, method="noise")),
+        Choice("pairs_noise_long", "noise, 400 steps: too many", replace(DRAWN, method="noise", steps=400)),
+    ),
+    "rank": (
+        Choice("rank_small", "rank 1", replace(USUAL, rank=1)),
+        Choice(RIGHT, "rank 4"),
+        Choice("rank_large", "rank 32", replace(USUAL, rank=32)),
+    ),
+}
+
+
+class Studio:
+    """The pocket model, with the means to train an age slider and to look at it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with torch.inference_mode():
+            self.model, self.clip, self.vae = load_pocket()
+        self.probe = load_probe()
+
+    def slider(self, choice: Choice) -> Slider:
+        """Trained now, or taken from the folder if it has been before."""
+        file = self.folder / f"{choice.name}.safetensors"
+        if not file.exists():
+            began = time.monotonic()
+            save_slider(self._trained(choice.recipe), file)
+            log.info("%s: trained in %.0f s", choice.name, time.monotonic() - began)
+        return load_slider(file)
+
+    @torch.inference_mode()  # as the host runs its nodes
+    def _trained(self, recipe: TextualRecipe | VisualRecipe) -> Slider:
+        watch = Watch(preview_every=0, checkpoints=self.folder)  # a longer run goes on from a shorter one
+        if isinstance(recipe, TextualRecipe):
+            latents = torch.zeros(BATCH, 24, 16, 16)
+            return train_slider(self.model, self._said(recipe.prompts()), recipe, latents, "age", watch).slider
+        sets = encoded(drawn_pairs(), self.vae.encode, self.model.model.process_latent_in)
+        recipe = replace(recipe, sets=len(sets))
+        return train_visual(self.model, self._said([PERSON]), recipe, sets, "drawn age", watch).slider
+
+    @torch.inference_mode()
+    def sweep(self, slider: Slider, people: int) -> Tensor:
+        """(people, strengths, H, W, 3): the same people in every column."""
+        columns = len(STRENGTHS)
+        latent = {
+            "samples": torch.zeros(people * columns, 24, 16, 16),
+            "batch_index": [person for person in range(people) for _ in range(columns)],
+        }
+        said = self._said([PERSON, ""])
+        model = apply_sliders(self.model, Stack.of(slider, gate=GATE).swept(0, STRENGTHS, people))
+        (made,) = nodes.common_ksampler(
+            model, FIRST_SEED, SAMPLING_STEPS, GUIDANCE, "euler", "simple", said[PERSON], said[""], latent
+        )
+        return self.vae.decode(made["samples"]).unflatten(0, (people, columns))
+
+    def figures(self, pictures: Tensor) -> Tensor:
+        """(people, strengths, H, W, 3) -> (strengths, attributes): the probe's mean readings."""
+        values = self.probe.read(pictures.flatten(0, 1)).values[:, : len(READ)]
+        return values.unflatten(0, pictures.shape[:2]).mean(0)
+
+    def _said(self, prompts) -> dict[str, list]:
+        return encode_prompts(self.clip, prompts)
+
+
+def drawn_pairs():
+    """Six people as children and as old ones, drawn alike in everything else."""
+    people = [person.with_(spoiled=False) for person in portraits(6, seed=11)]
+    less, more = (as_images([draw(person.with_(age=age)) for person in people]) for age in (0.1, 0.9))
+    return [prepare(pair, 64) for pair in pairs_from_batches(less, more, None, PERSON)]
+
+
+def row(choice: Choice, figures: Tensor) -> str:
+    """A line of the table: age along the strengths, and what else moved between -1 and +1."""
+    ages = figures[:, READ.index("age")]
+    moved = (figures[STRENGTHS.index(1.0)] - figures[STRENGTHS.index(-1.0)]).abs()
+    others = [index for index, name in enumerate(READ) if name not in ("age", "glasses")]
+    spoiled = figures[:, READ.index("spoiled")].max()
+    cells = [*(f"{age:.2f}" for age in ages), f"{moved[READ.index('glasses')]:.2f}", f"{moved[others].mean():.3f}"]
+    return f"| {choice.title} | {' | '.join(cells)} | {spoiled:.2f} |"
+
+
+def strip(rows: list[tuple[Choice, Tensor]]) -> Image.Image:
+    """The choices one above the other, two people each."""
+    parts = []
+    for index, (choice, pictures) in enumerate(rows):
+        labels = [f"{s:+g}" if s else "0" for s in STRENGTHS] if not index else [""] * len(STRENGTHS)
+        parts.append(draw_strip(pictures[list(SHOWN)].flatten(0, 1), labels, choice.title, CELL)[0])
+    sheet = torch.cat(parts)
+    return Image.fromarray((sheet * 255).round().to(torch.uint8).numpy())
+
+
+def made(studio: Studio, choice: Choice) -> tuple[Tensor, Tensor]:
+    """(pictures, figures) of a choice, kept beside its slider."""
+    file = studio.folder / f"{choice.name}.pt"
+    if not file.exists():
+        torch.save(studio.sweep(studio.slider(choice), choice.people).half(), file)
+    pictures = torch.load(file, weights_only=True).float()
+    return pictures, studio.figures(pictures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=SHEETS, default=list(SHEETS), help="some of the settings")
+    parser.add_argument("--out", type=Path, default=Path("output/choices"), help="sliders, pictures and figures")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    options.out.mkdir(parents=True, exist_ok=True)
+    studio = Studio(options.out)
+    for name in options.only:
+        rows = [(choice, *made(studio, choice)) for choice in SHEETS[name]]
+        for choice, _, figures in rows:
+            log.info(row(choice, figures))
+        strip([(choice, pictures) for choice, pictures, _ in rows]).save(
+            options.out / f"training_{name}.jpg", quality=85
+        )
+
+
+if __name__ == "__main__":
+    main()
