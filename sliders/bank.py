@@ -71,7 +71,7 @@ class LayerBank:
             name = names.get(module, type(module).__name__)
             self.layers.append((module, name, tuple((i, _fitted(change, module, name)) for i, change in changes)))
         self.has_patches = any(isinstance(c, Patch) for _, _, changes in self.layers for _, c in changes)
-        self._kept: OrderedDict[frozenset[int], dict[tuple, _Joined]] = OrderedDict()
+        self._kept: OrderedDict[frozenset[int], _Acting] = OrderedDict()
         self._shelf = Shelf()
 
     @contextmanager
@@ -91,20 +91,17 @@ class LayerBank:
         strengths = _fewest_rows(strengths.detach().to("cpu", torch.float32))
         if self.are_apart(strengths):
             raise ValueError("Sliders whose changes do not add up cannot differ between the rows of one evaluation.")
-        active = _active(strengths)
-        spread = _Spread(strengths)
-        kept = self._kept_for(active)
+        acting = self._kept_for(_active(strengths))
         self._shelf.allow(room)
-        handles = []
+        handles, before = [], acting.spread.at(strengths)
         try:
-            for index, (module, name, changes) in enumerate(self.layers):
-                chosen = tuple((i, change) for i, change in changes if i in active)
-                for hook in _hooks(index, name, chosen, strengths, kept, spread, self._shelf):
-                    handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            for module, hook in acting.hooks:
+                handles.append(module.register_forward_hook(hook, with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            acting.spread.at(before)
 
     def are_bound(self, strengths: Tensor) -> bool:
         """Whether at these strengths, (rows, sliders), some changes depend on others, and do not just add up."""
@@ -128,27 +125,55 @@ class LayerBank:
     @property
     def size_bytes(self) -> int:
         """The memory that the tensors on the device take."""
-        held = {id(t): t for kept in self._kept.values() for joined in kept.values() for t in joined.tensors()}
+        joined = (each for acting in self._kept.values() for each in acting.joined.values())
+        held = {id(t): t for each in joined for t in each.tensors()}
         return sum(t.numel() * t.element_size() for t in held.values()) + self._shelf.size_bytes
 
-    def _kept_for(self, active: frozenset[int]) -> dict[tuple, _Joined]:
-        kept = self._kept.setdefault(active, {})
+    def _kept_for(self, active: frozenset[int]) -> _Acting:
+        if active not in self._kept:
+            self._kept[active] = acting = _Acting()
+            for index, (module, name, changes) in enumerate(self.layers):
+                chosen = tuple((i, change) for i, change in changes if i in active)
+                acting.hooks += [(module, hook) for hook in _hooks(index, name, chosen, acting, self._shelf)]
         self._kept.move_to_end(active)
         while len(self._kept) > _KEPT_SETS:
             self._kept.popitem(last=False)
-        return kept
+        return self._kept[active]
 
 
-class _Spread:
-    """The strengths of one call, spread over the channels and the batch of each layer that asks."""
+class _Acting:
+    """What is kept for one set of active sliders: the hooks of their layers, and what these have joined.
 
-    def __init__(self, strengths: Tensor) -> None:
-        self._strengths = strengths  # (rows, sliders)
+    Turning sliders changes the strengths in `spread` and nothing else.
+    """
+
+    def __init__(self) -> None:
+        self.spread = Spread()
+        self.joined: dict[tuple, _Joined] = {}
+        self.hooks: list[tuple[nn.Module, Callable[..., Tensor]]] = []
+
+
+class Spread:
+    """Strengths, (rows, sliders), spread over the channels and the batch of each layer that asks."""
+
+    def __init__(self) -> None:
+        self.strengths = torch.zeros(1, 0)
         self._kept: dict[tuple, Tensor] = {}
+        self._spread: OrderedDict[tuple, dict[tuple, Tensor]] = OrderedDict()
+
+    def at(self, strengths: Tensor) -> Tensor:
+        """Set the strengths, on the CPU; returns those before. What was spread of them last is spread still."""
+        before, self.strengths = self.strengths, strengths
+        key = (strengths.shape, strengths.numpy().tobytes())
+        self._kept = self._spread.setdefault(key, {})
+        self._spread.move_to_end(key)
+        while len(self._spread) > _KEPT_SETS:
+            self._spread.popitem(last=False)
+        return before
 
     def over(self, columns: tuple[int, ...], x: Tensor, name: str) -> Tensor:
         """The factor of each channel of A x: (1, sum of ranks), or (batch of x, sum of ranks)."""
-        rows = self._strengths.shape[0]
+        rows = self.strengths.shape[0]
         batch = x.shape[0] if rows > 1 else 1
         if batch % rows:
             raise ValueError(
@@ -156,8 +181,9 @@ class _Spread:
             )
         key = (columns, batch, x.device, x.dtype)
         if key not in self._kept:
-            s = self._strengths[:, list(columns)]  # (rows, sliders) -> (rows, sum of ranks)
-            self._kept[key] = s.repeat_interleave(batch // rows, dim=0).to(x.device, x.dtype)
+            with torch.inference_mode(False), torch.no_grad():  # or training could not use it
+                s = self.strengths[:, list(columns)]  # (rows, sliders) -> (rows, sum of ranks)
+                self._kept[key] = s.repeat_interleave(batch // rows, dim=0).to(x.device, x.dtype)
         return self._kept[key]
 
 
@@ -176,13 +202,7 @@ def _fewest_rows(strengths: Tensor) -> Tensor:
 
 
 def _hooks(
-    index: int,
-    name: str,
-    chosen: Changes,
-    strengths: Tensor,
-    kept: dict[tuple, _Joined],
-    spread: _Spread,
-    shelf: Shelf,
+    index: int, name: str, chosen: Changes, acting: _Acting, shelf: Shelf
 ) -> Iterator[Callable[..., Tensor]]:
     """The forward hooks of one layer: its products in one, and what is multiplied out in another."""
     together = bound_together(chosen)
@@ -192,19 +212,16 @@ def _hooks(
         if isinstance(change, Dense) or (isinstance(change, LowRank) and "weight" not in together)
     )
     if products:
-        yield _hook(index, name, products, spread, kept)
-    patches = patch_hook(index, name, chosen, strengths, spread.over, shelf)
+        yield _hook(index, name, products, acting)
+    patches = patch_hook(index, name, chosen, acting.spread, shelf)
     if patches:
         yield patches
 
 
 def _hook(
-    index: int,
-    name: str,
-    chosen: tuple[tuple[int, LowRank | Dense], ...],
-    spread: _Spread,
-    kept: dict[tuple, _Joined],
+    index: int, name: str, chosen: tuple[tuple[int, LowRank | Dense], ...], acting: _Acting
 ) -> Callable[..., Tensor]:
+    spread, kept = acting.spread, acting.joined
     learning = any(tensor.requires_grad for _, change in chosen for tensor in change.parts.values())
 
     def joined_for(x: Tensor) -> _Joined:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from math import inf
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,14 @@ from .whole import Changes, Patch, bound_together, on, own_weight, worked_out
 
 # Of changes that are worked out together, for so many sets of strengths at most
 _KEPT_STRENGTHS = 4
-Over = Callable[
-    [tuple[int, ...], Tensor, str], Tensor
-]  # strengths of sliders, spread over the batch of a layer's input
+
+
+class Strengths(Protocol):
+    """strengths: (rows, sliders). over: those of some sliders, spread over the batch of a layer's input."""
+
+    strengths: Tensor
+
+    def over(self, columns: tuple[int, ...], x: Tensor, name: str) -> Tensor: ...
 
 
 class Shelf:
@@ -61,11 +67,11 @@ def _size(tensor: Tensor) -> int:
 
 
 def patch_hook(
-    index: int, name: str, chosen: Changes, strengths: Tensor, over: Over, shelf: Shelf
+    index: int, name: str, chosen: Changes, spread: Strengths, shelf: Shelf
 ) -> Callable[..., Tensor] | None:
     """A forward hook that adds a layer's changes that are patches, and those bound to them; None without any.
 
-    index: of the layer. chosen: its changes, in order. strengths: (rows, sliders).
+    index: of the layer. chosen: its changes, in order. spread: has the strengths of each call.
     """
     together = bound_together(chosen)
     alone = [
@@ -79,15 +85,15 @@ def patch_hook(
         for place, slider, patch in alone:
             key = (index, place, slider, x.device, x.dtype)
             change = shelf.take(key, None, lambda patch=patch: _multiplied(patch, module, name, x))
-            factor = along(over((slider,), x, name), y, channel=None)
+            factor = along(spread.over((slider,), x, name), y, channel=None)
             y = y + factor * dense_output(module, x, {patch.parameter: change}, name).to(y.dtype)
         for parameter in together:
-            own = on(parameter, chosen)
-            at = tuple((i, float(strengths[0, i])) for i, _ in own)
+            own, strengths = on(parameter, chosen), spread.strengths[0]
+            at = tuple((i, float(strengths[i])) for i, _ in own)
             change = shelf.take(
                 (index, parameter, x.device, x.dtype),
                 at,
-                lambda parameter=parameter, own=own: _together(own, parameter, module, strengths[0], name, x),
+                lambda parameter=parameter, own=own, s=strengths: _together(own, parameter, module, s, name, x),
             )
             y = y + dense_output(module, x, {parameter: change}, name).to(y.dtype)
         return y

@@ -29,6 +29,7 @@ from .rows import Part, evaluate_apart, must_be_apart, parts_of
 from .slider import LowRank
 from .stack import Stack
 from .ways import WAYS, room_beside, steady_part
+from .workshop import Run
 
 _EARLY = ".llm_adapter."  # layers of Anima that run when prompts are prepared, before sampling
 COMPILED = "torch.compile"  # the key of the host's own wrapper for compiled models
@@ -112,6 +113,8 @@ class ActingStack:
             for path, changes in match.layers.items():
                 self.placement[path] = (*self.placement.get(path, ()), *((index, change) for change in changes))
         self.relative = any(match.relative for match in matches)
+        self._steady = torch.tensor([placed.is_steady for placed in stack])
+        self._states = stack.steady_states
         self._base_model = weakref.ref(base_model)
         self._key = tuple(placed.slider.fingerprint for placed in stack)
 
@@ -181,7 +184,9 @@ class ActingStack:
             strengths = self.stack.strengths()  # reading sigma would make the host wait for the device
         else:
             sigmas = transformer_options.get("sigmas", t)
-            strengths = self.stack.strengths(float(sigmas.flatten()[0]), _percent_to_sigma(base_model, sigmas.dtype))
+            run = workshop_of(base_model).run_of(transformer_options.get("sample_sigmas"))
+            percent_to_sigma = _percent_to_sigma(base_model, sigmas.dtype, run)
+            strengths = self.stack.strengths(float(sigmas.flatten()[0]), percent_to_sigma)
         if all(placed.branch == "both" for placed in self.stack):
             # (rows, sliders) -> (chunks * rows, sliders)
             return strengths.repeat(len(chunks), 1) if rows > 1 else strengths
@@ -199,16 +204,15 @@ class ActingStack:
         bank = self._bank_of(base_model)
         doing = (self._key, version, tuple(map(tuple, strengths.tolist())))
         acting.enter_context(workshop.prompt_cache.instead(base_model, doing))
-        steady = torch.tensor([placed.is_steady for placed in self.stack])
-        still = steady_part(strengths, steady, self.way, bank, base_model, x, options)
+        still = steady_part(strengths, self._steady, self.way, bank, base_model, x, options, self._states)
         if still.any():
             try:
-                workshop.merged.take(bank.layers)
                 acting.enter_context(workshop.merged.acting(still, version))
-                strengths = strengths * ~steady
+                strengths = strengths * ~self._steady
             except comfy.model_management.OOM_EXCEPTION as error:
                 comfy.model_management.raise_non_oom(error)
                 workshop.merged.drop()
+                workshop.run_of(options.get("sample_sigmas")).refused = True
                 logging.warning("Sliders act by rows: there is no memory for merged weights")
         if strengths.any():
             if COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
@@ -236,7 +240,18 @@ class ActingStack:
         return LayerBank(layers, {module: path for path, module in modules.items()})
 
 
-def _percent_to_sigma(base_model: BaseModel, dtype: torch.dtype) -> PercentToSigma:
-    """The model's map from fraction of sampling to sigma, rounded as the host rounds it when it compares."""
+def _percent_to_sigma(base_model: BaseModel, dtype: torch.dtype, run: Run) -> PercentToSigma:
+    """The model's map from fraction of sampling to sigma, rounded as the host rounds it when it compares.
+
+    Each is looked up once a run: on a GPU the model would make the host wait for it.
+    """
     model_sampling = base_model.model_sampling
-    return lambda percent: torch.tensor(float(model_sampling.percent_to_sigma(percent)), dtype=dtype).item()
+
+    def percent_to_sigma(percent: float) -> float:
+        key = (id(model_sampling), percent)
+        if key not in run.levels:
+            sigma = float(model_sampling.percent_to_sigma(percent))
+            run.levels[key] = torch.tensor(sigma, dtype=dtype).item()
+        return run.levels[key]
+
+    return percent_to_sigma

@@ -110,6 +110,15 @@ class Stack:
         """Whether any slider's factor changes during sampling."""
         return any(p.is_gated for p in self.placed)
 
+    @property
+    def steady_states(self) -> int:
+        """How many different sets of its steady sliders act one after the other, as their gates open and close."""
+        steady = [p for p in self.placed if p.is_steady and not p.is_zero]
+        borders = sorted({0.0, 1.0} | {at for p in steady for gate in p.gates for at in (gate.start, gate.end)})
+        middles = [(a + b) / 2 for a, b in zip(borders, borders[1:])]
+        acting = {tuple(all(gate.factor(at) for gate in p.gates) for p in steady) for at in middles}
+        return sum(any(each) for each in acting)
+
     def scaled(self, factor: float) -> Stack:
         """Every strength times `factor`."""
         return Stack(tuple(replace(p, strength=tuple(v * factor for v in p.strength)) for p in self.placed))

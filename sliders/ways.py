@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .bank import LayerBank
 from .matching import workshop_of
-from .merged import bytes_needed, can_merge
+from .merging import bytes_needed, bytes_to_build, can_merge
 
 AUTO, BY_ROWS, MERGED = WAYS = ("auto", "by rows", "merged")
 # Evaluations after which merging has paid for itself: 3 at 512 px, 9 at 256 px, by the figures above
@@ -35,30 +35,51 @@ def steady_part(
     base_model: BaseModel,
     x: Tensor,
     options: Mapping[str, Any],
+    states: int = 1,
 ) -> Tensor:
-    """The strengths to merge in this evaluation, (sliders,); zeros if none.
+    """The strengths to merge in this evaluation, (sliders,), for which there is room then; zeros if none.
 
     strengths: (rows, sliders). steady: (sliders,), whether each may be merged. x: the batch. options: the host's
-    transformer options.
+    transformer options. states: how many sets of sliders act one after the other in a run, as gates open and close.
     """
-    still = strengths[0] * steady
-    merged = workshop_of(base_model).merged
+    still, nothing = strengths[0] * steady, torch.zeros_like(strengths[0])
+    workshop = workshop_of(base_model)
+    merged, run = workshop.merged, workshop.run_of(options.get("sample_sigmas"))
     if not _lie_ready(bank, x):
         merged.drop()  # the host has moved weights off the device for want of memory: these would only add to it
-        return torch.zeros_like(still)
-    if way == BY_ROWS or not still.any() or not _can_be_merged(bank, base_model):
-        return torch.zeros_like(still)
+        return nothing
+    if way == BY_ROWS or run.refused or not still.any() or not _can_be_merged(bank, base_model):
+        return nothing
     if strengths[:, ~steady].any() and bank.are_bound(strengths):
-        return torch.zeros_like(still)  # they are worked out together, or they would be something else
+        return nothing  # they are worked out together, or they would be something else
     if merged.holds(bank.layers):
-        return still
-    if way == AUTO:
-        # two stacks on clones of one model, in one run, would otherwise take the place from each other every time
-        taken = 0 < merged.uses < WORTH_IT
-        if taken or evaluations_left(options) < WORTH_IT:
-            return torch.zeros_like(still)
-    room = room_beside(base_model, x)
-    return still if bytes_needed(bank.layers) - merged.size_bytes <= room else torch.zeros_like(still)
+        if not merged.is_ready_for(still):
+            room = room_beside(base_model, x)
+            merged.at_most = min(states, merged.sets + int(bytes_needed(bank.layers) <= room))
+    elif way == AUTO and (_is_taken(merged.uses, run.merged) or evaluations_left(options) < WORTH_IT):
+        return nothing
+    elif not _is_room(bank, base_model, x):
+        run.refused = True
+        return nothing
+    else:
+        merged.take(bank.layers)
+    run.merged += 1
+    return still
+
+
+def _is_taken(uses: int, of_them_in_this_run: int) -> bool:
+    """Whether another stack's merged weights are in use, and have not paid for themselves yet.
+
+    Two stacks on clones of one model, in one run, would otherwise take the place from each other every time.
+    """
+    return of_them_in_this_run > 0 and uses < WORTH_IT
+
+
+def _is_room(bank: LayerBank, base_model: BaseModel, x: Tensor) -> bool:
+    """Whether one set of merged weights fits, in addition to what is there, or in its place."""
+    there = workshop_of(base_model).merged
+    needed = bytes_needed(bank.layers) + bytes_to_build(bank.layers) - there.size_bytes - there.products_bytes
+    return needed <= room_beside(base_model, x)
 
 
 def room_beside(base_model: BaseModel, x: Tensor) -> float:

@@ -94,6 +94,8 @@ def own_weight(module: nn.Module, parameter: str, device: torch.device) -> Tenso
     if type(own) is not Tensor and hasattr(own, "dequantize"):
         own = own.dequantize()
     own = own.to(device, torch.float32)
-    for function in getattr(module, f"{parameter}_function", None) or ():
+    paged = getattr(module, f"{parameter}_lowvram_function", None)  # the host's patches of a weight that it pages in
+    functions = getattr(module, f"{parameter}_function", None) or ()
+    for function in functions if paged is None else (paged, *functions):
         own = function(own.clone())
     return own

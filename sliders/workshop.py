@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
+
+from torch import Tensor
 
 from .bank import LayerBank
 from .merged import MergedWeights
@@ -14,6 +17,20 @@ from .prompt_cache import PromptCache
 T = TypeVar("T")
 # One stack is turned again and again; a second one is that of another clone of the model in the same graph
 _KEPT_STACKS = 2
+
+
+@dataclass
+class Run:
+    """What is only true of one sampling run.
+
+    sigmas: by which the host's runs are told apart. merged: evaluations with merged weights, of any stack. refused:
+    whether merging is not to be tried again. levels: sigmas by the fraction of sampling.
+    """
+
+    sigmas: ref[Tensor] | None = None
+    merged: int = 0
+    refused: bool = False
+    levels: dict[tuple[int, float], float] = field(default_factory=dict)
 
 
 class Workshop:
@@ -32,6 +49,7 @@ class Workshop:
         # Matches hold sliders' tensors: they stay for as long as a stack has them
         self._matches: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         self._banks: OrderedDict[Hashable, tuple[LayerBank, Any]] = OrderedDict()
+        self._run = Run()
 
     def __deepcopy__(self, memo: dict) -> Workshop:
         return Workshop()  # a copied model has weights of its own
@@ -41,6 +59,12 @@ class Workshop:
         """The memory of everything that `clear` gives back."""
         merged = self.merged.size_bytes + self.merged.products_bytes
         return merged + sum(bank.size_bytes for bank, _ in self._banks.values())
+
+    def run_of(self, sigmas: Tensor | None) -> Run:
+        """The sampling run over these noise levels, the host's own tensor; without any, a run of one evaluation."""
+        if sigmas is None or self._run.sigmas is None or self._run.sigmas() is not sigmas:
+            self._run = Run(None if sigmas is None else ref(sigmas))
+        return self._run
 
     def match(self, key: Hashable, make: Callable[[], T]) -> T:
         """Where a slider's layers are in the model; forgotten when nobody has it any more."""

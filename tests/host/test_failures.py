@@ -3,8 +3,7 @@
 import comfy.model_management
 import pytest
 import torch
-from concept_sliders.sliders import bank, multiplied, ways
-from concept_sliders.sliders import merged as merging
+from concept_sliders.sliders import bank, merging, multiplied, ways
 from concept_sliders.sliders.layers import weight_shape
 from concept_sliders.sliders.matching import layer_names, workshop_of
 from concept_sliders.sliders.runtime import apply_sliders
@@ -99,7 +98,7 @@ def test_out_of_memory_by_rows(model, monkeypatch, module, name, at):
 
 
 @pytest.mark.parametrize("at", [1, 7])
-@pytest.mark.parametrize("name", ["_build", "_add_products", "worked_out", "flat_weight"])
+@pytest.mark.parametrize("name", ["_add", "_add_products", "worked_out", "flat_weight"])
 def test_out_of_memory_while_merging_goes_by_rows(model, monkeypatch, caplog, name, at):
     """In the middle of building, low-rank or not: the run goes on by rows, and the next one merges."""
     acted = apply_sliders(model, stack_on(model), "merged")

@@ -44,11 +44,11 @@ def test_another_clone_takes_it_over(model, way):
     """Turning a slider makes another clone, for which nothing has to be made anew."""
     slider = random_slider(model)
     sample(apply_sliders(model, Stack.of(slider, 0.4), way), FAMILY)
-    held = {id(w.merged) for w in workshop_of(model.model).merged._weights}
+    held = {id(t) for t in workshop_of(model.model).merged.tensors}
     size = held_by(model)
     sample(apply_sliders(model, Stack.of(slider, 0.5), way), FAMILY)
     assert held_by(model) == size
-    assert {id(w.merged) for w in workshop_of(model.model).merged._weights} == held
+    assert {id(t) for t in workshop_of(model.model).merged.tensors} == held
 
 
 def test_the_host_counts_it_and_takes_a_part_for_the_whole(model):

@@ -78,6 +78,42 @@ def test_gates_swap_pointers(model, gates):
     assert 0 < merged_of(model).uses < 6
 
 
+def builds_of(monkeypatch) -> list:
+    """What is built or updated from now on, one entry a weight."""
+    made = []
+    for name in ("build", "change_by"):
+        real = getattr(merging, name)
+        monkeypatch.setattr(merging, name, lambda *given, real=real: (made.append(1), real(*given))[1])
+    return made
+
+
+@pytest.mark.parametrize("gates", [(None, Gate(0.4)), (None, Gate(0.4), Gate(0.2, 0.7))])
+def test_gates_that_open_at_different_times_swap_pointers(model, gates, monkeypatch):
+    """In every run but the first, nothing is worked out where some sliders act from the start and some later."""
+    stack = Stack()
+    for seed, gate in enumerate(gates):
+        stack += Stack.of(random_slider(model, seed), 0.8, gate)
+    acted = apply_sliders(model, stack, "merged")
+    first = sample(acted, FAMILY)
+    assert difference(first, sample(apply_sliders(model, stack, "by rows"), FAMILY)) < 1e-4
+    made = builds_of(monkeypatch)
+    assert torch.equal(sample(acted, FAMILY), first)
+    assert made == []
+    turned = stack.scaled(1.01)
+    sample(apply_sliders(model, turned, "merged"), FAMILY)
+    assert len(made) == len(layer_names(model)) * merged_of(model).sets
+
+
+def test_gates_that_open_at_different_times_where_memory_is_short(model, monkeypatch):
+    """One set of merged weights is then brought from one state to the next."""
+    stack = Stack.of(random_slider(model, 0), 0.8) + Stack.of(random_slider(model, 1), 0.8, Gate(0.4))
+    expected = sample(apply_sliders(model, stack, "by rows"), FAMILY)
+    room = iter([2**40])  # for the first set
+    monkeypatch.setattr(ways, "room_beside", lambda *_: next(room, 0))
+    assert difference(sample(apply_sliders(model, stack, "merged"), FAMILY), expected) < 1e-4
+    assert merged_of(model).sets == 1
+
+
 def test_ramps_and_sweeps_go_by_rows_beside_merged_ones(model):
     still, ramped = (
         Stack.of(random_slider(model, 1), 0.5),
@@ -105,8 +141,7 @@ def test_two_stacks_alternating_within_one_run(model, way, uses, monkeypatch):
     one, two = (apply_sliders(model, Stack.of(random_slider(model, seed)), way) for seed in (1, 2))
     expected = [sample(clone, FAMILY) for clone in (one, two)]
     workshop_of(model.model).clear()
-    builds, build = [], merging._build
-    monkeypatch.setattr(merging, "_build", lambda *given: (builds.append(1), build(*given)))
+    builds = builds_of(monkeypatch)
     wrappers = [clone.get_wrappers("apply_model", "concept_sliders") for clone in (one, two)]
     turn = []
 
@@ -168,8 +203,30 @@ def test_out_of_memory_while_building(model, monkeypatch, caplog):
     monkeypatch.setattr(torch, "empty_like", no_room)
     acted = apply_sliders(model, stack, "merged")
     assert difference(sample(acted, FAMILY), expected) < 1e-6
-    assert "no memory for merged weights" in caplog.text
+    assert caplog.text.count("no memory for merged weights") == 1  # a run does not try again in every step
     assert merged_of(model).size_bytes == 0
+    monkeypatch.undo()
+    assert difference(sample(acted, FAMILY), expected) < 1e-4
+    assert merged_of(model).uses == 6
+
+
+def test_a_stack_after_one_that_was_cancelled_is_merged(model):
+    """What a run that was cut off has left behind keeps nobody from merging."""
+    one, two = (apply_sliders(model, Stack.of(random_slider(model, seed))) for seed in (1, 2))
+    seen = []
+
+    def cancel(*_):
+        seen.append(1)
+        if len(seen) == 3:
+            raise comfy.model_management.InterruptProcessingException
+
+    handle = model.model.diffusion_model.register_forward_pre_hook(cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(one, FAMILY)
+    handle.remove()
+    assert 0 < merged_of(model).uses < ways.WORTH_IT
+    sample(two, FAMILY)
+    assert merged_of(model).uses == 6
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -204,3 +204,15 @@ def test_branches():
         positive.on("negative")
     with pytest.raises(ValueError, match="both, positive, negative"):
         stack.on("neither")
+
+
+def test_the_states_that_gates_make_one_after_the_other():
+    """Of what may be merged: ramps and sweeps are not, and no slider at all is no state."""
+    one, two = slider("one"), slider("two")
+    assert Stack.of(one).steady_states == 1
+    assert Stack.of(one, gate=Gate(0.4)).steady_states == 1
+    assert (Stack.of(one) + Stack.of(two, gate=Gate(0.4))).steady_states == 2
+    assert (Stack.of(one, gate=Gate(0.2, 0.7)) + Stack.of(two, gate=Gate(0.4))).steady_states == 3
+    assert (Stack.of(one) + Stack.of(two, gate=Gate(0.4, 1.0, 0.2))).steady_states == 1
+    assert (Stack.of(one) + Stack.of(two, 0.0, gate=Gate(0.4))).steady_states == 1
+    assert Stack().steady_states == 0
