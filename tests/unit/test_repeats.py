@@ -108,7 +108,7 @@ def test_ordinary_pickles_repeat_nothing(zipped, tmp_path):
     one = next(iter(tensors.values()))
     whole = torch.ones(6, 4)
     views = {"b.lora_down.weight": whole[:2], "b.lora_up.weight": whole[:, :2]}
-    shared = {**tensors, "a.lora_down.weight": one, **views, "alphas": {name: 1 for name in tensors}, "n": [1, 1, 1]}
+    shared = {**tensors, "a.lora_down.weight": one, **views, "alphas": dict.fromkeys(tensors, 1), "n": [1, 1, 1]}
     saved({"state_dict": shared, "again": shared}, tmp_path / "x", zipped)
     assert repeated_in_pickle(tmp_path / "x") is None
 
