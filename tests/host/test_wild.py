@@ -3,6 +3,7 @@
 import json
 from functools import cache
 
+import comfy.model_management
 import comfy.sd
 import comfy.sdxl_clip
 import pytest
@@ -119,6 +120,12 @@ def encoders():
     return clip
 
 
+def loaded_weights(clip) -> dict[str, torch.Tensor]:
+    """The encoders' weights as the host loads them for use."""
+    comfy.model_management.load_models_gpu([clip.patcher])
+    return {key: value.clone() for key, value in clip.cond_stage_model.state_dict().items()}
+
+
 @pytest.mark.parametrize("name", TEXT)
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
 def test_encoder_layers_change_the_weight_they_mean(name, ending, encoders, tmp_path):
@@ -135,11 +142,7 @@ def test_encoder_layers_change_the_weight_they_mean(name, ending, encoders, tmp_
     config = {"r": 4, "lora_alpha": alpha} if name == "raw PEFT" else None
     slider = load_slider(written(tensors, tmp_path, ending, config))
     assert not slider.model_layers
-    before = {key: value.clone() for key, value in encoders.cond_stage_model.state_dict().items()}
-    turned = apply_to_clip(encoders, Stack.of(slider, 0.5))
-    turned.patcher.patch_model()
-    after = {key: value.clone() for key, value in encoders.cond_stage_model.state_dict().items()}
-    turned.patcher.unpatch_model()
+    before, after = (loaded_weights(clip) for clip in (encoders, apply_to_clip(encoders, Stack.of(slider, 0.5))))
     assert {key for key in before if not torch.equal(before[key], after[key])} == expected.keys()
     for key, change in expected.items():
         assert difference(after[key] - before[key], 0.5 * change) < 1e-4
