@@ -121,14 +121,16 @@ def known_name(name: str, key_map: Mapping[str, object]) -> str | None:
 
     Only the model tells what some names mean. The first attention layers of Qwen-Image or SD3 look like Flux's of the
     public code and are renamed as those; so the spelling of kohya's scripts is looked up as well. A PEFT file names
-    layers as the module that was trained does, be it diffusers' or the original one; so, last, is the model's own.
+    layers as the module that was trained does, be it diffusers' or the original one; so the model's own are, and last
+    PEFT's name itself, which is how the stock loader knows layers of ACE-Step.
     """
     names = [name]
     if name.startswith("lora_transformer_"):
         names.append(name.replace("lora_transformer_", "lora_unet_", 1))
-    for prefix in ("transformer.", _PEFT):
+    for prefix in ("transformer.", "diffusion_model.", _PEFT):
         if name.startswith(prefix):
-            names += ["diffusion_model." + name.removeprefix(prefix), "diffusion_model." + name]
+            rest = name.removeprefix(prefix)
+            names += [f"diffusion_model.{rest}", f"diffusion_model.{name}", f"{_PEFT}{rest}"]
     return next((known for known in names if known in key_map), None)
 
 
