@@ -13,6 +13,7 @@ from comfy_api.latest import io, ui
 from ..sliders.conventions import AS_IT_IS, CONVENTIONS, DIFFUSERS, KOHYA, NATIVE, names_in, renamed, tensors_in
 from ..sliders.family import family_of
 from ..sliders.files import save_slider
+from ..sliders.kinds import kind_of
 from ..sliders.layers import weight_shape
 from ..sliders.merge import Merged, merge
 from ..sliders.naming import listed
@@ -138,7 +139,8 @@ class MergeSliders(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="0 keeps everything: the ranks add up. Otherwise the best approximation of that rank.",
+                    tooltip="0 keeps everything: the ranks add up. Otherwise the best approximation of that rank, "
+                    "layer by layer; layers that are no low-rank products stay as they are.",
                 ),
                 io.String.Input("name", default="merged", tooltip="The name of the slider that comes out."),
             ],
@@ -155,8 +157,19 @@ class MergeSliders(io.ComfyNode):
         stack, merged = merged_stack(sliders, rank, name)
         kept = f"rank {merged.rank}" if merged.rank else "no rank"
         exactly = f"relative error {merged.error:.3g}" if rank else "exact"
-        text = f"{len(sliders)} sliders in {len(merged.layers)} layers, {kept}, {exactly}"
+        text = f"{len(sliders)} sliders in {len(merged.layers)} layers, {kept}, {exactly}{_left_whole(merged)}"
         return io.NodeOutput(stack, merged.error, ui=ui.PreviewText(text))
+
+
+def _left_whole(merged: Merged) -> str:
+    """A line about what a rank could not be given to; "" where there is nothing."""
+    if not merged.whole:
+        return ""
+    kinds = ", ".join(sorted({kind_of(merged.layers[name]) for name in merged.whole}))
+    return (
+        f"\nNot compressed, and not in the error: {len(merged.whole)} of the layers, which are no low-rank products "
+        f"({kinds}): {listed(merged.whole, most=5)}"
+    )
 
 
 def merged_stack(sliders: Stack, rank: int, name: str) -> tuple[Stack, Merged]:

@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..sliders.files import read_slider, save_slider
+from ..sliders.peft import config_beside
 from ..sliders.slider import Slider
 from ..sliders.stack import Stack
 from ..sliders.storing import as_stored
@@ -42,7 +43,9 @@ class LoadSlider(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, slider: str, strength: float, gated: bool = False):
-        return find_slider(slider).stat().st_mtime_ns, strength, gated
+        path = find_slider(slider)
+        files = (path, config_beside(path))  # a change of either is another slider
+        return tuple(file and file.stat().st_mtime_ns for file in files), strength, gated
 
     @classmethod
     def execute(cls, slider: str, strength: float, gated: bool = False) -> io.NodeOutput:

@@ -5,7 +5,6 @@ What a file's keys mean is told in `formats`; here they are read from the disk, 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pickle
@@ -26,6 +25,7 @@ from torch import Tensor
 from .formats import FileReport, Keys, layers_from, sorted_keys, tensors_of
 from .header import info_from_header, name_from_header, write_header
 from .peft import configs_for, unknown_alpha
+from .repeats import repeated_in_header, repeated_in_pickle
 from .slider import Change, Slider
 
 _PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -133,7 +133,7 @@ def _file_at(path: Path) -> Path:
 def _read_safetensors(path: Path) -> _Content:
     try:
         with safe_open(path, framework="np") as file:  # for torch it would map the whole file for writing
-            _refuse_repeated_names(path)
+            _refuse_repeated(path, repeated_in_header(path))
             keys = _slider_keys(path, file.keys())
         with safe_open(path, framework="pt") as file:
             return keys, {key: file.get_tensor(key) for key in keys.used}, file.metadata() or {}
@@ -149,20 +149,9 @@ def _slider_keys(path: Path, keys: Iterable[str]) -> Keys:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _refuse_repeated_names(path: Path) -> None:
-    """A JSON reader keeps one of several entries of one name, and which one is its own affair."""
-
-    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{path} is damaged: its header has {twice!r:.200} twice.")
-        return found
-
-    with path.open("rb") as file:  # the library has checked the length by now
-        (length,) = struct.unpack("<Q", file.read(8))
-        json.loads(file.read(length), object_pairs_hook=checked)
+def _refuse_repeated(path: Path, name: str | None) -> None:
+    if name is not None:
+        raise ValueError(f"{path} is damaged: it has {name!r:.200} twice.")
 
 
 def _read_pickle(path: Path) -> _Content:
@@ -170,6 +159,11 @@ def _read_pickle(path: Path) -> _Content:
         _slider_keys(path, map(_as_text, _state_in(path, mmap=True)))
     state = _state_in(path)
     keys = _slider_keys(path, map(_as_text, state))
+    try:
+        repeated = repeated_in_pickle(path)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    _refuse_repeated(path, repeated)
     return keys, {key: _plain_tensor(path, key, state[key]) for key in keys.used}, {}
 
 

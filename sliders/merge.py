@@ -15,6 +15,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from .kinds import kind_of
 from .slider import Change, LowRank, Slider
 
 # Singular values below this part of the largest are rounding of float32 factors, not part of the change
@@ -26,10 +27,12 @@ class Merged:
     """The layers of a merged slider.
 
     error: the Frobenius norm of what was left out, relative to the norm of all low-rank changes together; 0 if exact.
+    whole: the layers that are no low-rank products, and so were kept whole although a rank was asked for.
     """
 
     layers: Mapping[str, Change]
     error: float
+    whole: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -49,10 +52,12 @@ def merge(sliders: Iterable[tuple[Slider, float]], rank: int = 0) -> Merged:
         raise ValueError(f"The rank of a merged slider is at least 1, or 0 to keep all; got {rank}.")
     by_layer = _by_layer(sliders)
     layers: dict[str, Change] = {}
+    kept_whole: list[str] = []
     lost = whole = 0.0
     for name, changes in by_layer.items():
         if not all(isinstance(change, LowRank) for _, change, _ in changes):
             layers[name] = _alone(name, changes)
+            kept_whole.append(name)
             continue
         joined = _joined(name, changes)
         if not rank:
@@ -61,7 +66,7 @@ def merge(sliders: Iterable[tuple[Slider, float]], rank: int = 0) -> Merged:
         layers[name], kept, values = compressed(joined, rank)
         lost += float(values[kept:].square().sum())
         whole += float(values.square().sum())
-    return Merged(layers, sqrt(lost / whole) if whole else 0.0)
+    return Merged(layers, sqrt(lost / whole) if whole else 0.0, tuple(kept_whole) if rank else ())
 
 
 def compressed(change: LowRank, rank: int) -> tuple[LowRank, int, Tensor]:
@@ -104,10 +109,10 @@ def _by_layer(sliders: Iterable[tuple[Slider, float]]) -> dict[str, list[tuple[S
 def _alone(name: str, changes: Sequence[tuple[Slider, Change, float]]) -> Change:
     slider, change, strength = changes[0]
     if len(changes) > 1:
-        names = " and ".join(f"'{s.name}'" for s, _, _ in changes)
+        names = " and ".join(f"'{s.name}' ({kind_of(c)})" for s, c, _ in changes)
         raise ValueError(
             f"Layer {name} is changed by {names}, and not all of these changes are low-rank products, so they cannot "
-            "be merged into one. Keep these sliders apart."
+            "be merged into one. Keep these sliders apart: combined in one stack they act together."
         )
     return change.scaled(strength) if strength != 1 else change
 

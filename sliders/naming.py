@@ -22,6 +22,7 @@ _UNET_PARTS = (
     "conv_out",
     "time_embedding.",
     "add_embedding.",
+    "class_embedding.",
 )
 _TRANSFORMER_PARTS = ("transformer_blocks.", "single_transformer_blocks.", "joint_transformer_blocks.")
 _PEFT = "base_model.model."
@@ -118,11 +119,19 @@ def _is_flux_of_the_public_code(names: tuple[str, ...]) -> bool:
 def known_name(name: str, key_map: Mapping[str, object]) -> str | None:
     """The name by which a model's key map knows a layer, or None.
 
-    The first attention layers of Qwen-Image or SD3 look like Flux's of the public code and are renamed as those; only
-    the model tells. So the spelling of kohya's scripts is looked up as well.
+    Only the model tells what some names mean. The first attention layers of Qwen-Image or SD3 look like Flux's of the
+    public code and are renamed as those; so the spelling of kohya's scripts is looked up as well. A PEFT file names
+    layers as the module that was trained does, be it diffusers' or the original one; so the model's own are, and last
+    PEFT's name itself, which is how the stock loader knows layers of ACE-Step.
     """
-    kohya = name.replace("lora_transformer_", "lora_unet_", 1) if name.startswith("lora_transformer_") else name
-    return next((known for known in (name, kohya) if known in key_map), None)
+    names = [name]
+    if name.startswith("lora_transformer_"):
+        names.append(name.replace("lora_transformer_", "lora_unet_", 1))
+    for prefix in ("transformer.", "diffusion_model.", _PEFT):
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            names += [f"diffusion_model.{rest}", f"diffusion_model.{name}", f"{_PEFT}{rest}"]
+    return next((known for known in names if known in key_map), None)
 
 
 def listed(names: Sequence[str], most: int = 50) -> str:

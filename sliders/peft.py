@@ -68,6 +68,12 @@ def config_from(fields: Any, where: str) -> PeftConfig:
     )
 
 
+def config_beside(path: Path) -> Path | None:
+    """The JSON file with the configuration of a file that PEFT itself wrote, if there is one."""
+    beside = path.parent / CONFIG
+    return beside if path.stem == _STEM and beside.is_file() else None
+
+
 def configs_for(path: Path, header: Mapping[str, str]) -> dict[str, PeftConfig]:
     """The configurations that belong to a slider file, by the prefix of the layer names they are for.
 
@@ -75,8 +81,8 @@ def configs_for(path: Path, header: Mapping[str, str]) -> dict[str, PeftConfig]:
     Raises ValueError naming the place if one cannot be understood.
     """
     configs = {}
-    beside = path.parent / CONFIG
-    if path.stem == _STEM and beside.is_file():
+    beside = config_beside(path)
+    if beside is not None:
         if beside.stat().st_size > _LARGEST_CONFIG:
             raise ValueError(f"{beside} is too large for an adapter's configuration.")
         configs[_PREFIX] = config_from(_parsed(beside.read_bytes(), str(beside)), str(beside))

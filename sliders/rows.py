@@ -22,6 +22,7 @@ _ROWS_TOGETHER = (
     comfy.model_base.HiDream,
     comfy.model_base.CosmosVideo,
     comfy.model_base.ACEStep,
+    comfy.model_base.ACEStep15,
 )
 
 

@@ -21,7 +21,8 @@ of them; with `CONCEPT_SLIDERS_WRITE_TABLES=1` it writes the file anew.
 - **loads**: a slider of all layers acts, is the bare model to the bit at strength 0, and leaves nothing behind.
 - **acts = stock**: the latent is that of the stock LoRA loader's weight patches (within 1e-4), with the sliders'
   products added row by row and with merged weights.
-- **names**: how the layers of a file may begin; each of the stock loader's ways acts here as it does there.
+- **names**: how the layers of a file may begin; each of the stock loader's ways acts, sweeps and gates as its patches
+  do. After the semicolon: ways that the stock loader does not know, and that are read here as the same layers.
 - **sweeps**: rows of one batch at strengths of their own are the runs they would be alone.
 - **gates**: a gate at 0.4 is a run that changes over to the patched model by hand.
 - **trains**: a textual slider trains in place, and not a bit of the model changes.

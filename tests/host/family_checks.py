@@ -16,12 +16,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.matching import layer_names
+from concept_sliders.sliders.matching import Match, layer_names, resolve
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.families import FAMILIES
-from concept_sliders.tests.host.family_names import file_named, names_by_style
+from concept_sliders.tests.host.family_names import file_named, names_beyond, names_by_style, respelled
 from concept_sliders.tests.host.tiny import difference, random_slider, traces
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.run import train_slider
@@ -137,17 +137,50 @@ def acts(subject: Subject) -> str:
 
 
 def namings(subject: Subject) -> str:
-    """Every way of naming layers that the host knows for the model, from a file, acts as in the stock loader."""
+    """Every way of naming layers that the host knows acts, sweeps and gates as the stock loader's patches do.
+
+    Names of files in the wild that it does not know are the same changes of the same modules.
+    """
     bare, wrong = subject.sampled(subject.model, steps=1), []
-    found = names_by_style(subject.model)
-    for style, targets in found.items():
-        path = subject.folder / "naming.safetensors"
-        save_file(file_named(subject.model, style, targets), path)
-        ours = subject.acting(Stack.of(load_slider(path), STRENGTH), steps=1)
-        if difference(ours, subject.stock(load_file(path), steps=1)) >= CLOSE or difference(ours, bare) < CLOSE:
+    styles, every = names_by_style(subject.model), {}
+    for style, targets in styles.items():
+        tensors = file_named(subject.model, style, targets)
+        every |= tensors
+        slider, expected = _from_file(subject, tensors), subject.stock(tensors, steps=1)
+        rows = subject.acting(Stack.of(slider, gate=Gate(0.0, GATE.start)).swept(0, (STRENGTH, 0.0)), steps=1)
+        acts = difference(rows[:1], expected) < CLOSE < difference(rows[:1], bare)
+        if not acts or difference(rows[1:], bare) >= CLOSE:
             wrong.append(" ".join(map(str, style)))
+    assert torch.equal(subject.acting(Stack.of(slider, STRENGTH, GATE), steps=1), bare), "not gated"
+    beyond = names_beyond(styles)
+    for how, names in beyond.items():
+        known = respelled(every, {name: name for name in names.values()})
+        placed = (resolve(subject.model, _from_file(subject, file)) for file in (respelled(every, names), known))
+        if not _same(*placed):
+            wrong.append(how)
     assert not wrong, f"otherwise than the stock loader: {', '.join(wrong)}"
-    return ", ".join(f"`{prefix}`" if prefix else "none" for prefix in dict.fromkeys(prefix for prefix, _ in found))
+    host = ", ".join(f"`{prefix}`" if prefix else "none" for prefix in dict.fromkeys(prefix for prefix, _ in styles))
+    return f"{host}; {', '.join(f'`{prefix}`' for prefix in dict.fromkeys(how.partition(' ')[0] for how in beyond))}"
+
+
+def _from_file(subject: Subject, tensors: Mapping[str, Tensor]) -> Slider:
+    path = subject.folder / "naming.safetensors"
+    save_file(dict(tensors), path)
+    return load_slider(path)
+
+
+def _same(one: Match, other: Match) -> bool:
+    """Whether both are the same numbers, all of them, on the same modules."""
+    if one.unmatched or one.layers.keys() != other.layers.keys():
+        return False
+    pairs = ((sorted_parts(one.layers[path]), sorted_parts(other.layers[path])) for path in one.layers)
+    return all(len(a) == len(b) and all(map(torch.equal, a, b)) for a, b in pairs)
+
+
+def sorted_parts(changes: tuple) -> list[Tensor]:
+    """Tensors of the changes of one module, in an order that does not depend on the file's."""
+    tensors = [tensor for change in changes for tensor in (change.down, change.up)]
+    return sorted(tensors, key=lambda t: (t.shape, t.double().sum().item()))
 
 
 def sweeps(subject: Subject) -> str:

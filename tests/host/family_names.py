@@ -46,6 +46,39 @@ def names_by_style(model: ModelPatcher) -> dict[tuple[str, int], dict[str, Any]]
     return styles
 
 
+def names_beyond(styles: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Names in files in the wild that the stock loader does not know, with one that it knows, by how they begin.
+
+    styles: of `names_by_style`.
+    """
+    known = {name for names in styles.values() for name in names}
+    unet, others, own, underscored = (
+        styles.get((prefix, 1), {}) for prefix in ("unet.", "transformer.", "diffusion_model.", "lora_transformer_")
+    )
+    diffusers = {_as_in_diffusers(name).removeprefix("unet."): name for name in unet}
+    diffusers = diffusers or {name.removeprefix("transformer."): name for name in others}
+    flux = any("single_transformer_blocks" in name for name in underscored)
+    found = {
+        "unet.": {f"unet.{name}": of for name, of in diffusers.items() if unet},
+        "base_model.model. and diffusers' names": {f"base_model.model.{name}": of for name, of in diffusers.items()},
+        "base_model.model. and the model's names": {
+            f"base_model.model.{name.removeprefix('diffusion_model.')}": name for name in own
+        },
+        "model.diffusion_model.": {f"model.{name}": name for name in own},
+        "lora_unet_ as the public Flux code": {
+            name.replace("lora_transformer_", "lora_unet_"): name for name in underscored if flux
+        },
+    }
+    beyond = {how: {name: of for name, of in names.items() if name not in known} for how, names in found.items()}
+    return {how: names for how, names in beyond.items() if names}
+
+
+def _as_in_diffusers(name: str) -> str:
+    """The host's only names with "unet." are those of diffusers' attention processors of old."""
+    plain = name.replace(".processor.", ".")
+    return f"{plain}.0" if plain != name and plain.endswith(".to_out") else plain
+
+
 def stands_for_a_layer(model: ModelPatcher, state: Mapping[str, Tensor], target: Any) -> bool:
     """Whether the host can apply a low-rank change there.
 
@@ -80,3 +113,12 @@ def file_named(model: ModelPatcher, style: tuple[str, int], targets: Mapping[str
         else:
             tensors |= {f"{name}.lora_A.weight": fresh.down, f"{name}.lora_B.weight": up}
     return tensors
+
+
+def respelled(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The layers of a file that have a name here, under these names. names: new name -> the one in the file."""
+    return {
+        f"{new}{key.removeprefix(old)}": tensor
+        for new, old in names.items()
+        for key, tensor in ((k, t) for k, t in tensors.items() if k.startswith(f"{old}."))
+    }

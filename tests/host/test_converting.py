@@ -254,6 +254,16 @@ def test_stacks_that_cannot_be_one_slider():
     merged_stack(one + two.gated(Gate()), 0, "x")  # a gate that is always open is none
 
 
+def test_the_node_says_what_it_has_not_compressed():
+    low = LowRank(torch.randn(4, 7), torch.randn(9, 4))
+    norm = Adapted({"w_norm": torch.ones(9), "b_norm": torch.ones(9)})
+    stack = Stack.of(Slider("a", {"x": low, "y": Adapted({"diff_b": torch.ones(9)}), "n": norm}), 0.5)
+    (text,) = MergeSliders.execute(stack, 2, "x").ui.as_dict()["text"]
+    assert text.endswith("not in the error: 2 of the layers, which are no low-rank products (bias, norm): y, n")
+    (text,) = MergeSliders.execute(stack, 0, "x").ui.as_dict()["text"]
+    assert text == "1 sliders in 3 layers, rank 4, exact"
+
+
 def test_two_names_of_one_weight_both_stay():
     model = tiny_model("SD15")
     slider = random_slider(model)

@@ -1,5 +1,7 @@
 """What Load, Save and Apply Sliders say: what a file holds, what it cannot, and what of it a model has."""
 
+import os
+
 import folder_paths
 import pytest
 import torch
@@ -170,3 +172,23 @@ def test_apply_names_the_layers_that_are_not_there(count, model):
     assert line == f"age: {len(own)} of {len(own) + count} layers"
     names = ", ".join(list(odd)[:50]) + (" and 10 more" if count == 60 else "")
     assert missing == f"not in this model: {names}"
+
+
+def test_a_configuration_beside_a_file_is_watched_with_it(loras):
+    """The scale of a PEFT adapter is in a file of its own: changed, it is another slider."""
+    folder = loras / "age"
+    folder.mkdir()
+    save_file(layer(alpha=False), folder / "adapter_model.safetensors")
+    seen = [LoadSlider.fingerprint_inputs("age/adapter_model.safetensors", 1.0)]
+    config = folder / "adapter_config.json"
+    for second, alpha in ((1, 8), (2, 4)):
+        config.write_text(f'{{"r": 4, "lora_alpha": {alpha}}}')
+        os.utime(config, (second, second))
+        seen += [LoadSlider.fingerprint_inputs("age/adapter_model.safetensors", 1.0)]
+    assert len(set(seen)) == 3
+    assert LoadSlider.fingerprint_inputs("age/adapter_model.safetensors", 1.0) == seen[-1]
+    save_file(layer(), loras / "plain.safetensors")
+    (loras / "adapter_config.json").write_text("{}")
+    before = LoadSlider.fingerprint_inputs("plain.safetensors", 1.0)
+    (loras / "adapter_config.json").unlink()
+    assert LoadSlider.fingerprint_inputs("plain.safetensors", 1.0) == before  # it was of another file

@@ -114,8 +114,19 @@ def test_other_kinds_are_kept_alone_and_refused_together():
     bias = Adapted({"diff_b": torch.ones(3)})
     merged = merge([(slider("a", x=low_rank(2), b=bias), 0.5)], 1)
     assert (merged.layers["b"].parts, merged.layers["b"].scale) == (bias.parts, 0.5)
-    with pytest.raises(ValueError, match="Layer b is changed by 'a' and 'c'.*not all of these changes are low-rank"):
-        merge([(slider("a", b=bias), 1.0), (slider("c", b=low_rank(2)), 1.0)])
+    both = [(slider("a", b=bias), 1.0), (slider("c", b=low_rank(2)), 1.0)]
+    message = (
+        r"Layer b is changed by 'a' \(bias\) and 'c' \(LoRA\), and not all of these .*in one stack they act together"
+    )
+    with pytest.raises(ValueError, match=message):
+        merge(both)
+
+
+def test_what_a_rank_cannot_be_given_to_is_named():
+    one = slider("a", x=low_rank(4), b=Adapted({"diff_b": torch.ones(3)}), d=Adapted({"diff": torch.ones(3, 2)}))
+    assert merge([(one, 0.5)], 2).whole == ("b", "d")
+    assert merge([(one, 0.5)]).whole == ()  # nothing was asked for that they have not got
+    assert merge([(slider("a", x=low_rank(4)), 1.0)], 2).whole == ()
 
 
 def test_what_cannot_be_merged():

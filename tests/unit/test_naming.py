@@ -12,6 +12,7 @@ from concept_sliders.sliders.naming import (
     encoder_in_diffusers,
     encoder_in_kohya,
     host_names,
+    known_name,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -238,3 +239,24 @@ def test_names_of_encoders():
 )
 def test_conventions_by_the_name_alone(name, convention, new):
     assert renamed(name, convention) == new
+
+
+@pytest.mark.parametrize(
+    "name, known",
+    [
+        ("transformer.transformer_blocks.0.attn1.to_q", "diffusion_model.transformer_blocks.0.attn1.to_q"),  # LTXV
+        ("transformer.layers.0.self_attn.to_qkv", "diffusion_model.transformer.layers.0.self_attn.to_qkv"),
+        ("base_model.model.layers.0.self_attn.q_proj", "diffusion_model.layers.0.self_attn.q_proj"),
+        ("lora_transformer_transformer_blocks_0_attn_to_q", "lora_unet_transformer_blocks_0_attn_to_q"),
+        ("diffusion_model.time_embed.linear_1", "base_model.model.time_embed.linear_1"),  # ACE-Step 1.5
+        ("transformer.x", "transformer.x"),
+        ("transformer.nowhere", None),
+        ("lora_unet_x", None),
+    ],
+)
+def test_a_models_own_names_are_the_last_resort(name, known):
+    models = ("transformer_blocks.0.attn1.to_q", "transformer.layers.0.self_attn.to_qkv", "layers.0.self_attn.q_proj")
+    key_map = {f"diffusion_model.{own}": own for own in (*models, "x")}
+    key_map |= {"transformer.x": "y", "base_model.model.time_embed.linear_1": "t"}
+    key_map |= {"lora_unet_transformer_blocks_0_attn_to_q": "q"}
+    assert known_name(name, key_map) == known

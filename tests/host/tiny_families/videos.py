@@ -5,6 +5,7 @@ import comfy.supported_models as host
 import torch
 from comfy.ldm.ace.lyric_encoder import ConformerEncoder
 from comfy.ldm.audio.embedders import NumberConditioner
+from comfy.ldm.hunyuan_video.model import ByT5Mapper
 from concept_sliders.tests.host.tiny_families.family import ALL_TOKENS, CPU, POOLED, TEXT, TOKENS, Family
 
 HUNYUAN = {
@@ -88,6 +89,11 @@ def small_lyrics() -> ConformerEncoder:
     )
 
 
+def small_byt5() -> ByT5Mapper:
+    """HunyuanVideo's reader of letters within pictures: 7 million weights in its one size."""
+    return ByT5Mapper(1472, 16, 16, 64, dtype=torch.float32, device=CPU, operations=comfy.ops.manual_cast)
+
+
 def seconds(name: str) -> dict[str, torch.Tensor]:
     """The part of a checkpoint that encodes where a piece of sound starts or ends."""
     state = NumberConditioner(768, min_val=0, max_val=512).state_dict()
@@ -121,6 +127,23 @@ VIDEOS: dict[str, Family] = {
         VIDEO,
         extra={**POOLED, "guidance": 6.0},
         guidance=1.0,
+    ),
+    "HunyuanVideo 1.5": Family(
+        host.HunyuanVideo15,
+        {
+            **HUNYUAN,
+            "in_channels": 65,  # of the latent, of an image, and a mask
+            "out_channels": 32,
+            "vec_in_dim": None,
+            "patch_size": [1, 1, 1],
+            "guidance_embed": False,
+            "byt5": True,
+            "use_cond_type_embedding": True,
+            "vision_in_dim": 16,
+        },
+        (32, 2, 4, 4),
+        extra={**POOLED, "conditioning_byt5small": (1, 5, 1472)},
+        parts={"byt5_in": small_byt5},
     ),
     "LTXV": Family(
         host.LTXV,
@@ -192,6 +215,28 @@ VIDEOS: dict[str, Family] = {
         (8, 16, 8),
         extra={"conditioning_lyrics": torch.arange(4)[None]},
         parts={"lyric_encoder": small_lyrics},
+    ),
+    "ACE-Step 1.5": Family(
+        host.ACEStep15,
+        {
+            "audio_model": "ace1.5",
+            "hidden_size": 64,
+            "text_hidden_dim": TEXT,
+            "num_dit_layers": 1,
+            "num_lyric_layers": 1,
+            "num_timbre_layers": 1,
+            "num_tokenizer_layers": 1,
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "head_dim": 32,
+            "intermediate_size": 64,
+            "fsq_dim": 64,
+            "encoder_hidden_size": 64,
+            "encoder_intermediate_size": 64,
+            "encoder_num_heads": 2,
+        },
+        (64, 10),
+        extra={"conditioning_lyrics": (1, 4, TEXT)},
     ),
     "Stable Audio": Family(
         host.StableAudio,
