@@ -13,6 +13,8 @@ from typing import Any
 from .layers import CHOICES
 
 VISUAL_METHODS = ("noise", "ADDifT")
+BLOCKS_TWICE = "blocks run twice"
+MEMORY = ("auto", BLOCKS_TWICE)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Recipe:
     noise_range: the part of sampling trained on, as fractions from its start, e.g. (0.0, 1.0).
     patience: ends the run early when the slider has reached no further for so many looks, 20 steps apart; 0 never.
     seed: of noise, initial weights and choices. notes: whatever else is worth keeping.
+    memory: one of `MEMORY`: "auto" keeps what backward needs until memory runs out; with the other the model's blocks
+        run again in backward from the start. The slider is the same.
     Raises ValueError, naming the field, for a value out of range.
     """
 
@@ -104,6 +108,7 @@ class Recipe:
     noise_range: tuple[float, float] = (0.0, 1.0)
     patience: int = 0
     seed: int = 0
+    memory: str = MEMORY[0]
     notes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,6 +126,7 @@ class Recipe:
         yield "layers", self.layers in CHOICES, f"one of {', '.join(CHOICES)}"
         yield "pattern", _is_pattern(self.pattern), "a regular expression"
         yield "patience", self.patience >= 0, "0 or above"
+        yield "memory", self.memory in MEMORY, f"one of {', '.join(MEMORY)}"
         yield "noise_range", 0 <= start < end <= 1, "two fractions, 0 <= start < end <= 1"
 
     @property
@@ -133,8 +139,8 @@ class Recipe:
         return {"kind": _name_of(type(self)), **asdict(self)}
 
     def digest(self) -> str:
-        """A short hash of everything but the number of steps: runs that share it differ in length alone."""
-        values = {name: value for name, value in self.as_dict().items() if name not in ("steps", "notes")}
+        """A short hash of what decides how each step goes: runs that share it differ in length alone."""
+        values = {name: value for name, value in self.as_dict().items() if name not in ("steps", "notes", "memory")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
