@@ -13,6 +13,8 @@ from typing import Any
 from .layers import CHOICES
 
 VISUAL_METHODS = ("noise", "ADDifT")
+# What a slider's header says beside its recipe: how far the run went, and what it was given
+FACTS = ("steps_done", "versions", "latent_shape", "batch", "scenes", "pairs")
 BLOCKS_TWICE = "blocks run twice"
 MEMORY = ("auto", BLOCKS_TWICE)
 
@@ -232,10 +234,10 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
 
     Raises ValueError if it is none, or says something that recipes do not have.
     """
-    values = dict(values)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"A recipe is a set of named values, got a {type(values).__name__}.")
+    values = {name: value for name, value in values.items() if name not in FACTS}
     kind = values.pop("kind", "textual")
-    for result in ("steps_done", "versions"):
-        values.pop(result, None)
     if "concept" in values:  # of sliders with a single one
         values["concepts"] = [values.pop("concept")]
     if kind not in _KINDS:
@@ -245,6 +247,8 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
         raise ValueError(f"A {kind} recipe has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
     try:
         if "concepts" in values:
+            if not all(isinstance(concept, Mapping) for concept in values["concepts"]):
+                raise ValueError("The concepts of a recipe are sets of named values: target, more, less and others.")
             values["concepts"] = tuple(Concept(**{**c, "hold": tuple(c.get("hold", ()))}) for c in values["concepts"])
         if "noise_range" in values:
             start, end = values["noise_range"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import comfyui_version
 import torch
@@ -104,7 +105,8 @@ def train_visual(
     data = [one.latents for one in sets] + [torch.tensor(one.strengths) for one in sets]
     data += [one.mask for one in sets if one.mask is not None]
     prompt = sets[0].prompt if sets else ""
-    return train(patcher, conditionings, recipe, largest, name, points, prompt, data=data, watch=watch)
+    facts = {"scenes": list(dict.fromkeys(one.prompt for one in sets)), "pairs": digest_of(*data)}
+    return train(patcher, conditionings, recipe, largest, name, points, prompt, data=data, facts=facts, watch=watch)
 
 
 def train(
@@ -117,12 +119,13 @@ def train(
     preview_prompt: str,
     questions: int = 1,
     data: Sequence[Tensor] = (),
+    facts: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> Trained | None:
     """Train a slider on points of any kind; see `train_slider`.
 
     preview_prompt: what the previews show. questions: predictions per latent that are asked for in one batch.
-    data: what the points are made of beside the recipe, to tell runs apart.
+    data: what the points are made of beside the recipe, to tell runs apart. facts: what the slider's header says of it.
     """
     watch = watch or Watch()
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -158,7 +161,8 @@ def train(
             return None
         keeper.keep()
         progress.looks = looks.share
-        info = info_of(recipe, progress, family(patcher), model_hash)
+        facts = {"latent_shape": list(latents.shape[1:]), "batch": len(latents), **(facts or {})}
+        info = info_of(recipe, progress, family(patcher), model_hash, facts)
         return Trained(Slider(name, layers.finished(), info), progress)
 
 
@@ -172,14 +176,16 @@ def _given_back(loan: Loan, embed: Embed) -> Embed:
     return embedded
 
 
-def info_of(recipe: Recipe, progress: Progress, of_family: str, model_hash: str) -> SliderInfo:
-    """What the slider's file will say."""
+def info_of(
+    recipe: Recipe, progress: Progress, of_family: str, model_hash: str, facts: Mapping[str, Any] | None = None
+) -> SliderInfo:
+    """What the slider's file will say. facts: of `recipe.FACTS`, what the run was given."""
     less, more = recipe.ends
     return SliderInfo(
         less=less,
         more=more,
         useful_range=USEFUL_RANGE,
-        recipe={**recipe.as_dict(), "steps_done": progress.steps, "versions": _versions()},
+        recipe={**recipe.as_dict(), **(facts or {}), "steps_done": progress.steps, "versions": _versions()},
         family=of_family,
         base_model_hash=model_hash,
     )
