@@ -12,6 +12,7 @@ from concept_sliders.training import run as training_run
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.run import Watch
 from concept_sliders.training.textual import TextualPoints
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 LATENTS = torch.zeros(1, 24, 8, 8)
@@ -127,7 +128,7 @@ def press_after():
             made.append(1)
             comfy.model_management.interrupt_current_processing(len(made) == step)
 
-        handles.append(torch.optim.optimizer.register_optimizer_step_post_hook(hook))
+        handles.append(register_optimizer_step_post_hook(hook))
         return handles[-1].remove
 
     yield press

@@ -1,5 +1,7 @@
 """Gradients on models whose weights are paged or cast: no layer's weight lies still between forward and backward."""
 
+from contextlib import nullcontext
+
 import comfy.model_management
 import pytest
 import torch
@@ -15,27 +17,32 @@ from concept_sliders.training.refetched import refetched
 from concept_sliders.training.run import train_slider
 
 
-class Buffers:
-    """One buffer for each size of weight, as the host's for casting: every layer's weight overwrites the last one's.
+class Buffer:
+    """One buffer for all weights, as the host's for casting: every layer's weight overwrites the last one's.
 
-    What is computed with one is scribbled over when the next is fetched. As in the host's paging the tensors handed
-    out are each of its own making on that memory: autograd cannot see that they change.
+    As in the host's paging the tensors handed out are each of its own making on that memory: autograd cannot see
+    that they change.
     """
 
-    def __init__(self, model):
-        self.memory, self.fetched = {}, 0
-        for module in model.model.modules():
-            if hasattr(module, "comfy_cast_weights"):
-                module.comfy_cast_weights = True
-                module.weight_function, module.bias_function = [self], [self]
+    def __init__(self, size):
+        self.memory, self.fetched = torch.empty(size), 0
 
     def __call__(self, weight):
         self.fetched += 1
-        for memory in self.memory.values():
-            memory.fill_(1e3)
-        memory = self.memory.setdefault(weight.shape, torch.empty(weight.numel()))
-        memory.copy_(weight.detach().flatten())
-        return torch.empty(0).set_(memory.untyped_storage(), 0, weight.shape)
+        self.memory.fill_(1e3)
+        fetched = torch.empty(0).set_(self.memory.untyped_storage(), 0, weight.shape)
+        return fetched.copy_(weight.detach())
+
+
+def paged(model):
+    """Let every layer of the model fetch its weight into one buffer, and its bias into another; the first of them."""
+    comfy.model_management.load_models_gpu([model])  # which decides for every layer how it fetches
+    largest = max(p.numel() for p in model.model.parameters())
+    weights, biases = Buffer(largest), Buffer(largest)
+    for module in model.model.modules():
+        if hasattr(module, "comfy_cast_weights"):
+            module.comfy_cast_weights, module.weight_function, module.bias_function = True, [weights], [biases]
+    return weights
 
 
 def given(family):
@@ -48,24 +55,22 @@ def test_gradients_are_those_of_weights_that_stay_where_they_are(family, setting
     points, conditionings = given(family)
     recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young"),), rank=2, layers="all", **settings)
     plain, _ = gradients(tiny_model(family), conditionings, points, recipe=recipe)
-    paged = tiny_model(family)
-    buffers = Buffers(paged)
-    fetched, training = gradients(paged, conditionings, points, recipe=recipe)
-    close(plain, fetched)
-    assert buffers.fetched > 2 * len(list(paged.model.parameters())) * 0.5
-    assert not any("forward" in vars(module) for module in paged.model.modules())
+    model = tiny_model(family)
+    buffer = paged(model)
+    close(plain, gradients(model, conditionings, points, recipe=recipe)[0])
+    layers = [module for module in model.model.modules() if getattr(module, "weight_function", None)]
+    assert buffer.fetched > 1.5 * len(layers) > 15
+    assert not any("forward" in vars(module) for module in model.model.modules())
 
 
 def test_without_fetching_them_again_they_are_wrong(monkeypatch):
-    """The buffers of this test are as treacherous as they should be."""
-    from contextlib import nullcontext
-
+    """The buffer of this test is as treacherous as it should be."""
     points, conditionings = given("SD15")
     plain, _ = gradients(tiny_model("SD15"), conditionings, points)
-    paged = tiny_model("SD15")
-    Buffers(paged)
+    model = tiny_model("SD15")
+    paged(model)
     monkeypatch.setattr(loop, "refetched", nullcontext)
-    wrong, _ = gradients(paged, conditionings, points)
+    wrong, _ = gradients(model, conditionings, points)
     with pytest.raises(AssertionError):
         close(plain, wrong)
 
