@@ -37,6 +37,7 @@ class LastGood:
         if live.keys() == self._copies.keys():
             torch._foreach_copy_(list(self._copies.values()), list(live.values()))  # one call, not thousands
         else:  # an optimiser has no tensors of its own before its first step
+            self._copies.clear()
             self._copies = {key: tensor.detach().clone() for key, tensor in live.items()}
         self.steps, self.drawn, self._scaler = steps, drawn, dict(scaler)
 
