@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..sliders.files import load_slider
-from ..training.recipe import TextualRecipe, recipe_from
+from ..training.recipe import EncoderRecipe, TextualRecipe, recipe_from
 from .loading import find_slider, slider_names
 from .sockets import SliderConcept, SliderRecipe
 
@@ -48,7 +48,7 @@ class LoadRecipe(io.ComfyNode):
         path = _file(slider)
         values, about = (_of_json(path), {}) if slider in shipped_names() else _of_slider(path, slider)
         recipe = recipe_from(values)
-        concept = recipe.concepts if isinstance(recipe, TextualRecipe) else None
+        concept = recipe.concepts if isinstance(recipe, (TextualRecipe, EncoderRecipe)) else None
         text = json.dumps({**values, **about}, indent=1, ensure_ascii=False)
         return io.NodeOutput(recipe, concept, text, ui=ui.PreviewText(text))
 

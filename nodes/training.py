@@ -10,7 +10,8 @@ from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, Te
 from ..training.run import Trained, train_slider, train_visual
 from ..training.visual import encoded
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
-from .training_inputs import checkpoint_input, keeping_inputs, layer_inputs, range_inputs, recipe_input, slider_inputs
+from .stopped import fingerprint, note_stopped
+from .training_inputs import checkpoint_inputs, keeping_inputs, layer_inputs, range_inputs, recipe_input, slider_inputs
 from .watching import encode_prompts, fitted, told, watch_training
 
 
@@ -86,6 +87,10 @@ class TrainSlider(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **inputs) -> str:
+        return fingerprint(name, node_id_of(cls))
+
+    @classmethod
     def execute(
         cls,
         model,
@@ -103,13 +108,11 @@ class TrainSlider(io.ComfyNode):
     ) -> io.NodeOutput:
         if recipe is None:
             recipe = TextualRecipe(concepts=concept, noise_range=(from_part, to_part), **settings)
-        elif not isinstance(recipe, TextualRecipe):
-            raise ValueError("Train Slider: the recipe is of a visual slider; wire it into Train Visual Slider.")
-        name = name.strip() or "slider"
+        must_be(TextualRecipe, recipe)
         conditionings = encode_prompts(clip, recipe.prompts())
-        watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision)
-        trained = train_slider(model, conditionings, recipe, fitted(model, latent), name, watch)
-        return handed_on(trained, recipe, cls)
+        watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision, node_id_of(cls))
+        trained = train_slider(model, conditionings, recipe, fitted(model, latent), called(name), watch)
+        return handed_on(trained, recipe, name, cls)
 
 
 class TrainVisualSlider(io.ComfyNode):
@@ -148,6 +151,10 @@ class TrainVisualSlider(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **inputs) -> str:
+        return fingerprint(name, node_id_of(cls))
+
+    @classmethod
     def execute(
         cls,
         model,
@@ -164,13 +171,12 @@ class TrainVisualSlider(io.ComfyNode):
     ) -> io.NodeOutput:
         if recipe is None:
             recipe = VisualRecipe(sets=len(pairs), noise_range=(from_part, to_part), **settings)
-        elif not isinstance(recipe, VisualRecipe):
-            raise ValueError("Train Visual Slider: the recipe is of a textual slider; wire it into Train Slider.")
-        name = name.strip() or "slider"
+        must_be(VisualRecipe, recipe)
         conditionings = encode_prompts(clip, {one.prompt: None for one in pairs})
         sets = encoded(pairs, vae.encode, model.model.process_latent_in)
-        watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision)
-        return handed_on(train_visual(model, conditionings, recipe, sets, name, watch), recipe, cls)
+        watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision, node_id_of(cls))
+        trained = train_visual(model, conditionings, recipe, sets, called(name), watch)
+        return handed_on(trained, recipe, name, cls)
 
 
 class TrainTextEncoderSlider(io.ComfyNode):
@@ -197,12 +203,16 @@ class TrainTextEncoderSlider(io.ComfyNode):
                 ),
                 *slider_inputs(steps=300),
                 *layer_inputs(),
-                checkpoint_input(),
+                *checkpoint_inputs(),
                 recipe_input(),
             ],
             outputs=[Sliders.Output(display_name="sliders")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **inputs) -> str:
+        return fingerprint(name, node_id_of(cls))
 
     @classmethod
     def execute(
@@ -216,14 +226,38 @@ class TrainTextEncoderSlider(io.ComfyNode):
     ) -> io.NodeOutput:
         if recipe is None:
             recipe = EncoderRecipe(concepts=concept, **settings)
-        elif not isinstance(recipe, EncoderRecipe):
-            raise ValueError("Train Text Encoder Slider: the recipe is of a slider of the diffusion model.")
-        watch = watch_training(None, recipe.steps, checkpoint_every=checkpoint_every)
-        return handed_on(train_encoder(clip, recipe, name.strip() or "slider", watch), recipe, cls)
+        must_be(EncoderRecipe, recipe)
+        watch = watch_training(None, recipe.steps, checkpoint_every=checkpoint_every, node_id=node_id_of(cls))
+        return handed_on(train_encoder(clip, recipe, called(name), watch), recipe, name, cls)
 
 
-def handed_on(trained: Trained | None, recipe: Recipe, node: type[io.ComfyNode]) -> io.NodeOutput:
+_NODES = {
+    TextualRecipe: ("a textual slider", "Train Slider"),
+    VisualRecipe: ("a visual slider", "Train Visual Slider"),
+    EncoderRecipe: ("a slider of the text encoder", "Train Text Encoder Slider"),
+}
+
+
+def must_be(kind: type[Recipe], recipe: Recipe) -> None:
+    """Raises ValueError, saying where it belongs, if the recipe is of another kind."""
+    if not isinstance(recipe, kind):
+        of, node = _NODES[type(recipe)]
+        raise ValueError(f"{_NODES[kind][1]}: the recipe is of {of}; wire it into {node}.")
+
+
+def called(name: str) -> str:
+    return name.strip() or "slider"
+
+
+def node_id_of(node: type[io.ComfyNode]) -> str | None:
+    """Outside the graph there is none."""
+    return node.hidden.unique_id if node.hidden else None
+
+
+def handed_on(trained: Trained | None, recipe: Recipe, name: str, node: type[io.ComfyNode]) -> io.NodeOutput:
     if trained is None:
         raise InterruptProcessingException()  # cancelled before there was anything to keep
-    node_id = node.hidden.unique_id if node.hidden else None  # outside the graph there is none
+    node_id = node_id_of(node)
+    if trained.progress.stopped:
+        note_stopped(name, node_id, trained.progress, recipe.steps)
     return io.NodeOutput(Stack.of(trained.slider), ui=told(trained.progress, recipe.steps, node_id))

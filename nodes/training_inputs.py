@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..training.layers import CHOICES
+from ..training.recipe import MEMORY
 from .sockets import SliderRecipe
 
 
@@ -32,7 +33,7 @@ def slider_inputs(steps: int) -> list[io.Input]:
             default=0,
             min=0,
             max=2**32 - 1,
-            control_after_generate=True,
+            control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="Of noise, initial weights and choices: the same seed gives the same slider.",
         ),
         io.Boolean.Input(
@@ -124,9 +125,9 @@ def keeping_inputs() -> list[io.Input]:
             "clip_vision",
             optional=True,
             tooltip="The early stop looks at pictures through it, by its embeddings; it needs a VAE wired in as "
-            "well. Without it the early stop looks at the latents.",
+            "well. Without it the early stop looks at the latents. These looks take what time they take.",
         ),
-        checkpoint_input(),
+        *checkpoint_inputs(),
     ]
 
 
@@ -138,14 +139,26 @@ def recipe_input() -> io.Input:
     )
 
 
-def checkpoint_input() -> io.Input:
-    return io.Int.Input(
-        "checkpoint_every",
-        default=100,
-        min=0,
-        max=100_000,
-        optional=True,
-        advanced=True,
-        tooltip="Steps between checkpoints; 0 for none. The same training, queued again after a cancel or a "
-        "crash, goes on from its last one. They are in the output folder, under slider_checkpoints.",
-    )
+def checkpoint_inputs() -> list[io.Input]:
+    """How a run is kept on disk, and in how much memory it runs."""
+    return [
+        io.Int.Input(
+            "checkpoint_every",
+            default=100,
+            min=0,
+            max=100_000,
+            optional=True,
+            advanced=True,
+            tooltip="Steps between checkpoints; 0 for none. The same training, queued again after a cancel or a "
+            "crash, goes on from its last one. They are in the output folder, under slider_checkpoints.",
+        ),
+        io.Combo.Input(
+            "memory",
+            options=list(MEMORY),
+            default=MEMORY[0],
+            optional=True,
+            advanced=True,
+            tooltip="auto: keeps what learning needs, and makes do with less when memory runs out. blocks run twice: "
+            "takes much less memory and about a third more time from the start. The slider is the same.",
+        ),
+    ]

@@ -3,12 +3,10 @@
 import logging
 import statistics
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import comfy.sample
 import comfy.utils
-import folder_paths
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from ..training.loop import Progress
 from ..training.run import Watch
+from .stopped import checkpoint_folder
 from .strip import draw_strip
 
 CELL = 160  # pixels of one picture in the preview strip
@@ -39,61 +38,92 @@ def fitted(model: ModelPatcher, latent: dict) -> Tensor:
     )
 
 
-def watch_training(model: ModelPatcher, steps: int, vae=None, checkpoint_every: int = 0, clip_vision=None) -> Watch:
-    """Progress on the host's bar, a preview strip now and then, and checkpoints in the output folder.
+def watch_training(
+    model: ModelPatcher,
+    steps: int,
+    vae=None,
+    checkpoint_every: int = 0,
+    clip_vision=None,
+    node_id: str | None = None,
+) -> Watch:
+    """Progress on the host's bar and in words on the node, a preview strip now and then, and checkpoints.
 
     clip_vision: what the early stop looks at pictures with. Raises ValueError if it is there without a VAE.
     """
     if clip_vision is not None and vae is None:
         raise ValueError("Training: CLIP vision looks at pictures; wire in a VAE to make them.")
-    bar, clock = comfy.utils.ProgressBar(steps), _Clock(steps)
+    bar, clock = comfy.utils.ProgressBar(steps), Clock(steps)
 
     def progress(done: Progress, latents: Tensor | None) -> None:
-        preview = None
+        text, preview = clock.said(done), None
+        if clock.is_due():
+            say(text, node_id)
         if latents is not None:
-            preview = ("JPEG", _strip(model, latents, vae, clock.said(done)), 4 * CELL)
+            preview = ("JPEG", _strip(model, latents, vae, text), 4 * CELL)
         bar.update_absolute(done.steps, steps, preview)
 
-    folder = Path(folder_paths.get_output_directory()) / "slider_checkpoints" if checkpoint_every else None
     embed = None
     if clip_vision is not None:
 
         def embed(latents: Tensor) -> Tensor:
             return clip_vision.encode_image(_decoded(model, latents, vae))["image_embeds"]
 
+    folder = checkpoint_folder() if checkpoint_every else None
     return Watch(progress=progress, checkpoints=folder, checkpoint_every=checkpoint_every, embed=embed)
+
+
+def say(text: str, node_id: str | None) -> None:
+    """Show a text on the node at once; outside a graph there is none, and no server."""
+    if node_id is not None:
+        PromptServer.instance.send_progress_text(text, node_id)
 
 
 def told(progress: Progress, steps: int, node_id: str | None) -> ui.PreviewText:
     """What the node says when it is done; if training broke off, beside it at once, too."""
     lasting = statistics.mean(progress.losses[-50:])
     text = progress.broken or f"{progress.steps} of {steps} steps; loss {lasting:.4g}"
+    if progress.looks >= 0.005:
+        text += f"; previews and looks took {progress.looks:.0%} of the time"
     if progress.still:
         text += "; it reached no further"
     if progress.broken:
         text += f" The slider is as it was after step {progress.steps}."
         logging.error(text)
-        if PromptServer.instance is not None and node_id is not None:
-            PromptServer.instance.send_progress_text(text, node_id)
+        say(text, node_id)
     return ui.PreviewText(text)
 
 
-class _Clock:
-    """Says how far a run is and how long it will still take."""
+class Clock:
+    """Says how far a run is and how long it will still take, about once a second.
 
-    def __init__(self, steps: int):
-        self.steps, self.first = steps, None
+    now: the time in seconds, from any start.
+    """
+
+    def __init__(self, steps: int, now: Callable[[], float] = time.monotonic):
+        self.steps, self._now = steps, now
+        self._first: tuple[int, float] | None = None
+        self._not_before = now()
 
     def said(self, progress: Progress) -> str:
-        now = time.monotonic()
-        if self.first is None:  # a run that goes on from a checkpoint begins at its step
-            self.first = (progress.steps, now)
-        done, began = progress.steps - self.first[0], self.first[1]
+        """To be asked after every step; from the second one on it knows the time that is left."""
+        now = self._now()
+        if self._first is None:  # a run that goes on from a checkpoint begins at its step
+            self._first = (progress.steps, now)
+        done, began = progress.steps - self._first[0], self._first[1]
         text = f"step {progress.steps} of {self.steps}, loss {statistics.mean(progress.losses[-20:]):.3g}"
         if done <= 0:
             return text
-        left = round((now - began) / done * (self.steps - progress.steps))
-        return f"{text}, {left // 60}:{left % 60:02d} left"
+        minutes, seconds = divmod(round((now - began) / done * (self.steps - progress.steps)), 60)
+        hours, minutes = divmod(minutes, 60)
+        left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        return f"{text}, {left} left"
+
+    def is_due(self) -> bool:
+        """Whether a second has passed since it last was."""
+        if self._now() < self._not_before:
+            return False
+        self._not_before = self._now() + 1.0
+        return True
 
 
 def _strip(model: ModelPatcher, latents: Tensor, vae, title: str) -> Image.Image:
@@ -104,13 +134,16 @@ def _strip(model: ModelPatcher, latents: Tensor, vae, title: str) -> Image.Image
 
 
 def _decoded(model: ModelPatcher, latents: Tensor, vae) -> Tensor:
-    """(N, H, W, 3) pictures, or the frames of films one after the other."""
+    """(N, H, W, 3) pictures of N latents, or the frames in the middle of N films."""
     images = vae.decode(model.model.process_latent_out(latents.float()))
-    return images.reshape(-1, *images.shape[-3:])
+    return images[:, images.shape[1] // 2] if images.ndim == 5 else images  # (N, T, H, W, 3) -> (N, H, W, 3)
 
 
 def _from_latents(model: ModelPatcher, latents: Tensor) -> Tensor:
-    """(3, h, w, 3) rough pictures by the host's linear map from latents to colours; grey where it has none."""
+    """(3, h, w, 3) rough pictures by the host's linear map from latents to colours; grey where it has none.
+
+    latents: (3, C, h, w), or (3, C, T, h, w) of films, of which the frame in the middle is taken.
+    """
     latent_format = model.model.latent_format
     if latent_format.latent_rgb_factors is None:
         return torch.full((3, 8, 8, 3), 0.5)
@@ -119,6 +152,8 @@ def _from_latents(model: ModelPatcher, latents: Tensor) -> Tensor:
         latent_format.latent_rgb_factors_bias,
         latent_format.latent_rgb_factors_reshape,
     )
+    if latents.ndim == 5:
+        latents = latents[:, :, latents.shape[2] // 2, None]
     pictures = [previewer.decode_latent_to_preview(one[None]) for one in latents.float().cpu()]
     return torch.stack([_tensor(picture) for picture in pictures])
 

@@ -9,13 +9,17 @@ from typing import Any
 
 import torch
 
-_VERSION = 1
+_VERSION = 2
 
 
 def file_for(folder: Path, name: str, digest: str) -> Path:
     """Where the run with this name and digest is kept."""
-    plain = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name)
-    return folder / f"{plain} {digest}.pt"
+    return folder / f"{plain_name(name)} {digest}.pt"
+
+
+def plain_name(name: str) -> str:
+    """The name with what file names may not hold replaced."""
+    return "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name)
 
 
 def store(path: Path, state: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Trains a slider by a recipe, without a browser: `python3 dev.py train RECIPE --out FILE`.
 
 RECIPE is a slider file that says how it was trained, or a JSON file of the same form (Load Recipe shows it). Without
---checkpoint it trains on the pocket model.
+the files of a model it trains on the pocket model. Ctrl-C stops, and what was learned by then is written.
 """
 
 from __future__ import annotations
@@ -9,55 +9,63 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import comfy.model_management
 import comfy.sample
-import comfy.sd
 import torch
 from tqdm import tqdm
 
-from ..pocket.model import load_pocket
 from ..sliders.files import load_slider, save_slider
+from .encoder import train_encoder
 from .loop import Progress
+from .model_files import add_options, load_models
 from .pair_folders import read_pairs
 from .pairs import STEP
-from .recipe import Recipe, TextualRecipe, recipe_from
+from .recipe import EncoderRecipe, Recipe, TextualRecipe, recipe_from
 from .run import Trained, Watch, train_slider, train_visual
 from .visual import encoded
 
 POCKET_SIZE, SIZE = 64, 512
 
 
+def read_values(path: Path) -> Mapping[str, Any]:
+    """What a file says of a training, the recipe and `recipe.FACTS`. Raises ValueError if it says nothing."""
+    if path.suffix == ".json":
+        values = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        values = load_slider(path).info.recipe
+    if not values:
+        raise ValueError("it was not trained with this pack")
+    if not isinstance(values, Mapping):
+        raise ValueError(f"a recipe is a JSON object, not a {type(values).__name__}")
+    return {k: v for k, v in values.items() if k not in ("family", "base_model_hash")}
+
+
 def read_recipe(path: Path) -> Recipe:
     """Raises ValueError, naming the file, if there is no recipe in it."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[Recipe, Mapping[str, Any]]:
+    """(the recipe, all that the file says)."""
     try:
-        if path.suffix == ".json":
-            values = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            values = load_slider(path).info.recipe
-        if not values:
-            raise ValueError("it was not trained with this pack")
-        return recipe_from({k: v for k, v in values.items() if k not in ("family", "base_model_hash")})
+        values = read_values(path)
+        return recipe_from(values), values
     except ValueError as error:
         raise ValueError(f"{path} holds no recipe: {error}") from error
 
 
-def load_model(checkpoint: Path | None):
-    """(MODEL, CLIP, VAE) of a checkpoint with all three in it, or of the pocket model."""
-    if checkpoint is None:
-        return load_pocket()
-    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=True, output_clip=True)
-    if clip is None or vae is None:
-        raise ValueError(f"{checkpoint} has no text encoder or no VAE in it; training from here needs both.")
-    return model, clip, vae
-
-
 @torch.inference_mode()  # as the host runs its nodes
-def train(recipe: Recipe, options: argparse.Namespace) -> Trained | None:
-    model, clip, vae = load_model(options.checkpoint)
-    size = options.size or (SIZE if options.checkpoint else POCKET_SIZE)
+def train(recipe: Recipe, facts: Mapping[str, Any], options: argparse.Namespace) -> Trained | None:
+    """facts: of `recipe.FACTS`, how the recipe's slider was trained, where it is one's."""
+    model, clip, vae = load_models(options, recipe)
     name = options.out.stem
     with tqdm(total=recipe.steps, unit="step") as bar:
 
@@ -66,46 +74,114 @@ def train(recipe: Recipe, options: argparse.Namespace) -> Trained | None:
             bar.set_postfix(loss=f"{done.losses[-1]:.3g}")
 
         watch = Watch(progress=progress, preview_every=0, checkpoints=options.checkpoints)
+        if isinstance(recipe, EncoderRecipe):
+            return train_encoder(clip, recipe, name, watch)
         if isinstance(recipe, TextualRecipe):
-            empty = torch.zeros(options.batch, 4, size // 8, size // 8)
-            latents = comfy.sample.fix_empty_latent_channels(model, empty, 8)
-            return train_slider(model, _encoded(clip, recipe.prompts()), recipe, latents, name, watch)
+            conditionings = _encoded(clip, recipe.prompts())
+            return train_slider(model, conditionings, recipe, _latents(model, facts, options), name, watch)
         if options.pairs is None:
             raise ValueError("The recipe is of a visual slider: say where its pictures are, with --pairs FOLDER.")
-        pairs = read_pairs(options.pairs, side=size, step=min(STEP, size))
+        side = options.size or _side(facts, vae) or _size(options)
+        pairs = read_pairs(options.pairs, prompt=_prompt(facts, options), side=side, step=min(STEP, side))
         sets = encoded(pairs, vae.encode, model.model.process_latent_in)
         return train_visual(model, _encoded(clip, [one.prompt for one in pairs]), recipe, sets, name, watch)
+
+
+def _latents(model, facts: Mapping[str, Any], options: argparse.Namespace) -> torch.Tensor:
+    """(B, C, ...) empty latents: as many and as large as the options say, else as the recipe's slider had them."""
+    batch = options.batch or facts.get("batch", 1)
+    if options.size is None and "latent_shape" in facts:
+        empty = torch.zeros(batch, *facts["latent_shape"])
+    else:
+        side = (options.size or _size(options)) // 8
+        empty = torch.zeros(batch, 4, side, side)
+    return comfy.sample.fix_empty_latent_channels(model, empty, 8)
+
+
+def _side(facts: Mapping[str, Any], vae) -> int | None:
+    """Of the square that has the area of the pictures that the recipe's slider was trained on, in pixels."""
+    shape = facts.get("latent_shape")
+    return shape and round(math.sqrt(shape[-2] * shape[-1]) * vae.spacial_compression_encode())
+
+
+def _prompt(facts: Mapping[str, Any], options: argparse.Namespace) -> str:
+    """Of scenes without a caption: the one that all scenes of the recipe's slider had."""
+    scenes = facts.get("scenes", ())
+    if options.prompt is not None:
+        return options.prompt
+    return scenes[0] if len(scenes) == 1 else ""
+
+
+def _size(options: argparse.Namespace) -> int:
+    return SIZE if options.checkpoint or options.unet else POCKET_SIZE
 
 
 def _encoded(clip, prompts: Iterable[str]) -> dict[str, list]:
     return {prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in dict.fromkeys(prompts)}
 
 
-def main() -> int:
+@contextmanager
+def stopped_by_ctrl_c() -> Iterator[None]:
+    """The first Ctrl-C within the block is a cancel, as of the host's button; a second one ends the program."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def cancel(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        comfy.model_management.interrupt_current_processing()
+
+    signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        comfy.model_management.interrupt_current_processing(False)
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py train", description=__doc__.splitlines()[0])
     parser.add_argument("recipe", type=Path, help="a slider file, or JSON")
     parser.add_argument("--out", type=Path, required=True, help="the slider's file, .safetensors")
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint with its text encoder and VAE")
-    parser.add_argument("--size", type=int, help=f"side of the pictures in pixels (default: {SIZE})")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a step")
+    like = "as the slider in RECIPE was trained, else"
+    parser.add_argument("--size", type=int, help=f"side of the pictures in pixels (default: {like} {SIZE})")
+    parser.add_argument("--batch", type=int, help=f"pictures a step (default: {like} 1)")
     parser.add_argument("--pairs", type=Path, help="folder of image pairs, for a visual slider")
+    parser.add_argument("--prompt", help=f"of pairs that have no caption (default: {like} none)")
     parser.add_argument("--checkpoints", type=Path, help="folder to keep the run in, and to go on from")
-    options = parser.parse_args()
+    add_options(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parsed()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.out.exists():
             raise ValueError(f"{options.out} is there already.")
-        trained = train(read_recipe(options.recipe), options)
+        recipe, facts = _read(options.recipe)
+        with stopped_by_ctrl_c():
+            trained = train(recipe, facts, options)
         if trained is None:
             raise ValueError("training was stopped before its first step.")
         save_slider(trained.slider, options.out)
-    except (ValueError, OSError) as error:
+    except comfy.model_management.InterruptProcessingException:
+        sys.stderr.write("error: training was stopped before its first step.\n")
+        return 1
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    if trained.progress.broken:
-        sys.stderr.write(f"{trained.progress.broken} {options.out} is from before that.\n")
-        return 1
-    return 0
+    return reported(trained, recipe, facts, options.out)
+
+
+def reported(trained: Trained, recipe: Recipe, facts: Mapping[str, Any], out: Path) -> int:
+    """Says what is not as asked for; the exit code, 0 for a whole run."""
+    progress, made = trained.progress, trained.slider.info.recipe
+    if "pairs" in facts and made.get("pairs") != facts["pairs"]:
+        sys.stderr.write("Note: these are not the pictures, or the sizes, that the recipe's slider was trained on.\n")
+    if progress.broken:
+        sys.stderr.write(f"{progress.broken} {out} is from before that.\n")
+    elif progress.stopped:
+        sys.stderr.write(f"Stopped after step {progress.steps} of {recipe.steps}; {out} has what was learned by then.\n")
+    return 1 if progress.stopped else 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ..sliders.prompt_cache import PromptCache
 from ..sliders.rows import must_be_apart
 
 if TYPE_CHECKING:
-    from .in_place import NewLayers
+    from .new_layers import NewLayers
 
 
 class Denoiser:
@@ -34,7 +34,7 @@ class Denoiser:
         self._conditionings = conditionings
         self._conditions: dict[tuple, dict] = {}  # what the model makes of them, by prompt and latent size
         self.dtype = patcher.model.get_dtype_inference()  # of the activations
-        self._at_once: int | None = None  # most entries of a batch that memory has had room for, if it ran out
+        self.at_once: int | None = None  # most entries of a batch that memory has had room for, if it ran out
 
     def __call__(self, x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
         """One prediction per prompt and latent, in one batch: x (B, C, ...) -> (len(prompts), B, C, ...).
@@ -72,7 +72,7 @@ class Denoiser:
         does not fit.
         """
         entries, acting = len(prompts) * len(x), nullcontext()
-        too_many = self._at_once is not None and entries > self._at_once
+        too_many = self.at_once is not None and entries > self.at_once
         if layers is not None and strengths is not None and strengths.any():
             by_entry = strengths.flatten(0, 1)
             acting, too_many = layers.acting(by_entry), too_many or must_be_apart(self.patcher.model, by_entry)
@@ -84,9 +84,9 @@ class Denoiser:
         except RuntimeError as error:
             if entries == 1 or not comfy.model_management.is_oom(error):
                 raise
-            self._at_once = entries // 2
+            self.at_once = entries // 2
         comfy.model_management.soft_empty_cache()
-        logging.warning("There is no memory for %d predictions at once; going on with %d.", entries, self._at_once)
+        logging.warning("There is no memory for %d predictions at once; going on with %d.", entries, self.at_once)
         return self._halves(x, sigma, prompts, layers, strengths)
 
     def _halves(self, x: Tensor, sigma: Tensor, prompts: Sequence[str], layers, strengths: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 Three things stand in the way. Fused rotary embeddings have no gradient: the host leaves most of them out while its
 flag `in_training` is set, and the rest have plain forms in the library they come from. Blocks add to their inputs in
 place, which autograd may have kept: torch then keeps copies of what is overwritten. And weights loaded in inference
-mode may not be kept at all: see `in_place.ordinary_weights`.
+mode may not be kept at all: see `in_place.Loan`.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ from .run import Keeper, Trained, Watch, digest_of, info_of
 class Encoder:
     """The host's text encoders as one function, in a denoiser's place: of the prompt alone."""
 
+    at_once: int | None = None  # prompts go one by one as it is
+
     def __init__(self, clip: CLIP):
         self.clip, self.patcher = clip, clip.patcher
         self.device = clip.patcher.load_device

@@ -17,38 +17,63 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def borrowed(patcher: ModelPatcher, memory_required: int = 0) -> Iterator[ModelPatcher]:
+def borrowed(patcher: ModelPatcher, memory_required: int = 0) -> Iterator[Loan]:
     """The model, loaded on its device, through which gradients can run while the context lasts.
 
     Its weights stay untouched, and the same tensors are back in their places afterwards, however it ends.
     memory_required: bytes the host should keep free beside the weights.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        comfy.model_management.load_models_gpu([patcher], memory_required=memory_required)
+        loan = Loan(patcher, memory_required)
         patcher.pre_run()
         try:
-            with ordinary_weights(patcher.model):
-                yield patcher
+            loan.take()
+            yield loan
         finally:
+            loan.give_back()
             patcher.cleanup()
 
 
-@contextmanager
-def ordinary_weights(model: nn.Module) -> Iterator[None]:
-    """Put ordinary tensors on the same memory in the place of a module's inference tensors."""
-    lent: list[tuple[dict, str, Tensor]] = []
-    try:
-        for module in model.modules():
+class Loan:
+    """Ordinary tensors on the same memory, in the place of a loaded model's inference tensors."""
+
+    def __init__(self, patcher: ModelPatcher, memory_required: int = 0):
+        self.patcher, self.memory_required = patcher, memory_required
+        self._lent: list[tuple[dict, str, Tensor, Tensor]] = []
+        self._load()
+
+    def take(self) -> None:
+        for module in self.patcher.model.modules():
             # the last for tables that a model keeps as plain attributes
             for tensors in (module._parameters, module._buffers, vars(module)):
                 for name, tensor in list(tensors.items()):
                     if isinstance(tensor, Tensor) and tensor.is_inference():
-                        lent.append((tensors, name, tensor))
                         tensors[name] = _ordinary(tensor)
-        yield
-    finally:
-        for tensors, name, tensor in lent:
-            tensors[name] = tensor
+                        self._lent.append((tensors, name, tensor, tensors[name]))
+
+    def give_back(self) -> None:
+        """The host's own tensors, where ours are still in their place; what it has put there since stays."""
+        while self._lent:
+            tensors, name, tensor, ours = self._lent.pop()
+            if tensors.get(name) is ours:
+                tensors[name] = tensor
+
+    @contextmanager
+    def returned(self) -> Iterator[None]:
+        """Within the block the model is the host's, in its own mode: it may move it to make room for another.
+
+        It is loaded and borrowed again after it. What is made within are inference tensors.
+        """
+        self.give_back()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self._load()
+            self.take()
+
+    def _load(self) -> None:
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=self.memory_required)
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,9 +16,12 @@ from torch import Tensor
 
 from ..sliders.rows import must_be_apart
 from .differentiable import differentiable
+from .last_good import Drawn, LastGood
 from .objectives import prediction_loss
 from .points import Point, Points
+from .recipe import BLOCKS_TWICE
 from .recompute import recomputed
+from .refetched import refetched
 
 if TYPE_CHECKING:
     from .denoiser import Denoiser
@@ -33,13 +37,15 @@ _JUDGED_BY = 50  # losses
 class Progress:
     """How a run went: the loss of every step done, whether it was stopped, and what broke it, if so.
 
-    still: it ended early because the slider reached no further.
+    still: it ended early because the slider reached no further. looks: the share of its time that previews and the
+    early stop's looks took.
     """
 
     losses: list[float] = field(default_factory=list)
     stopped: bool = False
     still: bool = False
     broken: str = ""
+    looks: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -67,9 +73,10 @@ class Training:
         half = denoiser.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(denoiser.device.type, enabled=half)
         self._at_once: int | None = None  # most rows that memory has had room for, if it ran out
-        self._recompute = False
+        self._recompute = recipe.memory == BLOCKS_TWICE
         self._carefully = False  # unless the model turns out to need it, see `differentiable`
-        self._good = [parameter.detach().clone() for parameter in self._parameters]
+        self._good = LastGood(self._parameters, self._optimizer)
+        self._is_good()
 
     def run(
         self,
@@ -80,22 +87,26 @@ class Training:
         """Train up to the recipe's number of steps.
 
         should_stop: asked before every step; what has been learned by then is kept.
-        after_step: told how it goes. cancelled: what the model raises when it is told to stop; the step is then
-        dropped. A loss that is no finite number, or explodes, ends the run at the last good state, and
-        `Progress.broken` says where.
+        after_step: told how it goes. cancelled: what the model or `after_step` raises when it is told to stop; a step
+        that is cut off by it is undone. A loss or a gradient that is no finite number, or a loss that explodes, ends
+        the run at the last good state, and `Progress.broken` says where.
         """
-        while not self._is_done() and not should_stop():
-            before = self.generator.get_state(), self.points.state()
+        while not self._is_done():
+            begun: Drawn | None = None
             try:
+                self._look()  # where a look was cut off
+                if self._is_done() or should_stop():
+                    break
+                begun = self._drawn()
                 point = self._step()
+                begun = None
+                if point is not None:
+                    self._look()
+                    after_step(self.progress, point)
             except cancelled:
-                self.generator.set_state(before[0])
-                self.points.restore(before[1])
-                self._optimizer.zero_grad()
+                if begun is not None:
+                    self._draw_again(begun)
                 break
-            if point is not None:
-                self.progress.still = self.reach is not None and self.reach.is_reached(self.progress.steps)
-                after_step(self.progress, point)
         self.progress.stopped = not self.progress.still and self.progress.steps < self.recipe.steps
         return self.progress
 
@@ -109,6 +120,9 @@ class Training:
             "points": self.points.state(),
             "losses": list(self.progress.losses),
             "still": self.progress.still,
+            "at_once": self._at_once,
+            "asked_at_once": self.denoiser.at_once,
+            "recompute": self._recompute,
             "reach": self.reach.state() if self.reach else None,
         }
 
@@ -117,30 +131,53 @@ class Training:
         saved = state["parameters"]
         if [t.shape for t in saved] != [t.shape for t in self._parameters]:
             raise ValueError("The checkpoint holds a slider of other layers than the recipe asks for on this model.")
-        self._put_back(saved)
-        self._good = [parameter.detach().clone() for parameter in self._parameters]
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, saved, strict=True):
+                parameter.copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         self.points.restore(state["points"])
         self.progress.losses, self.progress.still = list(state["losses"]), state["still"]
+        self._at_once, self.denoiser.at_once = state["at_once"], state["asked_at_once"]
+        self._recompute = self._recompute or state["recompute"]
         if self.reach and state["reach"]:
             self.reach.restore(state["reach"])
+        self._is_good()
 
     def _is_done(self) -> bool:
         progress = self.progress
         return progress.steps >= self.recipe.steps or progress.still or bool(progress.broken)
 
+    def _look(self) -> None:
+        """The early stop's, where one is due."""
+        if self.reach is not None and self.reach.is_reached(self.progress.steps):
+            self.progress.still = True
+
+    def _drawn(self) -> Drawn:
+        return Drawn(self.generator.get_state(), self.points.state())
+
+    def _draw_again(self, drawn: Drawn) -> None:
+        """The points from there on are yet to come; what a step has left of its gradient is dropped."""
+        self.generator.set_state(drawn.generator)
+        self.points.restore(drawn.points)
+        self._optimizer.zero_grad()
+
+    def _is_good(self, drawn: Drawn | None = None) -> None:
+        """The parameters as they are. drawn: what had been drawn when they came to be."""
+        self._good.keep(self.progress.steps, drawn or self._drawn(), self._scaler.state_dict())
+
     def _step(self) -> Point | None:
         """One optimiser step; None where the state it started from turned out to be no good."""
+        drawn = self._drawn()
         point = next(self.points)
         loss = self._gradient(point)
-        if self._is_bad(loss):
-            self._break_off(point, loss)
-            return None
-        self._good = [parameter.detach().clone() for parameter in self._parameters]
         self._scaler.unscale_(self._optimizer)
-        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, 1.0))
+        if self._is_bad(loss, norm):
+            self._break_off(point, loss, norm)
+            return None
+        self._is_good(drawn)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
@@ -168,6 +205,7 @@ class Training:
         with ExitStack() as during:
             during.enter_context(differentiable(self._carefully))
             during.enter_context(self.layers.acting(point.strengths[rows]))
+            during.enter_context(refetched(self.denoiser.patcher.model))
             if self._recompute:
                 during.enter_context(recomputed(self.denoiser.network))
             prediction = self.denoiser(point.x[rows], point.sigma, [point.prompt])[0]
@@ -197,24 +235,22 @@ class Training:
         else:
             raise error
 
-    def _is_bad(self, loss: float) -> bool:
+    def _is_bad(self, loss: float, norm: float) -> bool:
+        """norm: of the gradient. A scaler meets ones that are not finite, and makes do."""
         before = self.progress.losses[-_JUDGED_BY:]
         exploded = len(before) == _JUDGED_BY and loss > _EXPLODED * statistics.median(before)
-        return loss != loss or loss == float("inf") or exploded
+        return not math.isfinite(loss) or exploded or not (self._scaler.is_enabled() or math.isfinite(norm))
 
-    def _break_off(self, point: Point, loss: float) -> None:
-        """Back to the parameters that last gave a sound loss. Raises FloatingPointError if there are none."""
+    def _break_off(self, point: Point, loss: float, norm: float) -> None:
+        """Back to the state that last gave a sound step. Raises FloatingPointError if that is the first."""
+        gradient = "" if math.isfinite(norm) or not math.isfinite(loss) else f", its gradient {norm:.3g}"
         self.progress.broken = (
             f"Training broke down at step {self.progress.steps + 1} of {self.recipe.steps}, noise level "
-            f"{float(point.sigma):.3g}: the loss is {loss:.3g}. A lower learning rate than "
+            f"{float(point.sigma):.3g}: the loss is {loss:.3g}{gradient}. A lower learning rate than "
             f"{self.recipe.learning_rate:g} may help."
         )
-        if self.progress.steps <= 1:
+        if not self._good.steps:
             raise FloatingPointError(self.progress.broken)
-        self._put_back(self._good)
-        self.progress.losses.pop()  # the step that led here
-
-    @torch.no_grad()
-    def _put_back(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.copy_(value)
+        self._scaler.load_state_dict(self._good.put_back())
+        self._draw_again(self._good.drawn)
+        del self.progress.losses[self._good.steps :]  # the step that led here

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -59,21 +61,55 @@ class HalfDone:
         return x
 
 
+class Looks:
+    """How much of a run's time looks take, and whether there is time for one more.
+
+    now: the time in seconds, from any start.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic):
+        self._now, self._began = now, now()
+        self._spent, self._last = 0.0, 0.0
+
+    @property
+    def share(self) -> float:
+        """Of the time since the beginning, in [0, 1]."""
+        return self._spent / max(self._now() - self._began, 1e-9)
+
+    def has_time(self) -> bool:
+        """Whether, after one more like the last, all looks together have taken no more than a small share."""
+        return self._spent + self._last <= SHARE * (self._now() - self._began + self._last)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """The block is a look. A device that works on by itself is waited for, before and after."""
+        comfy.model_management.synchronize()
+        began = self._now()
+        try:
+            yield
+        finally:
+            comfy.model_management.synchronize()
+            self._last = self._now() - began
+            self._spent += self._last
+
+
 class Strip:
-    """One latent at strength -1, 0 and +1, now and then."""
+    """One latent at strength -1, 0 and +1, at intervals of `every` steps or more; 0 for never.
 
-    def __init__(self, half_done: HalfDone):
-        self.half_done = half_done
-        self._not_before, self._last = 0.0, 0
+    As often as there is time for it: what becomes of the latents is part of the look.
+    """
 
-    def when_due(self, step: int, every: int) -> Tensor | None:
-        """(3, C, ...) at intervals of `every` steps or more, as often as takes no more than a small share of time."""
-        if not every or step - self._last < every or time.monotonic() < self._not_before:
-            return None
-        began, self._last = time.monotonic(), step
-        latents = self.half_done.at((-1.0, 0.0, 1.0))[:, 0]
-        self._not_before = time.monotonic() + (time.monotonic() - began) / SHARE
-        return latents
+    def __init__(self, half_done: HalfDone, looks: Looks, every: int):
+        self.half_done, self.looks, self.every = half_done, looks, every
+        self._last = 0
+
+    def is_due(self, step: int) -> bool:
+        return bool(self.every) and step - self._last >= self.every and self.looks.has_time()
+
+    def latents(self, step: int) -> Tensor:
+        """(3, C, ...)."""
+        self._last = step
+        return self.half_done.at((-1.0, 0.0, 1.0))[:, 0]
 
 
 class Reach:
@@ -81,20 +117,31 @@ class Reach:
 
     Every `every` steps it measures how far foreseen images lie apart between strength -1 and +1: by the cosine
     distance of their embeddings if there is one, else by their own difference, relative to their size. After
-    `patience` measurements in a row without growth of `GROWTH` the slider is done.
+    `patience` measurements in a row without growth of `GROWTH` the slider is done. These looks come at fixed steps,
+    whatever they cost, so that a run ends where it would end on any machine; previews wait until there is time
+    again.
     """
 
     GROWTH = 0.02
 
-    def __init__(self, half_done: HalfDone, patience: int, every: int = 20, embed: Embed | None = None):
+    def __init__(
+        self,
+        half_done: HalfDone,
+        patience: int,
+        every: int = 20,
+        embed: Embed | None = None,
+        looks: Looks | None = None,
+    ):
         self.half_done, self.patience, self.every, self.embed = half_done, patience, every, embed
+        self.looks = looks
         self.measured: list[float] = []
 
     def is_reached(self, step: int) -> bool:
-        """Asked after every step."""
-        if not self.patience or step % self.every:
+        """Asked after every step, and once more where the look after the last one was cut off."""
+        if not self.patience or len(self.measured) >= step // self.every:
             return False
-        self.measured.append(self.measure())
+        with self.looks.timed() if self.looks else nullcontext():
+            self.measured.append(self.measure())
         best = max(self.measured[: -self.patience], default=0.0)
         enough = len(self.measured) > self.patience
         return enough and max(self.measured[-self.patience :]) < best * (1 + self.GROWTH)

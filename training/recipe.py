@@ -13,6 +13,10 @@ from typing import Any
 from .layers import CHOICES
 
 VISUAL_METHODS = ("noise", "ADDifT")
+# What a slider's header says beside its recipe: how far the run went, and what it was given
+FACTS = ("steps_done", "versions", "latent_shape", "batch", "scenes", "pairs")
+BLOCKS_TWICE = "blocks run twice"
+MEMORY = ("auto", BLOCKS_TWICE)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Recipe:
     noise_range: the part of sampling trained on, as fractions from its start, e.g. (0.0, 1.0).
     patience: ends the run early when the slider has reached no further for so many looks, 20 steps apart; 0 never.
     seed: of noise, initial weights and choices. notes: whatever else is worth keeping.
+    memory: one of `MEMORY`: "auto" keeps what backward needs until memory runs out; with the other the model's blocks
+        run again in backward from the start. The slider is the same.
     Raises ValueError, naming the field, for a value out of range.
     """
 
@@ -104,6 +110,7 @@ class Recipe:
     noise_range: tuple[float, float] = (0.0, 1.0)
     patience: int = 0
     seed: int = 0
+    memory: str = MEMORY[0]
     notes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,6 +128,7 @@ class Recipe:
         yield "layers", self.layers in CHOICES, f"one of {', '.join(CHOICES)}"
         yield "pattern", _is_pattern(self.pattern), "a regular expression"
         yield "patience", self.patience >= 0, "0 or above"
+        yield "memory", self.memory in MEMORY, f"one of {', '.join(MEMORY)}"
         yield "noise_range", 0 <= start < end <= 1, "two fractions, 0 <= start < end <= 1"
 
     @property
@@ -133,8 +141,8 @@ class Recipe:
         return {"kind": _name_of(type(self)), **asdict(self)}
 
     def digest(self) -> str:
-        """A short hash of everything but the number of steps: runs that share it differ in length alone."""
-        values = {name: value for name, value in self.as_dict().items() if name not in ("steps", "notes")}
+        """A short hash of what decides how each step goes: runs that share it differ in length alone."""
+        values = {name: value for name, value in self.as_dict().items() if name not in ("steps", "notes", "memory")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -226,10 +234,10 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
 
     Raises ValueError if it is none, or says something that recipes do not have.
     """
-    values = dict(values)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"A recipe is a set of named values, got a {type(values).__name__}.")
+    values = {name: value for name, value in values.items() if name not in FACTS}
     kind = values.pop("kind", "textual")
-    for result in ("steps_done", "versions"):
-        values.pop(result, None)
     if "concept" in values:  # of sliders with a single one
         values["concepts"] = [values.pop("concept")]
     if kind not in _KINDS:
@@ -239,6 +247,8 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
         raise ValueError(f"A {kind} recipe has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
     try:
         if "concepts" in values:
+            if not all(isinstance(concept, Mapping) for concept in values["concepts"]):
+                raise ValueError("The concepts of a recipe are sets of named values: target, more, less and others.")
             values["concepts"] = tuple(Concept(**{**c, "hold": tuple(c.get("hold", ()))}) for c in values["concepts"])
         if "noise_range" in values:
             start, end = values["noise_range"]

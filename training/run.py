@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import comfyui_version
 import torch
@@ -17,11 +18,11 @@ from torch import Tensor
 from ..sliders.slider import Slider, SliderInfo
 from . import checkpoint
 from .denoiser import Denoiser
-from .in_place import borrowed, family, fingerprint
+from .in_place import Loan, borrowed, family, fingerprint
 from .loop import Progress, Training
 from .new_layers import NewLayers
 from .points import Point, Points
-from .preview import Embed, HalfDone, Reach, Strip
+from .preview import Embed, HalfDone, Looks, Reach, Strip
 from .recipe import Recipe, TextualRecipe, VisualRecipe
 from .textual import TextualPoints
 from .visual import LatentSet, VisualPoints
@@ -36,7 +37,8 @@ MakePoints = Callable[[Denoiser, NewLayers, torch.Generator], Points]
 class Watch:
     """What a run asks and tells.
 
-    progress: told after every step how it goes, with (3, C, ...) clean latents at strength -1, 0 and +1 now and then.
+    progress: told after every step how it goes, with (3, C, ...) clean latents at strength -1, 0 and +1 now and then;
+        then in inference mode, and the host may move the model meanwhile.
     preview_every: steps between such previews, at least; 0 for none. They take a small share of the time, whatever
         it says.
     checkpoints: a folder to keep the run's state in, and to go on from if the same run has been kept there; None for
@@ -103,7 +105,8 @@ def train_visual(
     data = [one.latents for one in sets] + [torch.tensor(one.strengths) for one in sets]
     data += [one.mask for one in sets if one.mask is not None]
     prompt = sets[0].prompt if sets else ""
-    return train(patcher, conditionings, recipe, largest, name, points, prompt, data=data, watch=watch)
+    facts = {"scenes": list(dict.fromkeys(one.prompt for one in sets)), "pairs": digest_of(*data)}
+    return train(patcher, conditionings, recipe, largest, name, points, prompt, data=data, facts=facts, watch=watch)
 
 
 def train(
@@ -116,21 +119,25 @@ def train(
     preview_prompt: str,
     questions: int = 1,
     data: Sequence[Tensor] = (),
+    facts: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> Trained | None:
     """Train a slider on points of any kind; see `train_slider`.
 
     preview_prompt: what the previews show. questions: predictions per latent that are asked for in one batch.
-    data: what the points are made of beside the recipe, to tell runs apart.
+    data: what the points are made of beside the recipe, to tell runs apart. facts: what the slider's header says of it.
     """
     watch = watch or Watch()
     generator = torch.Generator().manual_seed(recipe.seed)
     memory = patcher.model.memory_required([latents.shape[0] * questions, *latents.shape[1:]])
-    with borrowed(patcher, memory_required=int(memory)):
+    with borrowed(patcher, memory_required=int(memory)) as loan:
         layers = NewLayers(patcher, recipe, generator)
         denoiser = Denoiser(patcher, {p: ordinary(c) for p, c in conditionings.items()})
         look = partial(HalfDone, denoiser, layers, preview_prompt, tuple(latents.shape[1:]), recipe.seed)
-        strip, reach = Strip(look()), Reach(look(PROBED), recipe.patience, embed=watch.embed)
+        looks = Looks()
+        strip = Strip(look(), looks, watch.preview_every)
+        embed = watch.embed and _given_back(loan, watch.embed)
+        reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
         model_hash = fingerprint(patcher.model)
         encoded = [tensor for conditioning in conditionings.values() for tensor, _ in conditioning]
@@ -139,7 +146,13 @@ def train(
 
         def after_step(progress: Progress, point: Point) -> None:
             keeper.after_step()
-            watch.progress(progress, strip.when_due(progress.steps, watch.preview_every))
+            if not strip.is_due(progress.steps):
+                watch.progress(progress, None)
+                return
+            with looks.timed():
+                latents = strip.latents(progress.steps)
+                with loan.returned():
+                    watch.progress(progress, latents)
 
         keeper.go_on()
         # the host's layers raise it as soon as the user cancels, and take the cancel back by doing so
@@ -147,18 +160,32 @@ def train(
         if not progress.steps:
             return None
         keeper.keep()
-        info = info_of(recipe, progress, family(patcher), model_hash)
+        progress.looks = looks.share
+        facts = {"latent_shape": list(latents.shape[1:]), "batch": len(latents), **(facts or {})}
+        info = info_of(recipe, progress, family(patcher), model_hash, facts)
         return Trained(Slider(name, layers.finished(), info), progress)
 
 
-def info_of(recipe: Recipe, progress: Progress, of_family: str, model_hash: str) -> SliderInfo:
-    """What the slider's file will say."""
+def _given_back(loan: Loan, embed: Embed) -> Embed:
+    """`embed`, while the host may move the model to make room for others."""
+
+    def embedded(latents: Tensor) -> Tensor:
+        with loan.returned():
+            return embed(latents)
+
+    return embedded
+
+
+def info_of(
+    recipe: Recipe, progress: Progress, of_family: str, model_hash: str, facts: Mapping[str, Any] | None = None
+) -> SliderInfo:
+    """What the slider's file will say. facts: of `recipe.FACTS`, what the run was given."""
     less, more = recipe.ends
     return SliderInfo(
         less=less,
         more=more,
         useful_range=USEFUL_RANGE,
-        recipe={**recipe.as_dict(), "steps_done": progress.steps, "versions": _versions()},
+        recipe={**recipe.as_dict(), **(facts or {}), "steps_done": progress.steps, "versions": _versions()},
         family=of_family,
         base_model_hash=model_hash,
     )

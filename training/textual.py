@@ -14,7 +14,7 @@ from .rollouts import classifier_free, roll_out
 
 if TYPE_CHECKING:
     from .denoiser import Denoiser
-    from .in_place import NewLayers
+    from .new_layers import NewLayers
 
 
 class TextualPoints:
@@ -70,7 +70,8 @@ class TextualPoints:
         own = bool(torch.rand((), generator=generator) < recipe.own_rollouts)
         visits = self._visits(own)
         rollout = _Rollout(self, recipe.concepts[chosen], signs if own else torch.zeros_like(signs), visits)
-        sigmas = self.denoiser.sigmas(recipe.rollout_steps)
+        last = max(level for level, _ in visits)
+        sigmas = self.denoiser.sigmas(recipe.rollout_steps)[: last + 2]  # what lies beyond is not asked for
         trajectory = roll_out(rollout, noise, sigmas, self.denoiser.scale_noise)
         self._held = {
             "concept": chosen,
@@ -123,7 +124,7 @@ class _Rollout:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...), guided."""
-        guiding = [self.target, ""] if self.guidance != 1 else [self.target]
+        guiding = [self.target, ""] if self.guidance != 1 and self.target else [self.target]
         frozen = self._frozen_prompts() if len(self.d_target) in self.visited else []
         strengths = torch.zeros(len(guiding) + len(frozen), len(x), 1, device=x.device)
         strengths[: len(guiding)] = self.strengths[:, None]

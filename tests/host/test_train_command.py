@@ -1,15 +1,27 @@
 """Training from the command line: the same sliders as in the graph, from JSON or from a slider's own file."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 
+import comfy.model_management
 import pytest
 import torch
+from concept_sliders.nodes.training import TrainSlider, TrainVisualSlider
 from concept_sliders.pocket.drawing import draw
+from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.world import portraits
-from concept_sliders.sliders.files import load_slider
+from concept_sliders.sliders.files import load_slider, save_slider
+from concept_sliders.tests.host.tiny_vae import film_vae
 from concept_sliders.training import command
+from concept_sliders.training.model_files import load_vae
+from concept_sliders.training.pair_folders import read_pairs
+from concept_sliders.training.recipe import Concept
 from PIL import Image
+from safetensors.torch import save_file
 
 CONCEPT = {"target": "portrait of a person", "more": "very old person", "less": "very young person"}
 SMALL = {"steps": 3, "rollout_steps": 2, "rank": 2}
@@ -74,3 +86,104 @@ def test_a_file_that_is_there_is_not_overwritten(run, tmp_path):
     out.write_bytes(b"mine")
     code, said = run(recipe_file(tmp_path, concepts=[CONCEPT], **SMALL), "--out", out)
     assert code == 1 and "is there already" in said and out.read_bytes() == b"mine"
+
+
+def same(one, other):
+    return one.layers.keys() == other.layers.keys() and all(
+        torch.equal(one.layers[name].up, layer.up) and torch.equal(one.layers[name].down, layer.down)
+        for name, layer in other.layers.items()
+    )
+
+
+def test_a_slider_of_the_graph_is_trained_again_as_it_was(run, tmp_path):
+    """At its own size, two pictures a step, to the bit."""
+    made, again = tmp_path / "made.safetensors", tmp_path / "again.safetensors"
+    with torch.inference_mode():
+        model, clip, _ = load_pocket()
+        latent = {"samples": torch.zeros(2, 24, 8, 12)}
+        out = TrainSlider.execute(model, clip, (Concept(**CONCEPT),), latent, "age", 0.0, 1.0, **SMALL)
+    save_slider(out.args[0].placed[0].slider, made, torch.float32)
+    assert run(made, "--out", again)[0] == 0
+    one, other = load_slider(made), load_slider(again)
+    assert one.info.recipe["batch"] == 2 and one.info.recipe["latent_shape"] == [24, 8, 12]
+    assert other.info.recipe == one.info.recipe
+    with torch.inference_mode():
+        assert same(out.args[0].placed[0].slider, other)
+    single = tmp_path / "single.safetensors"
+    assert run(made, "--out", single, "--batch", 1)[0] == 0
+    assert load_slider(single).info.recipe["batch"] == 1 and not same(load_slider(single), other)
+
+
+def drawn_pairs(folder, seed=3):
+    folder.mkdir()
+    for index, person in enumerate(portraits(2, seed=seed)):
+        for strength, smile in ((-1, 0.1), (1, 0.9)):
+            Image.fromarray(draw(person.with_(smile=smile))).save(folder / f"{index}_{strength}.png")
+    return folder
+
+
+def test_a_visual_slider_of_the_graph_is_trained_again_and_other_pictures_are_noticed(run, tmp_path):
+    pairs, others = drawn_pairs(tmp_path / "pairs"), drawn_pairs(tmp_path / "others", seed=4)
+    made, again = tmp_path / "made.safetensors", tmp_path / "again.safetensors"
+    with torch.inference_mode():
+        read = read_pairs(pairs, prompt="portrait of a person", side=64)
+        out = TrainVisualSlider.execute(*load_pocket(), read, "smile", 0.0, 1.0, steps=2, rank=2)
+    save_slider(out.args[0].placed[0].slider, made, torch.float32)
+    code, said = run(made, "--out", again, "--pairs", pairs)
+    assert code == 0 and "Note:" not in said
+    one, other = load_slider(made), load_slider(again)
+    assert one.info.recipe["scenes"] == ["portrait of a person"] and other.info.recipe == one.info.recipe
+    with torch.inference_mode():
+        assert same(out.args[0].placed[0].slider, other)
+    code, said = run(made, "--out", tmp_path / "other.safetensors", "--pairs", others)
+    assert code == 0 and "Note: these are not the pictures" in said
+
+
+def test_a_recipe_of_a_text_encoder_slider(run, tmp_path):
+    out = tmp_path / "s.safetensors"
+    recipe = recipe_file(tmp_path, kind="encoder", concepts=[CONCEPT], steps=2, rank=2)
+    assert run(recipe, "--out", out)[0] == 0
+    slider = load_slider(out)
+    assert slider.info.recipe["kind"] == "encoder" and all(name.startswith("lora_te") for name in slider.layers)
+
+
+def test_ctrl_c_stops_and_what_was_learned_is_written(run, tmp_path):
+    out, before = tmp_path / "s.safetensors", signal.getsignal(signal.SIGINT)
+
+    def press():
+        end = time.monotonic() + 60
+        while not list(tmp_path.glob("kept/*.pt")) and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    settings = {**SMALL, "steps": 100_000, "rank": 1}
+    code, said = run(
+        recipe_file(tmp_path, concepts=[CONCEPT], **settings), "--out", out, "--checkpoints", tmp_path / "kept"
+    )
+    pressing.join()
+    done = load_slider(out).info.recipe["steps_done"]
+    assert code == 1 and 100 <= done < 1000 and f"Stopped after step {done} of 100000" in said
+    assert signal.getsignal(signal.SIGINT) is before and not comfy.model_management.processing_interrupted()
+
+
+@pytest.mark.parametrize("text", ["[]", "[1, 2]", '"a person"', '{"concepts": ["old"]}', '{"concepts": 3}', "{"])
+def test_json_that_is_no_recipe_is_said_to_be_none(run, tmp_path, text):
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    code, said = run(path, "--out", tmp_path / "s.safetensors")
+    assert code == 1 and said.startswith(f"error: {path} holds no recipe: ")
+
+
+def test_files_of_parts_are_loaded_and_what_is_missing_is_said(run, tmp_path):
+    vae = tmp_path / "vae.safetensors"
+    with torch.inference_mode():
+        save_file({n: t.contiguous() for n, t in film_vae().first_stage_model.state_dict().items()}, vae)
+    assert load_vae(vae).latent_dim == 3
+    recipe = recipe_file(tmp_path, concepts=[CONCEPT], **SMALL)
+    code, said = run(recipe, "--out", tmp_path / "s.safetensors", "--vae", vae)
+    assert code == 1 and "needs a text encoder: give a checkpoint that has one, or --clip FILE" in said
+    save_file({"a": torch.zeros(1)}, tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="none.safetensors holds no VAE"):
+        load_vae(tmp_path / "none.safetensors")

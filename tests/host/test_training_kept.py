@@ -12,6 +12,7 @@ from concept_sliders.training import run as training_run
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.run import Watch
 from concept_sliders.training.textual import TextualPoints
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 LATENTS = torch.zeros(1, 24, 8, 8)
@@ -91,6 +92,127 @@ def test_a_cancel_inside_the_model_leaves_a_checkpoint_that_goes_on_exactly(trai
 
     assert train(Watch(progress=cancel, checkpoints=tmp_path)).progress.steps == 5
     assert same(train(Watch(checkpoints=tmp_path)).slider, whole.slider)
+
+
+def interrupted_at(progress_steps):
+    """As the host's progress hook does when the button has been pressed."""
+
+    def hook(progress, preview):
+        comfy.model_management.interrupt_current_processing(progress.steps == progress_steps)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    return hook
+
+
+def test_a_cancel_that_the_progress_bar_notices_keeps_the_step(train, tmp_path):
+    whole = train()
+    stopped = train(Watch(progress=interrupted_at(5), checkpoints=tmp_path))
+    assert stopped.progress.stopped and stopped.progress.steps == 5
+    assert same(stopped.slider, train(steps=5).slider)
+    assert same(train(Watch(checkpoints=tmp_path)).slider, whole.slider)
+
+
+def test_a_cancel_after_the_last_step_is_none(train):
+    assert not train(Watch(progress=interrupted_at(8))).progress.stopped
+
+
+@pytest.fixture
+def press_after():
+    """`press_after(n)`: the button is pressed when the optimiser has made its nth step."""
+    handles = []
+
+    def press(step):
+        made = []
+
+        def hook(optimizer, args, kwargs):
+            made.append(1)
+            comfy.model_management.interrupt_current_processing(len(made) == step)
+
+        handles.append(register_optimizer_step_post_hook(hook))
+        return handles[-1].remove
+
+    yield press
+    for handle in handles:
+        handle.remove()
+
+
+def test_a_cancel_in_a_preview_keeps_the_step(train, tmp_path, press_after):
+    whole, shown = train(), []
+    release = press_after(5)
+    watch = Watch(progress=lambda _, x: shown.append(x is not None), preview_every=5, checkpoints=tmp_path)
+    stopped = train(watch)
+    release()
+    assert stopped.progress.stopped and stopped.progress.steps == 5 and shown == [False] * 4
+    assert same(train(Watch(checkpoints=tmp_path)).slider, whole.slider)
+
+
+def test_a_cancel_in_a_look_of_the_early_stop_keeps_the_step_and_the_look_is_made_up_for(
+    train, tmp_path, press_after
+):
+    """The run ends where it would have ended."""
+    settings = {"steps": 80, "learning_rate": 1e-9, "patience": 1, "rank": 1}
+    whole = train(**settings).progress
+    assert whole.still and whole.steps == 40
+    release = press_after(20)
+    stopped = train(Watch(checkpoints=tmp_path), **settings).progress
+    release()
+    assert stopped.stopped and stopped.steps == 20
+    again = train(Watch(checkpoints=tmp_path), **settings).progress
+    assert again.still and again.losses == whole.losses
+
+
+def test_a_gradient_that_is_no_number_spoils_neither_the_slider_nor_the_checkpoint(train, tmp_path):
+    """The loss is sound: such a gradient would go into the optimiser and stay there."""
+
+    class Spoiled(TextualPoints):
+        met = 0
+
+        def __next__(self):
+            self.met += 1
+            if self.met == 6:
+                self.layers.parameters()[0].register_hook(lambda gradient: gradient * float("nan"))
+            return super().__next__()
+
+    whole = train()
+    broken = train(Watch(checkpoints=tmp_path, checkpoint_every=1), points=Spoiled)
+    assert broken.progress.steps == 4 and broken.progress.stopped
+    assert re.search(r"step 6 of 8, .*: the loss is [\d.e-]+, its gradient nan", broken.progress.broken)
+    assert same(broken.slider, train(steps=4).slider)
+    again = train(Watch(checkpoints=tmp_path))
+    assert again.progress.losses == whole.progress.losses and same(again.slider, whole.slider)
+
+
+def test_one_that_breaks_down_right_after_going_on_keeps_what_the_checkpoint_has(train, tmp_path):
+    class Spoiled(TextualPoints):
+        def __next__(self):
+            return replace(super().__next__(), target=torch.tensor(float("nan")).expand(LATENTS.shape))
+
+    train(Watch(checkpoints=tmp_path), steps=4)
+    broken = train(Watch(checkpoints=tmp_path), points=Spoiled)
+    assert broken.progress.steps == 4 and broken.progress.broken
+    assert same(train(Watch(checkpoints=tmp_path)).slider, train().slider)
+
+
+def test_what_memory_had_room_for_is_remembered(train, tmp_path):
+    """A run that goes on in as few pictures at once as it had to equals one that never stopped."""
+    two = {"latents": torch.zeros(2, 24, 8, 8)}
+    train(Watch(checkpoints=tmp_path), steps=3, **two)
+    (file,) = tmp_path.iterdir()
+    state = checkpoint.restored(file)
+    assert (state["at_once"], state["asked_at_once"], state["recompute"]) == (None, None, False)
+    checkpoint.store(file, {**state, "at_once": 1, "asked_at_once": 2, "recompute": True})
+    train(Watch(checkpoints=tmp_path), steps=4, **two)
+    kept = checkpoint.restored(file)
+    assert (kept["at_once"], kept["asked_at_once"], kept["recompute"]) == (1, 2, True)
+
+
+def test_blocks_run_twice_make_the_same_slider_and_go_on_with_each_others_checkpoints(train, tmp_path):
+    once = train(Watch(checkpoints=tmp_path), steps=5)
+    twice = train(steps=5, memory="blocks run twice")
+    for name, layer in once.slider.layers.items():
+        torch.testing.assert_close(layer.up, twice.slider.layers[name].up)
+    assert train(Watch(checkpoints=tmp_path), memory="blocks run twice").progress.steps == 8
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("changed", [{"seed": 3}, {"rank": 2}, {"latents": torch.zeros(2, 24, 8, 8)}])

@@ -1,0 +1,71 @@
+"""How much memory a block of code holds at most: on CUDA by the allocator, elsewhere by following every storage."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Live(TorchDispatchMode):
+    """Follows the storages that operations within it make, also those that autograd alone holds, until they go.
+
+    What was there before is not counted. now, peak: in bytes. What a single operation needs within itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, int] = {}  # bytes by storage; 0 for those that were there before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        for storage in _storages((args, kwargs)):
+            self._follow(storage, 0)
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            self._follow(storage, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage, size: int) -> None:
+        """From now on until it goes; its place may be another's then."""
+        if storage._cdata not in self._known:
+            self._known[storage._cdata] = size
+            self.now += size
+            weakref.finalize(storage, self._gone, storage._cdata)
+
+    def _gone(self, storage: int) -> None:
+        self.now -= self._known.pop(storage, 0)
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    for value in tree_leaves(values):
+        if isinstance(value, torch.Tensor) and value.device.type != "meta":
+            yield value.untyped_storage()
+
+
+class Peak:
+    """bytes: the most that was held within the block beyond what was held before it, once it has ended."""
+
+    bytes = 0
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    peak = Peak()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        torch.cuda.synchronize(device)
+        peak.bytes = torch.cuda.max_memory_allocated(device) - before
+    else:
+        with Live() as live:
+            yield peak
+        peak.bytes = live.peak

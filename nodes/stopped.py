@@ -1,0 +1,42 @@
+"""Notes about runs that were stopped, so that the same graph, queued again, goes on with them.
+
+ComfyUI keeps what a node has put out, and does not run it again while its inputs and its fingerprint are the same. A
+run that was stopped puts out the slider so far. It leaves a note on disk, by which the node's fingerprint changes: the
+node runs again, and goes on from its checkpoint. The note stays when that run is finished, and so does the fingerprint.
+"""
+
+import os
+import time
+from glob import escape
+from pathlib import Path
+
+import folder_paths
+
+from ..training.checkpoint import plain_name
+from ..training.loop import Progress
+
+
+def checkpoint_folder() -> Path:
+    return Path(folder_paths.get_output_directory()) / "slider_checkpoints"
+
+
+def note_stopped(name: str, node_id: str | None, progress: Progress, steps: int) -> None:
+    """A run of this node ended before its last step. Outside a graph, without an id, nothing is noted."""
+    if node_id is None:
+        return
+    file = checkpoint_folder() / f"{plain_name(name)}{_of_node(node_id)}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.part")
+    beside.write_text(f"stopped after step {progress.steps} of {steps}, {time.time_ns()}", encoding="utf-8")
+    os.replace(beside, file)
+
+
+def fingerprint(name: str | None, node_id: str | None) -> str:
+    """Changes with every run of this node that is stopped. name: the slider's, None for one that is wired in."""
+    wanted = "*" if name is None else escape(plain_name(name))
+    notes = sorted(checkpoint_folder().glob(f"{wanted}{escape(_of_node(node_id))}"))
+    return "; ".join(note.read_text(encoding="utf-8") for note in notes)
+
+
+def _of_node(node_id: str | None) -> str:
+    return f" (node {plain_name(str(node_id))}).stopped"
