@@ -77,7 +77,8 @@ def full_size(size: str) -> comfy.model_patcher.ModelPatcher:
     for parameter in model.diffusion_model.parameters():
         spread = 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.0
         parameter.data.copy_(torch.randn(parameter.shape) * spread + float(parameter.ndim == 1))
-    return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
+    # the patcher that the host's own loaders would take here: on a GPU, one that pages weights in
+    return comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
 
 
 def some_layers(model, count: int) -> dict[str, str]:

@@ -22,7 +22,7 @@ import comfy.hooks
 import comfy.model_management
 import comfy.sd
 import torch
-import torch.nn.functional as F
+from _products import shared_down, shortest, two_products
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.matching import workshop_of
 from concept_sliders.sliders.runtime import apply_sliders
@@ -85,7 +85,7 @@ class Bench:
         changed = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, after), way))
         step, _ = self.against_bare(lambda: apply_sliders(self.model, stack_of(sliders, after), way))
         gated = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, after, GATE), way))
-        merged = workshop_of(self.model.model).merged.size_bytes
+        held = workshop_of(self.model.model).size_bytes
         factors = sum(s.size_bytes for s in sliders)
         self.note(
             f"ours, {way}",
@@ -94,8 +94,28 @@ class Bench:
             change=changed.lead(changed.step) / self.bare,
             gate=gated.longest(step * self.bare) / self.bare,
             first=first.lead(first.step) / self.bare,
-            gigabytes=(merged + factors) / 1e9,
+            gigabytes=(held + factors) / 1e9,
         )
+
+    def mixed_gates(self, count: int) -> None:
+        """Half of the sliders act from the start, half from the gate on: the switch in the first run, and later."""
+        sliders, _, after = self.sliders(count)
+        half = count // 2
+        stack = stack_of(sliders[:half], after[:half]) + stack_of(sliders[half:], after[half:], GATE)
+        for way in ("by rows", "merged"):
+            workshop_of(self.model.model).clear()
+            runs = [self.sampler.run(lambda w=way: apply_sliders(self.model, stack, w)) for _ in range(2)]
+            first, later = ((run.longest(run.step)) / self.bare for run in runs)
+            held = workshop_of(self.model.model).size_bytes + sum(s.size_bytes for s in sliders)
+            self.note(f"half gated, {way}", count, first=first, gate=later, gigabytes=held / 1e9)
+
+    def shared_down(self, count: int) -> None:
+        """Queries, keys and values of self-attention: three down-projections, or one of their joined inputs."""
+        inputs = {shape for path, shape in self._inputs().items() if path.endswith("attn1.to_q")}
+        dtype = self.model.model.get_dtype()
+        ratios = [shared_down(shape, 4 * count, self.model.load_device, dtype) for shape in inputs]
+        if ratios:
+            self.note("q, k, v: one down / three", count, step=statistics.median(ratios))
 
     def floor(self, count: int) -> None:
         """The bare step and the two products of every layer, and nothing else."""
@@ -106,7 +126,7 @@ class Bench:
             x = torch.randn(shape, device=self.model.load_device, dtype=module.weight.dtype)
             down = torch.randn(rank, *module.weight.shape[1:]).to(x)
             up = torch.randn(module.weight.shape[0], rank, *(1 for _ in module.weight.shape[2:])).to(x)
-            seconds += _shortest(lambda x=x, d=down, u=up, m=module: _two_products(m, x, d, u))
+            seconds += shortest(lambda x=x, d=down, u=up, m=module: two_products(m, x, d, u))
         self.note("floor: two products", count, step=1 + seconds / self.bare)
 
     def _inputs(self) -> dict[str, tuple[int, ...]]:
@@ -132,7 +152,7 @@ class Bench:
                     down, up = layer.down.to(device, dtype), layer.up.to(device, dtype)
                     module = self.model.model.get_submodule(path)
                     hook = module.register_forward_hook(
-                        lambda m, a, y, d=down, u=up: y + 0.5 * _two_products(m, a[0], d, u)
+                        lambda m, a, y, d=down, u=up: y + 0.5 * two_products(m, a[0], d, u)
                     )
                     stack.callback(hook.remove)
             run = self.sampler.run(lambda: self.model)
@@ -224,24 +244,6 @@ class Bench:
         self.note(f"sweep of {values}, stock / ours", 1, step=stock / ours)
 
 
-def _two_products(module, x, down, up):
-    if down.ndim == 2:
-        return F.linear(F.linear(x, down), up)
-    return F.conv2d(F.conv2d(x, down, None, module.stride, module.padding), up)
-
-
-def _shortest(call, repeats: int = 3) -> float:
-    times = []
-    with torch.inference_mode():
-        for _ in range(repeats):
-            _models.settle()
-            begin = time.perf_counter()
-            call()
-            _models.settle()
-            times.append(time.perf_counter() - begin)
-    return min(times)
-
-
 def table(rows: list[dict]) -> str:
     columns = ("way", "sliders", "step", "change", "gate", "first", "gigabytes", "picture")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
@@ -267,6 +269,9 @@ def main() -> None:
         bench.floor(count)
         bench.ours("by rows", count)
         bench.ours("merged", count)
+        bench.shared_down(count)
+        if count > 1:
+            bench.mixed_gates(count)
         bench.public_code(count)
         if count <= options.stock_up_to:
             bench.stock_patches(count)
