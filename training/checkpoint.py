@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-_VERSION = 1
+_VERSION = 2
 
 
 def file_for(folder: Path, name: str, digest: str) -> Path:
