@@ -99,6 +99,14 @@ SHEETS = {  # steps first, and rising: a longer run goes on from a shorter one
         Choice("rank_small", "rank 1", replace(USUAL, rank=1)),
         Choice(RIGHT, "rank 4"),
         Choice("rank_large", "rank 32", replace(USUAL, rank=32)),
+        Choice("rank_full", "whole differences", replace(USUAL, full_rank=True, learning_rate=1e-4)),
+    ),
+    "layers": (
+        Choice("layers_self", "self-attention alone", replace(USUAL, layers="self-attention")),
+        Choice("layers_cross", "cross-attention alone", replace(USUAL, layers="cross-attention")),
+        Choice("layers_linear", "all but cross-attention, no convolutions", replace(USUAL, convolutions=False)),
+        Choice(RIGHT, "all but cross-attention"),
+        Choice("layers_all", "all", replace(USUAL, layers="all")),
     ),
 }
 
