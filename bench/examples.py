@@ -69,7 +69,7 @@ class Studio:
         return self.vae.decode(made["samples"])
 
     def tell(self, name: str, slider: Slider, prompt: str, strengths: Sequence[float], read=None) -> None:
-        """name: of the attribute that the slider is for. read: (B, H, W, 3) -> (B,) of it; the probe, if not given."""
+        """name: of the attribute that the slider is for. read: (B, H, W, 3) -> (B,) of it; else the probe."""
         pictures = self.sweep(slider, prompt, strengths)
         along = (read or self.column(name))(pictures).view(self.people, -1).mean(0)
         values = self.probe.read(pictures).values.view(self.people, len(strengths), -1).mean(0)
