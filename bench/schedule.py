@@ -45,7 +45,7 @@ AGE = Concept(
     ("with glasses", "without glasses"),
     eta=0.45,
 )
-STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+STRENGTHS = (-1.5, -0.75, 0.0, 0.75, 1.5)
 MEASURED = tuple(name for name in COLUMNS if name not in STYLES)
 GATE, SAMPLING_STEPS, GUIDANCE, FIRST_SEED = Gate(0.1), 20, 3.0, 70_000
 # (where points come from, settings of the recipe): "ours, as the paper" asks for the target without the held phrases
@@ -161,7 +161,7 @@ def curves(results: list[Result], path: Path, width: int = 560, height: int = 36
         draw.text(at(strength, -0.02), f"{strength:+g}", fill="grey", anchor="ma")
     for result in results:
         ages = result.effect.means[:, MEASURED.index("age")]
-        draw.line([at(s, a) for s, a in zip(STRENGTHS, ages)], fill=COLOURS[result.schedule], width=2)
+        draw.line([at(s, a) for s, a in zip(result.effect.strengths, ages)], fill=COLOURS[result.schedule], width=2)
     draw.text((margin, 10), "age along the slider:", fill="black")
     x = margin + draw.textlength("age along the slider:  ")
     for name in dict.fromkeys(result.schedule for result in results):
