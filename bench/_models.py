@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "devtools"))
 import library  # noqa: F401  (makes ComfyUI and the pack importable)
 
+import comfy.ldm.models.autoencoder
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
@@ -79,6 +80,16 @@ def full_size(size: str) -> comfy.model_patcher.ModelPatcher:
         parameter.data.copy_(torch.randn(parameter.shape) * spread + float(parameter.ndim == 1))
     # the patcher that the host's own loaders would take here: on a GPU, one that pages weights in
     return comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
+
+
+def full_size_vae() -> torch.nn.Module:
+    """The autoencoder of SD1.5 and SDXL with random weights, as the host builds it; `encode` takes (B, 3, H, W)."""
+    sizes = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128}
+    sizes |= {"ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=sizes, embed_dim=4)
+    for parameter in vae.parameters():
+        parameter.data.normal_(0.0, 0.02)
+    return vae.to(comfy.model_management.get_torch_device()).eval().requires_grad_(False)
 
 
 def some_layers(model, count: int) -> dict[str, str]:
@@ -162,6 +173,13 @@ class Sampler:
             disable_pbar=True,
             seed=1,
         )
+
+
+def now() -> float:
+    """Seconds. On one CPU thread they are of its work, so that a busy machine measures as an idle one."""
+    settle()
+    alone = not torch.cuda.is_available() and torch.get_num_threads() == 1
+    return time.process_time() if alone else time.perf_counter()
 
 
 def settle() -> None:

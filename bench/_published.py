@@ -2,13 +2,16 @@
 
 Textual (Concept Sliders' code): a fresh trajectory in every iteration, with the slider on, over 50 steps up to a
 random one; one held phrase at a time; every prediction in a doubled batch for guidance, at a guidance of 1.
-Visual: for each of the two images a doubled prediction of the frozen model that nothing uses, then one with
-gradients and its own backward pass; and the garbage collected.
+Visual: each of the two images encoded by the VAE anew; for each a doubled prediction of the frozen model that nothing
+uses, then one with gradients and its own backward pass; and the garbage collected.
 """
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,18 +87,40 @@ class PublishedTraining(Training):
 
 
 class PublishedVisualTraining(Training):
-    """Image by image, in doubled batches, with predictions that nothing uses."""
+    """Image by image, in doubled batches, with predictions that nothing uses.
+
+    encode: what the VAE does to one picture. clock: seconds, for `spent`: what has gone into the parts of an
+    iteration that training could do without.
+    """
+
+    encode: Callable[[], object]
+    clock: Callable[[], float]
 
     def _part(self, point: Point, rows: Tensor) -> float:
         total, prompts = 0.0, [point.prompt, point.prompt]
         for row in range(len(point.x)):
+            with self._spending("encoding"):
+                self.encode()
             x, strengths = point.x[row : row + 1], point.strengths[row : row + 1]
-            with torch.no_grad():
+            with self._spending("unused predictions"), torch.no_grad():
                 self.denoiser(x, point.sigma, prompts)
             with self.layers.acting(strengths.repeat(2, 1)):
                 d = classifier_free(*self.denoiser(x, point.sigma, prompts), 1.0)
                 loss = prediction_loss(d, point.target[row : row + 1])
                 loss.backward()
             total += loss.item()
-        gc.collect()
+        with self._spending("garbage"):
+            torch.cuda.empty_cache()
+            gc.collect()
         return total
+
+    @contextmanager
+    def _spending(self, part: str) -> Iterator[None]:
+        began = self.clock()
+        yield
+        self.spent[part] = self.spent.get(part, 0.0) + self.clock() - began
+
+    @cached_property
+    def spent(self) -> dict[str, float]:
+        """Seconds by part, over all iterations so far."""
+        return {}

@@ -44,6 +44,7 @@ AGE = Concept(
     ("with glasses", "without glasses"),
     eta=0.45,
 )
+CROOKED = replace(AGE, more="portrait of a very old man", less="portrait of a very young woman")
 USUAL = TextualRecipe(concepts=(AGE,), steps=200, learning_rate=2e-3, seed=0)
 PUBLISHED = replace(USUAL, own_rollouts=0.0, held_target=False)
 DRAWN = VisualRecipe(less="young", more="old", method="ADDifT", steps=60, learning_rate=2e-3, seed=0)
@@ -99,6 +100,21 @@ SHEETS = {  # steps first, and rising: a longer run goes on from a shorter one
         Choice("rank_small", "rank 1", replace(USUAL, rank=1)),
         Choice(RIGHT, "rank 4"),
         Choice("rank_large", "rank 32", replace(USUAL, rank=32)),
+        Choice("rank_full", "whole differences", replace(USUAL, full_rank=True, learning_rate=1e-4)),
+    ),
+    "target": (
+        Choice("target_empty", "no target: acts on anything", replace(USUAL, concepts=(replace(AGE, target=""),))),
+        Choice(RIGHT, "target: portrait of a person"),
+        Choice(
+            "target_crooked", "ends that differ in more: old man, young woman", replace(USUAL, concepts=(CROOKED,))
+        ),
+    ),
+    "layers": (
+        Choice("layers_self", "self-attention alone", replace(USUAL, layers="self-attention")),
+        Choice("layers_cross", "cross-attention alone", replace(USUAL, layers="cross-attention")),
+        Choice("layers_linear", "all but cross-attention, no convolutions", replace(USUAL, convolutions=False)),
+        Choice(RIGHT, "all but cross-attention"),
+        Choice("layers_all", "all", replace(USUAL, layers="all")),
     ),
 }
 

@@ -1,11 +1,12 @@
 """What an iteration of training costs: ours beside the published schedule, on the same model in one run.
 
-    python3 dev.py bench train [--models pocket sd15 sdxl] [--side 32]
+    python3 dev.py bench train [--models pocket sd15 sdxl] [--side 16]
 
 In units of one forward pass at batch 1 of the same model, and in seconds. The published schedules are written from
 their description: the textual one rolls out afresh in every iteration, over 50 steps up to a random one, and asks in
-doubled batches; the visual one asks for two predictions it never uses and collects garbage. Also: how much memory a
-training step takes beyond the model, with blocks run once and twice.
+doubled batches; the visual one encodes both pictures anew, asks for two predictions it never uses and collects
+garbage: what each of these takes is said as well. Also: how much memory a training step takes beyond the model, with
+blocks run once and twice.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import gc
 import json
 import logging
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import _models
+import comfy.model_management
 import torch
 from _published import STEPS, PublishedPoints, PublishedTraining, PublishedVisualTraining
 from concept_sliders.pocket.model import load_pocket
@@ -30,7 +31,7 @@ from concept_sliders.training.loop import Training
 from concept_sliders.training.new_layers import NewLayers
 from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
 from concept_sliders.training.recompute import recomputed
-from concept_sliders.training.textual import TextualPoints
+from concept_sliders.training.textual import POOL, TextualPoints
 from concept_sliders.training.visual import LatentSet, VisualPoints
 
 log = logging.getLogger("bench")
@@ -44,12 +45,15 @@ class Bench:
         self.name = name
         with torch.inference_mode():
             if name == "pocket":
-                self.model, clip, _ = load_pocket()
+                self.model, clip, vae = load_pocket()
                 self.shape = (1, 24, 16, 16)
+                self.encode = lambda: vae.encode(torch.zeros(1, 64, 64, 3))
                 encode = clip.encode_from_tokens_scheduled
                 self.conditionings = {p: encode(clip.tokenize(p)) for p in (*CONCEPT.prompts(), "")}
             else:
                 self.model, self.shape = _models.full_size(name), (1, 4, side, side)
+                vae, device = _models.full_size_vae(), comfy.model_management.get_torch_device()
+                self.encode = lambda: vae.encode(torch.zeros(1, 3, 8 * side, 8 * side, device=device))
                 context, extra = _models.SIZES[name][1]["context_dim"], _models.SIZES[name][2]
                 self.conditionings = {
                     p: [[torch.randn(1, 77, context), dict(extra)]] for p in (*CONCEPT.prompts(), "")
@@ -90,8 +94,8 @@ class Bench:
         points.steps = STEPS // 2
         before = self._cost(published, published_iterations)
         own = TextualPoints(self.denoiser, layers, recipe, self.shape, generator)
-        # whole trajectories, half of them with the slider on
-        ours = self._cost(Training(self.denoiser, layers, own, recipe, generator), own_iterations)
+        # from a full pool on, whole trajectories, half of them with the slider on
+        ours = self._cost(Training(self.denoiser, layers, own, recipe, generator), own_iterations, warm=POOL)
         self._note("textual", before, ours)
 
     def _visual(self, iterations: int) -> None:
@@ -105,19 +109,29 @@ class Bench:
             ours = self._cost(Training(self.denoiser, layers, points, recipe, generator), iterations)
             points = VisualPoints(self.denoiser, sets, VisualRecipe(steps=10**6, method="noise"), generator)
             published = PublishedVisualTraining(self.denoiser, layers, points, recipe, generator)
-            self._note(f"visual, {method}", self._cost(published, iterations), ours)
+            published.encode, published.clock = torch.no_grad()(self.encode), _models.now
+            before = self._cost(published, iterations)
+            spent = {part: seconds / (iterations + 1) / self.unit for part, seconds in published.spent.items()}
+            self._note(f"visual, {method}", before, ours, spent)
 
-    def _cost(self, training: Training, iterations: int) -> float:
+    def _cost(self, training: Training, iterations: int, warm: int = 1) -> float:
         """Units an iteration, the unit measured anew beside it."""
-        training._step()  # warm
+        for _ in range(warm):
+            training._step()
         unit = self._unit()
         total = _timed(lambda: [training._step() for _ in range(iterations)])
-        return total / iterations / statistics.median([unit, self._unit()])
+        self.unit = statistics.median([unit, self._unit()])
+        return total / iterations / self.unit
 
-    def _note(self, what: str, published: float, ours: float) -> None:
+    def _note(self, what: str, published: float, ours: float, spent: dict[str, float] | None = None) -> None:
+        """spent: units of the published iteration that went into what training could do without."""
         row = {"model": self.name, "training": what, "published": published, "ours": ours, "ratio": published / ours}
-        self.rows.append({**row, "seconds": ours * self.unit})
+        self.rows.append({**row, "of which": spent, "seconds": ours * self.unit})
         log.info("%-7s %-15s published %.1f units, ours %.2f: %.1f times fewer", *row.values())
+        if spent:
+            parts = ", ".join(f"{part} {units:.2f}" for part, units in spent.items())
+            alike = published - spent["encoding"] - spent["garbage"]
+            log.info("%23s of which %s; without encoding and garbage %.1f times", "", parts, alike / ours)
 
     def _memory(self) -> None:
         """Bytes that a training step keeps for backward, weights of the model not counted."""
@@ -155,19 +169,17 @@ class Bench:
 
 
 def _timed(call: Callable[[], object]) -> float:
-    _models.settle()
-    began = time.perf_counter()
+    began = _models.now()
     call()
-    _models.settle()
-    return time.perf_counter() - began
+    return _models.now() - began
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=("pocket", *_models.SIZES), default=["pocket", "sd15"])
-    parser.add_argument("--side", type=int, default=32, help="of the full-size models' latents")
+    parser.add_argument("--models", nargs="+", choices=("pocket", *_models.SIZES), default=["pocket", "sd15", "sdxl"])
+    parser.add_argument("--side", type=int, default=16, help="of the full-size models' latents")
     parser.add_argument("--published", type=int, default=3, help="iterations of the published textual schedule")
-    parser.add_argument("--own", type=int, default=40, help="iterations of ours: whole trajectories")
+    parser.add_argument("--own", type=int, default=48, help="iterations of ours: whole trajectories")
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

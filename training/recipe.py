@@ -161,7 +161,7 @@ class TextualRecipe(Recipe):
     concepts: tuple[Concept, ...]
     rollout_steps: int = 10
     guidance: float = 3.0
-    visits: int = 20
+    visits: int = 12
     own_rollouts: float = 0.5
     held_target: bool = True
 

@@ -17,15 +17,22 @@ if TYPE_CHECKING:
     from .new_layers import NewLayers
 
 
+# Trajectories that points are taken from in turn
+POOL = 4
+
+
 class TextualPoints:
     """Endless training points: the noise levels of trajectories, with the frozen model's answers there.
 
     A trajectory passes through every noise level, and what the frozen model says at a frozen latent does not change:
     so one rollout answers for `recipe.visits` points, each level at one sign of the slider and then at the other.
+    Points one after the other come from different trajectories: `POOL` of them take turns, and when one is used up
+    another is rolled out in its place. The first ones are cut short, each to another length, so that never many end
+    together: at batch 1 a slider would otherwise learn from one picture for many steps, and forget the one before.
     Most trajectories run the bare model, as the paper has it. A share of them runs with the slider on (the public
     code does so always), each row at its own sign: there it learns what to hold in pictures that it has changed.
 
-    shape: (B, C, ...) of the latents.
+    shape: (B, C, ...) of the latents. The pool holds 3 x rollout_steps x POOL of them, in float32 on the CPU.
     """
 
     def __init__(
@@ -39,48 +46,56 @@ class TextualPoints:
         self.denoiser, self.layers, self.recipe = denoiser, layers, recipe
         self.shape, self.generator = shape, generator
         self._weights = torch.tensor([concept.weight for concept in recipe.concepts])
-        self._held: dict[str, Any] = {"waiting": []}
+        self._pool: list[dict[str, Any]] = []
+        self._turn = 0  # whose point is next
 
     def __next__(self) -> Point:
-        if not self._held["waiting"]:
-            self._roll_out()
-        held = self._held
-        level, flip = held["waiting"].pop(0)
-        concept = self.recipe.concepts[held["concept"]]
+        if self._turn == len(self._pool):  # the pool is still being filled
+            self._pool.append(self._rolled_out(-(-self.recipe.visits * (self._turn + 1) // POOL)))
+        elif not self._pool[self._turn]["waiting"]:
+            self._pool[self._turn] = self._rolled_out(self.recipe.visits)
+        held = self._pool[self._turn]
+        self._turn = (self._turn + 1) % POOL
+        return self._point(held, *held["waiting"].pop(0))
+
+    def state(self) -> dict[str, Any]:
+        return {"turn": self._turn, "pool": [{**held, "waiting": list(held["waiting"])} for held in self._pool]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._turn = state["turn"]
+        self._pool = [{**held, "waiting": [tuple(visit) for visit in held["waiting"]]} for held in state["pool"]]
+
+    def _point(self, held: dict[str, Any], level: int, flip: int) -> Point:
+        """A level of a trajectory; flip: +1 or -1, a factor of its rows' signs."""
+        device, concept = self.denoiser.device, self.recipe.concepts[held["concept"]]
         signs = held["signs"] * flip
         # (B,) -> (B, 1, ...), the edit at +1 and its opposite at -1
         eta = concept.signed_eta * signs.view(-1, *(1 for _ in self.shape[1:]))
         target = textual_target(held["d_target"][level], held["d_change"][level], eta)
-        return Point(held["x"][level], held["sigmas"][level], target, signs[:, None], concept.target)
+        x, sigma = held["x"][level].to(device), held["sigmas"][level].to(device)
+        return Point(x, sigma, target.to(device), signs[:, None].to(device), concept.target)
 
-    def state(self) -> dict[str, Any]:
-        return {**self._held, "waiting": list(self._held["waiting"])}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        device = self.denoiser.device
-        self._held = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in state.items()}
-        self._held["waiting"] = [tuple(visit) for visit in state["waiting"]]
-
-    def _roll_out(self) -> None:
-        """A new trajectory of one of the concepts, with everything asked about that its points need."""
-        recipe, generator = self.recipe, self.generator
+    def _rolled_out(self, count: int) -> dict[str, Any]:
+        """A new trajectory of one of the concepts for `count` points, with everything asked about that they need."""
+        recipe, generator, device = self.recipe, self.generator, self.denoiser.device
         chosen = int(torch.multinomial(self._weights, 1, generator=generator))
-        noise = torch.randn(self.shape, generator=generator).to(self.denoiser.device)
-        signs = self._signs().to(self.denoiser.device)
+        noise = torch.randn(self.shape, generator=generator).to(device)
+        signs = self._signs()
         own = bool(torch.rand((), generator=generator) < recipe.own_rollouts)
-        visits = self._visits(own)
-        rollout = _Rollout(self, recipe.concepts[chosen], signs if own else torch.zeros_like(signs), visits)
+        visits = self._visits(count, own)
+        acting = (signs if own else torch.zeros_like(signs)).to(device)
+        rollout = _Rollout(self, recipe.concepts[chosen], acting, visits)
         last = max(level for level, _ in visits)
         sigmas = self.denoiser.sigmas(recipe.rollout_steps)[: last + 2]  # what lies beyond is not asked for
         trajectory = roll_out(rollout, noise, sigmas, self.denoiser.scale_noise)
-        self._held = {
+        return {
             "concept": chosen,
             "signs": signs,
             "waiting": visits,
-            "x": trajectory.x,
-            "sigmas": trajectory.sigmas,
-            "d_target": torch.stack(rollout.d_target),
-            "d_change": torch.stack(rollout.d_change),
+            "x": trajectory.x.cpu(),
+            "sigmas": trajectory.sigmas.cpu(),
+            "d_target": torch.stack(rollout.d_target).cpu(),
+            "d_change": torch.stack(rollout.d_change).cpu(),
         }
 
     def _signs(self) -> Tensor:
@@ -90,20 +105,25 @@ class TextualPoints:
             signs -= 2.0 * torch.randint(0, 2, signs.shape, generator=self.generator)
         return signs
 
-    def _visits(self, own: bool) -> list[tuple[int, int]]:
-        """(level, factor of the signs) of the points to come: no level a third time before all had two.
+    def _visits(self, count: int, own: bool) -> list[tuple[int, int]]:
+        """(level, factor of the signs) of `count` points to come: no level a third time before all had two.
 
-        A picture that the slider has made at a sign is learned from at that sign.
+        Half of the levels come at one sign first, the others at the other. A picture that the slider has made at a
+        sign is learned from at that sign.
         """
         recipe = self.recipe
         start, end = (round(fraction * recipe.rollout_steps) for fraction in recipe.noise_range)
         levels = torch.arange(min(start, recipe.rollout_steps - 1), max(end, start + 1))
-        flips = (1, -1) if recipe.both_signs and not own else (1, 1)
+        flipping = recipe.both_signs and not own
         visits: list[tuple[int, int]] = []
-        while len(visits) < recipe.visits:
-            order = levels[torch.randperm(len(levels), generator=self.generator)].tolist()
-            visits += [(level, flip) for flip in flips for level in order]
-        return visits[: recipe.visits]
+        while len(visits) < count:
+            flips = [-1 if flipping and place % 2 else 1 for place in range(len(levels))]
+            first = levels[torch.randperm(len(levels), generator=self.generator)].tolist()
+            flip_of = dict(zip(first, flips))
+            again = levels[torch.randperm(len(levels), generator=self.generator)].tolist()
+            visits += [(level, flip_of[level]) for level in first]
+            visits += [(level, -flip_of[level] if flipping else 1) for level in again]
+        return visits[:count]
 
 
 class _Rollout:

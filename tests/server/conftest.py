@@ -20,6 +20,8 @@ FEW = {
         "Train Slider": {"steps": 3, "rollout_steps": 3},
         "Pictures a Training Step": {"batch_size": 2},
     },
+    "train_a_visual_slider": {**SMALL_SWEEP, "Train Visual Slider": {"steps": 3}},
+    "train_a_repair_slider": SMALL_SWEEP,  # how long it trains stands in its recipe
     "use_sliders": SMALL_SWEEP,
     "ten_sliders": {"People": {"batch_size": 2}, "KSampler": {"steps": 2}},
 }

@@ -1,6 +1,7 @@
 """The example workflows on a running server: a slider is trained, saved, used, and its training cancelled."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def shown(server, prompt, entry, node):
 def saved_file(prompt, entry):
     (text,) = entry["outputs"][named(prompt, "Save Slider")[0]]["text"]
     return text.removeprefix("Saved ")
+
+
+def cancel_after_a_step(server, moment):
+    if moment.title == "Train Slider" and moment.done == 1:
+        time.sleep(1)  # the host's progress bar tells of the first step, and then of every 500th
+        server.interrupt()
 
 
 def cached(entry):
@@ -119,13 +126,7 @@ def test_a_cancel_in_the_middle_of_training_keeps_a_usable_slider(server, exampl
             "Save Slider": {"name": "sliders/cancelled"},
         },
     )
-
-    def cancel_after_a_step(moment):
-        if moment.title == "Train Slider" and moment.done == 1:
-            time.sleep(1)  # the host's progress bar tells of the first step, and then of every 500th
-            server.interrupt()
-
-    entry = run_live(server, prompt, cancel_after_a_step)
+    entry = run_live(server, prompt, partial(cancel_after_a_step, server))
     file = saved_file(prompt, entry)
     recipe = load_slider(loras(server) / file).info.recipe
     assert recipe["steps"] == 100_000
@@ -144,3 +145,22 @@ def test_ten_sliders_at_once_and_a_second_run_with_one_turned(server, example):
     change(prompt, "Smile", strength=-1.0)
     turned = server.wait(server.post(prompt))
     assert named(prompt, "Age")[0] in cached(turned) and named(prompt, "Smile")[0] not in cached(turned)
+
+
+def test_a_visual_slider_from_the_pairs_of_the_pack(server, example):
+    prompt = example("train_a_visual_slider")
+    entry = server.wait(server.post(prompt))
+    info = load_slider(loras(server) / saved_file(prompt, entry)).info
+    assert (info.less, info.more) == ("blue shirt", "red shirt")
+    assert info.recipe["sets"] == 6 and info.recipe["method"] == "ADDifT" and info.recipe["steps_done"] == 3
+    assert shown(server, prompt, entry, "Slider Strip").width == 3 * (CELL + GAP) + GAP
+    assert shown(server, prompt, entry, "Image Pairs from Folder").size
+
+
+def test_a_repair_slider_by_its_recipe_cancelled(server, example):
+    prompt = example("train_a_repair_slider")
+    entry = run_live(server, prompt, partial(cancel_after_a_step, server))
+    recipe = load_slider(loras(server) / saved_file(prompt, entry)).info.recipe
+    assert recipe["concepts"][0]["less"] == "portrait of a person, badly drawn, distorted features"
+    assert recipe["steps"] == 120 and 1 <= recipe["steps_done"] < 120
+    assert shown(server, prompt, entry, "Slider Strip").width == 3 * (CELL + GAP) + GAP

@@ -9,7 +9,7 @@ from concept_sliders.sliders.slider import LowRank
 from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.rollouts import classifier_free, roll_out
-from concept_sliders.training.textual import TextualPoints
+from concept_sliders.training.textual import POOL, TextualPoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -122,21 +122,41 @@ def test_one_sided_training_stays_at_plus_one():
     assert {float(s) for point in met for s in point.strengths.flatten()} == {1.0}
 
 
+def by_trajectory(met):
+    """The points of each of the trajectories in turn, told apart by who takes turns."""
+    return [met[turn::POOL] for turn in range(POOL)]
+
+
 def test_one_rollout_serves_many_points_each_level_at_both_signs():
-    model, met = points(40, visits=20)
-    assert len(model.asked) == 2 * 10  # two trajectories of ten levels for forty points
-    for trajectory in (met[:20], met[20:]):
-        first, second = trajectory[:10], trajectory[10:]
-        assert len({float(point.sigma) for point in first}) == len({float(point.sigma) for point in second}) == 10
-        by_level = {float(point.sigma): point for point in first}
-        for point in second:
+    model, _, stream = source(visits=20)
+    first = [next(stream) for _ in range(POOL * 20)]  # all are full ones from here on, at the latest
+    asked = len(model.asked)
+    met = [next(stream) for _ in range(POOL * 20)]
+    assert len(model.asked) - asked == POOL * 10  # trajectories of ten levels
+    for earlier, later, kept in zip(by_trajectory(first), by_trajectory(met), (5, 10, 15, 20)):
+        trajectory = (earlier + later)[kept : kept + 20]
+        for half in (trajectory[:10], trajectory[10:]):
+            assert len({float(point.sigma) for point in half}) == 10
+        by_level = {float(point.sigma): point for point in trajectory[:10]}
+        for point in trajectory[10:]:
             torch.testing.assert_close(point.strengths, -by_level[float(point.sigma)].strengths)
 
 
+def test_points_one_after_the_other_come_from_different_trajectories_that_end_apart():
+    model, _, stream = source(rollout_steps=2, visits=8)
+    asked = []
+    for _ in range(POOL * 8):
+        next(stream)
+        asked.append(len(model.asked))
+    began = [index for index, (before, after) in enumerate(zip([0, *asked], asked)) if after > before]
+    assert began == [0, 1, 2, 3, 8, 17, 26]  # the pool filled, then one every eight points or so
+
+
 def test_everything_about_a_level_is_asked_in_one_batch_and_no_more_than_is_needed():
-    model, _ = points(1, visits=1)
+    model, (point,) = points(1, visits=1)
     questions = [len(prompts) for prompts in model.asked]
-    assert sorted(questions) == [2] * 9 + [6]  # the guidance, and once both ends with two phrases
+    level = round(10 * (1 - float(point.sigma)))
+    assert questions == [2] * level + [6]  # the guidance, then both ends with two phrases; no level after that
     assert all(prompts.count("p") == 1 for prompts in model.asked)
 
 
@@ -181,7 +201,7 @@ def test_only_the_chosen_part_of_sampling_is_trained_on():
 
 def test_a_held_target_asks_with_every_phrase():
     model, met = points(1, held_target=True, visits=20)
-    assert model.asked[-1][:4] == ("p", "", "p, a", "p, b")
+    assert ("p", "", "p, a", "p, b") in [prompts[:4] for prompts in model.asked]
     sign = float(met[0].strengths[0, 0])
     expected = (3.0 + 0.0) / 2 + float(met[0].sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
     torch.testing.assert_close(met[0].target[0], torch.full((3,), expected))
