@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import statistics
-import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
