@@ -72,7 +72,8 @@ _FAMILIES = tuple(
         ("Ernie-Image", r"layers_\d+_(self_attention_to_|mlp_linear_fc2)"),
         (
             "ACE-Step 1.5",
-            r"decoder_layers_\d+_(self_attn|cross_attn|mlp)|base_model_model_layers_\d+_(self|cross)_attn",
+            r"decoder_layers_\d+_(self_attn|cross_attn|mlp)|base_model_model_layers_\d+_(self|cross)_attn|"
+            r"encoder_(lyric|timbre)_encoder_",
         ),
         ("ACE-Step", r"lyric_encoder_|genre_embedder|ff_(inverted|point)_conv|transformer_blocks_\d+_cross_attn_"),
         ("Krea 2", r"txtfusion_|text_fusion_|blocks_\d+_(attn_(w[qkvo]|gate|to_gate)|(mlp|ff)_(gate|up|down)) "),

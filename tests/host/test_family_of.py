@@ -20,6 +20,7 @@ CALLED = {
     "PixArt Alpha": "PixArt",
     "PixArt Sigma": "PixArt",
     "HunyuanImage 2.1": "HunyuanImage",
+    "HunyuanVideo 1.5": "HunyuanVideo",
     "Kandinsky 5 image": "Kandinsky 5",
     "Kandinsky 5 video": "Kandinsky 5",
     "Wan 2.1": "Wan",

@@ -11,10 +11,11 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.matching import resolve
+from concept_sliders.sliders.matching import resolve, workshop_of
 from concept_sliders.sliders.runtime import acting_on, apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.sliders.ways import WAYS
 from concept_sliders.tests.host.tiny import (
     STEPS,
     condition,
@@ -65,6 +66,21 @@ def run_of():
     )
 
 
+def changing_over(model: ModelPatcher, slider: Slider, window: Gate) -> tuple[ModelPatcher, list[bool]]:
+    """The model, changing over to a merged one within the gate, sigma by sigma; and whether each evaluation did."""
+    other, sigma_at, seen = merged(model, "SD15", slider), model.model.model_sampling.percent_to_sigma, []
+    sigma_start, sigma_end = sigma_at(window.start), sigma_at(window.end)
+
+    def by_sigma(apply_model, args):
+        seen.append(bool(sigma_end <= args["timestep"][0] <= sigma_start))
+        run = other.model.apply_model if seen[-1] else apply_model
+        return run(args["input"], args["timestep"], **args["c"])
+
+    switching = model.clone()
+    switching.set_model_unet_function_wrapper(by_sigma)
+    return switching, seen
+
+
 @pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
 def test_gate_switches_on_exactly_its_step(name, run_of):
     """One gated run against one run that changes over to a merged model, sigma by sigma.
@@ -73,20 +89,8 @@ def test_gate_switches_on_exactly_its_step(name, run_of):
     """
     model = tiny_model("SD15")
     slider = random_slider(model)
-    other = merged(model, "SD15", slider)
     window = Gate(0.2, 0.8)
-    sigma_at = model.model.model_sampling.percent_to_sigma
-    sigma_start, sigma_end = sigma_at(window.start), sigma_at(window.end)
-    seen = []
-
-    def by_sigma(apply_model, args):
-        inside = bool(sigma_end <= args["timestep"][0] <= sigma_start)
-        seen.append(inside)
-        run = other.model.apply_model if inside else apply_model
-        return run(args["input"], args["timestep"], **args["c"])
-
-    switching = model.clone()
-    switching.set_model_unet_function_wrapper(by_sigma)
+    switching, seen = changing_over(model, slider, window)
     gated = sample_custom(apply_sliders(model, Stack.of(slider, 1.0, window)), name, *run_of)
     assert difference(gated, sample_custom(switching, name, *run_of)) < 1e-4
     assert any(seen) and not all(seen)
@@ -175,3 +179,16 @@ def test_a_gate_by_hand_with_its_ramps(strength, run_of):
     top = factors.index(1.0)
     assert 0.0 < factors[top - 1] < 1.0
     assert any(0.0 < factor < 1.0 for factor in factors[top:])
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m_sde", "uni_pc", "lcm"])
+def test_gates_switch_in_both_ways(name, way, run_of):
+    """A sampler of each sort: one evaluation a step, several, with a memory, with a corrector, with noise."""
+    model = tiny_model("SD15")
+    slider, window = random_slider(model), Gate(0.2, 0.8)
+    switching, seen = changing_over(model, slider, window)
+    gated = sample_custom(apply_sliders(model, Stack.of(slider, 1.0, window), way), name, *run_of)
+    assert difference(gated, sample_custom(switching, name, *run_of)) < 1e-4
+    assert any(seen) and not all(seen)
+    assert (workshop_of(model.model).merged.uses > 0) == (way == "merged")
