@@ -47,6 +47,8 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     for value in tree_leaves(values):
         if isinstance(value, torch.Tensor) and value.device.type != "meta":
             yield value.untyped_storage()
+        elif isinstance(value, torch.UntypedStorage):  # of a tensor that is made on another's memory
+            yield value
 
 
 class Peak:
