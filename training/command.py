@@ -91,11 +91,10 @@ def _latents(model, facts: Mapping[str, Any], options: argparse.Namespace) -> to
     """(B, C, ...) empty latents: as many and as large as the options say, else as the recipe's slider had them."""
     batch = options.batch or facts.get("batch", 1)
     if options.size is None and "latent_shape" in facts:
-        empty = torch.zeros(batch, *facts["latent_shape"])
-    else:
-        side = (options.size or _size(options)) // 8
-        empty = torch.zeros(batch, 4, side, side)
-    return comfy.sample.fix_empty_latent_channels(model, empty, 8)
+        # these are the model's own latents; on a model of another kind their channels are fitted
+        return comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, *facts["latent_shape"]))
+    side = (options.size or _size(options)) // 8
+    return comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, 4, side, side), 8)
 
 
 def _side(facts: Mapping[str, Any], vae) -> int | None:
