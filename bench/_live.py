@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 class Live(TorchDispatchMode):
     """Follows the storages that operations within it make, also those that autograd alone holds, until they go.
 
-    What was there before is not counted. now, peak: in bytes. What a single operation needs within itself is not seen.
+    What was there before is not counted, nor what a single operation needs within itself. now, peak: in bytes.
     """
 
     def __init__(self) -> None:

@@ -11,7 +11,14 @@ from ..training.run import Trained, train_slider, train_visual
 from ..training.visual import encoded
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
 from .stopped import fingerprint, note_stopped
-from .training_inputs import checkpoint_inputs, keeping_inputs, layer_inputs, range_inputs, recipe_input, slider_inputs
+from .training_inputs import (
+    checkpoint_inputs,
+    keeping_inputs,
+    layer_inputs,
+    range_inputs,
+    recipe_input,
+    slider_inputs,
+)
 from .watching import encode_prompts, fitted, told, watch_training
 
 
