@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 class Live(TorchDispatchMode):
     """Follows the storages that operations within it make, also those that autograd alone holds, until they go.
 
-    What was there before is not counted. now, peak: in bytes. What a single operation needs within itself is not seen.
+    What was there before is not counted, nor what a single operation needs within itself. now, peak: in bytes.
     """
 
     def __init__(self) -> None:
@@ -47,6 +47,8 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     for value in tree_leaves(values):
         if isinstance(value, torch.Tensor) and value.device.type != "meta":
             yield value.untyped_storage()
+        elif isinstance(value, torch.UntypedStorage):  # of a tensor that is made on another's memory
+            yield value
 
 
 class Peak:

@@ -1,8 +1,9 @@
 """Notes about runs that were stopped, so that the same graph, queued again, goes on with them.
 
-ComfyUI keeps what a node has put out, and does not run it again while its inputs and its fingerprint are the same. A
-run that was stopped puts out the slider so far. It leaves a note on disk, by which the node's fingerprint changes: the
-node runs again, and goes on from its checkpoint. The note stays when that run is finished, and so does the fingerprint.
+ComfyUI keeps what a node has put out, and does not run it again while its inputs and its fingerprint are the same.
+A run that was stopped puts out the slider so far. It leaves a note on disk, by which the node's fingerprint changes:
+the node runs again, and goes on from its checkpoint. The note stays when that run is finished, and with it the
+fingerprint.
 """
 
 import os

@@ -37,10 +37,8 @@ POCKET_SIZE, SIZE = 64, 512
 
 def read_values(path: Path) -> Mapping[str, Any]:
     """What a file says of a training, the recipe and `recipe.FACTS`. Raises ValueError if it says nothing."""
-    if path.suffix == ".json":
-        values = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        values = load_slider(path).info.recipe
+    is_json = path.suffix == ".json"
+    values = json.loads(path.read_text(encoding="utf-8")) if is_json else load_slider(path).info.recipe
     if not values:
         raise ValueError("it was not trained with this pack")
     if not isinstance(values, Mapping):
@@ -91,11 +89,10 @@ def _latents(model, facts: Mapping[str, Any], options: argparse.Namespace) -> to
     """(B, C, ...) empty latents: as many and as large as the options say, else as the recipe's slider had them."""
     batch = options.batch or facts.get("batch", 1)
     if options.size is None and "latent_shape" in facts:
-        empty = torch.zeros(batch, *facts["latent_shape"])
-    else:
-        side = (options.size or _size(options)) // 8
-        empty = torch.zeros(batch, 4, side, side)
-    return comfy.sample.fix_empty_latent_channels(model, empty, 8)
+        # these are the model's own latents; on a model of another kind their channels are fitted
+        return comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, *facts["latent_shape"]))
+    side = (options.size or _size(options)) // 8
+    return comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, 4, side, side), 8)
 
 
 def _side(facts: Mapping[str, Any], vae) -> int | None:
@@ -180,7 +177,7 @@ def reported(trained: Trained, recipe: Recipe, facts: Mapping[str, Any], out: Pa
     if progress.broken:
         sys.stderr.write(f"{progress.broken} {out} is from before that.\n")
     elif progress.stopped:
-        sys.stderr.write(f"Stopped after step {progress.steps} of {recipe.steps}; {out} has what was learned by then.\n")
+        sys.stderr.write(f"Stopped after step {progress.steps} of {recipe.steps}; {out} is the slider so far.\n")
     return 1 if progress.stopped else 0
 
 

@@ -49,7 +49,7 @@ def load_models(options: argparse.Namespace, recipe: Recipe):
         needed.append(("a VAE", "--vae", vae))
     for what, option, part in needed:
         if part is None:
-            raise ValueError(f"Training by this recipe needs {what}: give a checkpoint that has one, or {option} FILE.")
+            raise ValueError(f"This recipe needs {what}: give a checkpoint that has one, or {option} FILE.")
     return model, clip, vae
 
 

@@ -125,7 +125,8 @@ def train(
     """Train a slider on points of any kind; see `train_slider`.
 
     preview_prompt: what the previews show. questions: predictions per latent that are asked for in one batch.
-    data: what the points are made of beside the recipe, to tell runs apart. facts: what the slider's header says of it.
+    data: what the points are made of beside the recipe, to tell runs apart. facts: for the slider's header, what it
+        was given.
     """
     watch = watch or Watch()
     generator = torch.Generator().manual_seed(recipe.seed)

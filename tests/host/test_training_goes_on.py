@@ -1,4 +1,4 @@
-"""Visual and text-encoder runs: the same seed gives the same slider, and one that stopped goes on as if it had not."""
+"""Visual and text-encoder runs: the same seed, the same slider; and one that stopped goes on as if it had not."""
 
 import comfy.model_management
 import pytest

@@ -85,7 +85,8 @@ def test_of_weights_that_are_cast_no_copy_is_kept_for_backward():
     """A model in 8 bits that computes in 32 would be there a second time, four times as large."""
     family = "SD15"
     kept = {}
-    for name, model in (("plain", tiny_model(family)), ("cast", typed_model(family, torch.float8_e4m3fn, torch.float32))):
+    cast = typed_model(family, torch.float8_e4m3fn, torch.float32)
+    for name, model in (("plain", tiny_model(family)), ("cast", cast)):
         sizes = {}
 
         def pack(tensor, sizes=sizes):

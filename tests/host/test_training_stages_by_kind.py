@@ -1,4 +1,4 @@
-"""The host's models are as they were after errors in stages that only some runs have, and these runs go on after it."""
+"""The host's models are as they were after errors in stages that only some runs have, and such runs work again."""
 
 import comfy.model_management
 import comfy.sd
