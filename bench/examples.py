@@ -76,7 +76,7 @@ class Studio:
         named = [COLUMNS.index(other) for other in READ if other != name]
         moved = (values[-1] - values[0]).abs()[named].mean()
         at = ", ".join(f"{value:.2f} at {strength:+g}" for value, strength in zip(along.tolist(), strengths))
-        log.info("%s: %s; all else moved %.3f", name, at, moved)
+        log.info("%s, %r: %s; all else moved %.3f", name, prompt, at, moved)
 
     def column(self, name: str) -> Callable[[Tensor], Tensor]:
         return lambda pictures: self.probe.read(pictures)[name]
@@ -88,7 +88,8 @@ class Studio:
 def repair(studio: Studio) -> None:
     recipe = read_recipe(draw_pairs.FOLDER.parents[1] / "recipes" / "pocket_repair.json")
     slider = studio.textual(recipe).slider
-    studio.tell("spoiled", slider, PERSON, (-1.5, -1.0, 0.0, 1.0, 1.5))
+    for prompt in recipe.concepts[0].prompts():  # of good pictures, and of spoiled ones
+        studio.tell("spoiled", slider, prompt, (-1.5, -1.0, 0.0, 1.0, 1.5))
 
 
 def shirt(studio: Studio) -> None:

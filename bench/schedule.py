@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import _models  # noqa: F401  (makes the host importable)
+import _models
 import nodes
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from concept_sliders.pocket.measure import Effect, effect
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe
 from concept_sliders.pocket.world import STYLES
-from concept_sliders.sliders.files import save_slider
+from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.slider import Slider
@@ -76,7 +75,7 @@ class Studio:
         self.probe, self.people, self.batch = load_probe(), people, batch
 
     def train(self, schedule: str, recipe: TextualRecipe) -> tuple[Slider, float]:
-        shape, began = (self.batch, 24, 16, 16), time.monotonic()
+        shape, began = (self.batch, 24, 16, 16), _models.now()
         points, settings = SCHEDULES[schedule]
         recipe = replace(recipe, **settings)
         with torch.inference_mode():
@@ -90,7 +89,7 @@ class Studio:
                 AGE.target,
                 watch=run.Watch(preview_every=0),
             )
-        return trained.slider, time.monotonic() - began
+        return trained.slider, _models.now() - began
 
     def effect_of(self, slider: Slider) -> Effect:
         stack = Stack.of(slider, gate=GATE).swept(0, STRENGTHS, self.people)
@@ -122,19 +121,21 @@ class Studio:
 
 
 def made(studio: Studio, schedule: str, seed: int, settings: dict, folder: Path) -> Result:
-    """The result of one training, kept in the folder; trained anew if the folder has none with these settings."""
+    """The result of one training, kept in the folder; what it has with these settings is not done again."""
     name = f"{schedule.replace(' ', '_').replace(',', '')}_{seed}"
-    file = folder / f"{name}.json"
+    file, trained = folder / f"{name}.json", folder / f"{name}.safetensors"
     asked = {**settings, "batch": studio.batch, "people": studio.people}
-    if file.exists() and (kept := json.loads(file.read_text()))["asked"] == asked:
-        found = {**kept["effect"], "means": np.array(kept["effect"]["means"])}
-        return Result(schedule, seed, kept["seconds"], Effect(**found))
-    slider, seconds = studio.train(schedule, TextualRecipe(concepts=(AGE,), seed=seed, **settings))
-    save_slider(slider, folder / f"{name}.safetensors")
-    found = studio.effect_of(slider)
-    kept = {"asked": asked, "seconds": seconds, "effect": {**asdict(found), "means": found.means.tolist()}}
-    file.write_text(json.dumps(kept, indent=1))
-    return Result(schedule, seed, seconds, found)
+    kept = json.loads(file.read_text()) if file.exists() and trained.exists() else {}
+    if kept.get("asked") != asked:
+        slider, seconds = studio.train(schedule, TextualRecipe(concepts=(AGE,), seed=seed, **settings))
+        save_slider(slider, trained)
+        kept = {"asked": asked, "seconds": seconds, "effect": {"strengths": []}}
+    if tuple(kept["effect"]["strengths"]) != STRENGTHS:
+        found = studio.effect_of(load_slider(trained))
+        kept["effect"] = {**asdict(found), "means": found.means.tolist()}
+        file.write_text(json.dumps(kept, indent=1))
+    means = np.array(kept["effect"]["means"])
+    return Result(schedule, seed, kept["seconds"], Effect(**{**kept["effect"], "means": means}))
 
 
 def told(result: Result) -> str:
