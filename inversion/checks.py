@@ -22,7 +22,7 @@ def checked_latents(patcher: ModelPatcher, latents: Tensor) -> Tensor:
     """
     latent_format = patcher.get_model_object("latent_format")
     if latents.is_nested:
-        raise ValueError("Inversion: latent holds several latents in one (of pictures and sound, say); take one of them.")
+        raise ValueError("Inversion: latent holds several latents in one (pictures and sound, say); take one.")
     if latent_format.latent_dimensions == 3 and latents.ndim == 4:
         latents = latents.unsqueeze(2)  # one frame, as the host makes it
     expected = latent_format.latent_dimensions + 2
@@ -43,8 +43,8 @@ def checked_model(patcher: ModelPatcher, recipe: InversionRecipe) -> None:
     if recipe.method != "plain" and is_guidance_distilled(patcher):
         raise ValueError(
             f"Inversion: {family(patcher)} has guidance distilled into it. It is sampled at a cfg of 1, where the "
-            f"negative prompt has no part, so {recipe.method!r} has nothing to act on. Choose the method 'plain' with a "
-            "cfg of 1: it gives a noise latent that sampling leads back to the picture, and sliders act on that."
+            f"negative prompt has no part, so {recipe.method!r} has nothing to act on. Choose the method 'plain' "
+            "with a cfg of 1: it gives a noise latent that sampling leads back to the picture, for sliders to act on."
         )
     if patched := [name for name in _GUIDANCE_PATCHES if patcher.model_options.get(name)]:
         raise ValueError(

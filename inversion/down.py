@@ -45,8 +45,8 @@ class Down:
         return tuple(torch.stack(each).float().cpu() for each in zip(*every))
 
     def error(self, clean: Tensor, steps: int) -> Tensor:
-        """(rows,): mean squared distance from the clean latents; NaN if the way was not gone to its end."""
-        apart = (self.x - clean).square().flatten(1).mean(1).cpu()
+        """(rows,): distance from the clean latents as a share of their size; NaN if it is not all the way down."""
+        apart = ((self.x - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)).cpu()
         return apart if self.moved == steps else torch.full_like(apart, float("nan"))
 
 

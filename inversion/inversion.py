@@ -19,12 +19,15 @@ STEP_MARK = "concept_sliders_inversion_step"  # says in a CONDITIONING which ste
 class Inversion:
     """The result for B pictures, all tensors float32 on the CPU.
 
-    noise, clean: (B, C, ...) latents at the first noise level and at none, in the model's own scale.
-    sigmas: (n + 1,), falling to 0. embeddings: (n, B or 1, tokens, width), or (1, ...) if all steps share them.
-    pooled: (n, B or 1, width) or (1, ...) likewise, None where the model has none, or they are among the options.
-    options: what else the negative CONDITIONING says. done: steps whose embedding was found; fewer than n if
-    the run was cancelled. losses: for every step done, (first, last) mean over the pictures.
-    error: (B,) mean squared distance of the reconstruction from `clean`. family, fingerprint: of the model.
+    noise, clean: (B, C, ...) latents at the first noise level and at none, in the host's scale of LATENT.
+    sigmas: (n + 1,), falling to 0.
+    embeddings: (n, B or 1, tokens, width), or (1, ...) if all steps share them.
+    pooled: (n, B or 1, width), or None where it is not fitted and stands among the options.
+    options: what else the negative CONDITIONING says. windows: of percent, (start, end) for every step.
+    done: steps whose embedding was found; fewer than n if the run was cancelled.
+    losses: for every step done, (first, last), the mean over the pictures.
+    error: (B,) distance of the reconstructed latents from `clean`, as a share of their size; NaN if not known.
+    family, fingerprint: of the model.
     """
 
     noise: Tensor
@@ -33,6 +36,7 @@ class Inversion:
     embeddings: Tensor
     pooled: Tensor | None
     options: Mapping[str, Any]
+    windows: tuple[tuple[float, float], ...]
     recipe: InversionRecipe
     family: str
     fingerprint: str
@@ -48,12 +52,12 @@ class Inversion:
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
-    def entry(self, step: int) -> list:
-        """[encoding, options] of the host's CONDITIONING for one step, without its window."""
+    def entry(self, step: int) -> tuple[Tensor, dict[str, Any]]:
+        """(encoding, options) of the host's CONDITIONING for one step, without its window."""
         options = dict(self.options)
         if self.pooled is not None:
             options["pooled_output"] = self.pooled[step % len(self.pooled)]
-        return [self.embeddings[step % len(self.embeddings)], options]
+        return self.embeddings[step % len(self.embeddings)], options
 
     @property
     def distinct(self) -> int:
@@ -63,7 +67,7 @@ class Inversion:
     def rows_like(self, noise: Tensor) -> Tensor | None:
         """Which picture each row of a latent belongs to, (rows,); None if there is a row of none of them.
 
-        noise: (rows, C, ...), in the model's own scale. It may have gone through files and half precision.
+        noise: (rows, C, ...), in the same scale. It may have gone through files and half precision.
         """
         if noise.shape[1:] != self.noise.shape[1:]:
             return None
@@ -83,10 +87,7 @@ class Inversion:
                 f"Cancelled after {self.done} of {self.steps} steps: the later ones use the last embedding found, so "
                 "the picture is reproduced less exactly."
             )
-        size = self.clean.square().flatten(1).mean(1)
-        relative = (self.error / size.clamp(min=1e-30)).sqrt()
-        lines.append("reconstruction error of the latents: " + _listed(self.error, ".3g"))
-        lines.append("as a share of their size: " + _listed(100 * relative, ".3g", " %"))
+        lines.append("reconstruction error, as a share of the latents' size: " + _listed(self.error))
         lines += [
             f"step {number}: loss {first:.3g} to {last:.3g}"
             for number, (first, last) in enumerate(self.losses, start=1)
@@ -94,7 +95,6 @@ class Inversion:
         return "\n".join(lines)
 
 
-def _listed(values: Tensor, form: str, unit: str = "") -> str:
-    texts = [f"{value:{form}}{unit}" for value in values.tolist()]
+def _listed(shares: Tensor) -> str:
+    texts = ["not known" if share != share else f"{100 * share:.3g} %" for share in shares.tolist()]
     return ", ".join(texts[:8]) + (f" and {len(texts) - 8} more" if len(texts) > 8 else "")
-

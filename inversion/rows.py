@@ -23,13 +23,13 @@ def single_entry(conditioning: Sequence, name: str) -> tuple[Tensor, dict[str, A
     """
     if len(conditioning) != 1:
         raise ValueError(
-            f"Inversion: {name} must be one prompt; got {len(conditioning)} combined. Wire in a single encoded prompt."
+            f"Inversion: {name} must be one prompt; got {len(conditioning)} combined. Wire in one encoded prompt."
         )
     encoding, options = conditioning[0]
     if partial := [key for key in _PARTIAL if options.get(key) is not None]:
         raise ValueError(
-            f"Inversion: {name} has {', '.join(partial)}; an inversion takes plain prompts, without regions, parts of "
-            "sampling, ControlNets and hooks. Add them after it."
+            f"Inversion: {name} has {', '.join(partial)}; an inversion takes plain prompts, without regions, parts "
+            "of sampling, ControlNets and hooks. Add them after it."
         )
     if not isinstance(encoding, Tensor):
         raise ValueError(f"Inversion: {name} holds no encoded prompt.")
@@ -42,7 +42,7 @@ def checked_rows(encoding: Tensor, pictures: int, name: str) -> None:
     """Raises ValueError unless a prompt is there for all pictures, or one for each."""
     if len(encoding) not in (1, pictures):
         raise ValueError(
-            f"Inversion: {name} has {len(encoding)} prompts for {pictures} pictures; one for all or one each is allowed."
+            f"Inversion: {name} has {len(encoding)} prompts for {pictures} pictures; one for all or one each will do."
         )
 
 

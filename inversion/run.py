@@ -28,6 +28,7 @@ from .null_text import Embedding, Fitted, Step, fit
 from .recipe import InversionRecipe
 from .rows import checked_rows, single_entry
 from .trajectory import euler, upwards
+from .windows import windows
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,19 @@ class _Run:
     """One inversion. Pictures that do not fit into memory at once go one group after the other."""
 
     def __init__(
-        self, patcher: ModelPatcher, latents: Tensor, positive: list, negative: list, recipe: InversionRecipe, tell: Tell
+        self,
+        patcher: ModelPatcher,
+        latents: Tensor,
+        positive: list,
+        negative: list,
+        recipe: InversionRecipe,
+        tell: Tell,
     ):
         self.patcher, self.recipe, self.tell = patcher, recipe, tell
         self.denoiser = Denoiser(patcher, {})
-        self.clean = patcher.model.process_latent_in(latents.to(self.denoiser.device))
+        self.latents, self.clean = latents, patcher.model.process_latent_in(latents.to(self.denoiser.device))
         self.sigmas = self.denoiser.sigmas(recipe.steps, recipe.scheduler).float()
+        self.windows = tuple(windows(self.sigmas.tolist(), self.denoiser.sampling.percent_to_sigma))
         self.positive, (self.encoding, self.options) = positive, negative
         self.fitted_parts = fitted_parts(recipe, self.options)
         self.at_once = len(latents)
@@ -109,7 +117,7 @@ class _Run:
                     raise
                 self.at_once, self.parts_done = len(rows) // 2, before
                 comfy.model_management.soft_empty_cache()
-                logging.warning("Inversion: no memory for %d pictures at once; going on with %d.", len(rows), self.at_once)
+                logging.warning("Inversion: no memory for %d at once; going on with %d.", len(rows), self.at_once)
         return found
 
     def _asked(self, rows: Tensor) -> Asked:
@@ -122,7 +130,8 @@ class _Run:
             level = float(self.sigmas[-1 - len(met)])
             if not torch.isfinite(x).all():
                 raise FloatingPointError(
-                    f"Inversion: at noise level {level:.3g} the model gives numbers that are not finite (NaN or infinite)."
+                    f"Inversion: at noise level {level:.3g} the model gives numbers that are not finite "
+                    "(NaN or infinite). Is the picture's latent of this model's own VAE?"
                 )
             met.append(x)
             self._say(len(rows), f"inversion, step {len(met) - 1} of {self.recipe.steps}")
@@ -131,9 +140,9 @@ class _Run:
     def _downwards(self, trajectory: Tensor, rows: Tensor) -> Down:
         """Sampling of some rows under guidance, along the trajectory if the embeddings are fitted to it."""
         asked, recipe = self._asked(rows), self.recipe
-        down = Down(trajectory[0], self._embedding(rows))
+        down, levels = Down(trajectory[0], self._embedding(rows)), zip(self.sigmas[:-1], self.sigmas[1:])
         try:
-            for number, (sigma, following, target) in enumerate(zip(self.sigmas[:-1], self.sigmas[1:], trajectory[1:])):
+            for number, ((sigma, following), target) in enumerate(zip(levels, trajectory[1:])):
                 if self.cancelled:  # in another group
                     break
                 comfy.model_management.throw_exception_if_processing_interrupted()
@@ -152,9 +161,8 @@ class _Run:
     def _embedding(self, rows: Tensor) -> Embedding:
         """What is fitted, as the negative prompt has it, for each of the rows."""
         parts = [self.encoding, *(self.options[name] for name in self.fitted_parts)]
-        return tuple(
-            part.to(self.denoiser.device, torch.float32).expand(len(self.clean), *part.shape[1:])[rows] for part in parts
-        )
+        device, pictures = self.denoiser.device, len(self.clean)
+        return tuple(part.to(device, torch.float32).expand(pictures, *part.shape[1:])[rows] for part in parts)
 
     @torch.no_grad()
     def _guided(self, asked: Asked, step: Step, embedding: Embedding) -> Tensor:
@@ -172,15 +180,14 @@ class _Run:
             return asked.negative(x, step.sigma, embedding, rows)
 
         recipe = self.recipe
+        rate, tolerance = recipe.rate_at(number), recipe.tolerance_at(number)
         while True:
             try:
                 with ExitStack() as during:
                     during.enter_context(differentiable(self.carefully))
                     if self.recompute:
                         during.enter_context(recomputed(self.denoiser.network))
-                    return fit(
-                        predict, embedding, step, recipe.inner_steps, recipe.rate_at(number), recipe.tolerance_at(number)
-                    )
+                    return fit(predict, embedding, step, recipe.inner_steps, rate, tolerance)
             except FloatingPointError as error:
                 raise FloatingPointError(f"Inversion: step {number + 1} of {recipe.steps}: {error}.") from error
             except RuntimeError as error:
@@ -212,12 +219,13 @@ class _Run:
         fitted = [torch.cat(each, dim=1) for each in zip(*(down.parts(steps) for down in downs))] if fitting else own
         options = {name: value for name, value in self.options.items() if name not in self.fitted_parts}
         return Inversion(
-            noise=noise.cpu(),
-            clean=self.clean.cpu(),
+            noise=self.patcher.model.process_latent_out(noise).cpu(),
+            clean=self.latents.cpu(),
             sigmas=self.sigmas.cpu(),
             embeddings=fitted[0],
             pooled=fitted[1] if len(fitted) > 1 else None,
             options=on_cpu(options),
+            windows=self.windows,
             recipe=self.recipe,
             family=family(self.patcher),
             fingerprint=own_fingerprint(self.patcher),
