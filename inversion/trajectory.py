@@ -34,14 +34,23 @@ def upwards(predict: Predict, clean: Tensor, sigmas: Tensor, refinement: int = 0
 
 
 def refined(d: Callable[[Tensor], Tensor], x: Tensor, step: Tensor, iterations: int) -> Tensor:
-    """y = x + step * d(y), iterated from d(x). Rows that an iteration has led away from it go back, and stay."""
+    """y = x + step * d(y), iterated from d(x): (B, C, ...) -> (B, C, ...).
+
+    A row that an iteration leads away from the solution goes back to the nearest so far, and from there half as far.
+    """
     y = kept = x + step * d(x)
-    least = torch.full_like(y.flatten(1)[:, 0], float("inf"))  # (B,), how far off the nearest so far is
+    towards, least = torch.zeros_like(y), torch.full_like(_sizes(y), float("inf"))
+    share = torch.ones_like(least)  # of the way that is gone, (B, 1, ...)
     for _ in range(iterations):
-        again = x + step * d(y)
-        off = (again - y).flatten(1).norm(dim=1)
-        nearer = (off < least).view(-1, *(1 for _ in y.shape[1:]))
-        kept = torch.where(nearer, y, kept)
-        least = torch.where(off < least, off, 0.0)
-        y = torch.where(nearer, again, kept)
+        change = x + step * d(y) - y
+        nearer = _sizes(change) < least
+        kept, towards = torch.where(nearer, y, kept), torch.where(nearer, change, towards)
+        least = torch.where(nearer, _sizes(change), least)
+        share = torch.where(nearer, share, share / 2)
+        y = kept + share * towards
     return y
+
+
+def _sizes(x: Tensor) -> Tensor:
+    """The norm of each row: (B, C, ...) -> (B, 1, ...)."""
+    return x.flatten(1).norm(dim=1).view(-1, *(1 for _ in x.shape[1:]))

@@ -1,83 +1,196 @@
 """Inverting pictures on the host's models, and making them again with its own samplers."""
 
-import comfy.samplers
-import nodes
-import numpy as np
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
-from concept_sliders.inversion.carrying import negative_conditioning
-from concept_sliders.inversion.recipe import InversionRecipe
+from concept_sliders.inversion import run
 from concept_sliders.inversion.run import invert
-from concept_sliders.pocket.drawing import draw
-from concept_sliders.pocket.model import load_pocket
-from concept_sliders.pocket.world import portraits
 from concept_sliders.tests.host.families import FAMILIES
-from concept_sliders.tests.host.tiny import difference
+from concept_sliders.tests.host.inverting import (  # noqa: F401  (fixtures)
+    STEPS,
+    by_sampler_custom,
+    inversion,
+    inverted,
+    ksampled,
+    pictures,
+    pocket,
+    recipe,
+)
+from concept_sliders.tests.host.tiny import difference, traces
+from concept_sliders.training.denoiser import Denoiser
+from concept_sliders.training.in_place import borrowed
+from concept_sliders.training.run import ordinary
 
-STEPS = 6
-SETTINGS = {"steps": STEPS, "cfg": 3.0, "inner_steps": 40, "learning_rate": 0.1, "tolerance": 0.0, "refinement": 8}
-CFG_FAMILIES = ("SD 1", "SD 2", "SDXL", "SDXL refiner", "SD3", "AuraFlow", "PixArt Sigma", "Lumina 2", "Qwen-Image")
+GUIDED = ("SD 1", "SD 2", "SDXL", "SDXL refiner", "SD3", "AuraFlow", "PixArt Sigma", "Lumina 2", "Qwen-Image")
+SETTINGS = {"steps": 3, "cfg": 3.0, "inner_steps": 3, "learning_rate": 0.05, "tolerance": 0.0, "refinement": 1}
 
 
-@pytest.fixture(scope="module")
-def pocket():
-    """MODEL, CLIP and VAE, loaded in inference mode as nodes load them."""
+def of_family(name, rows=1, **changes):
+    """(the family, its model, an inversion of a clean latent of it)."""
+    family = FAMILIES[name]
     with torch.inference_mode():
-        return load_pocket()
+        model = family.build()
+        latents = torch.randn(rows, *family.latent, generator=torch.Generator().manual_seed(9))
+        made = invert(
+            model, latents, family.conditioning(2), family.conditioning(3), recipe(**{**SETTINGS, **changes})
+        )
+    return family, model, made
 
 
-class Pictures:
-    """Two drawings, encoded, with their prompts, as nodes hand them on."""
-
-    def __init__(self, pocket):
-        _, clip, vae = pocket
-        drawn = np.stack([draw(person) for person in portraits(2, seed=2**41)])
-        with torch.inference_mode():
-            self.images = torch.from_numpy(drawn).float() / 255
-            self.latents = vae.encode(self.images)
-            self.positive, self.negative = (
-                clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("portrait of a person", "")
-            )
+def off(model, again, made):
+    """How far a latent is from the inverted one, in the model's own scale."""
+    return difference(*(model.model.process_latent_in(latent) for latent in (again, made.clean)))
 
 
-@pytest.fixture(scope="module")
-def pictures(pocket):
-    return Pictures(pocket)
+@pytest.mark.parametrize("name", GUIDED)
+def test_stock_samplers_make_what_the_inversion_foresaw_on_every_family_with_guidance(name):
+    """To float error: the same steps with the same embeddings, through the host's windows and its noise."""
+    family, model, made = of_family(name)
+    before = {key: tensor.clone() for key, tensor in model.model.state_dict().items()}
+    again = by_sampler_custom(model, made, family.conditioning(2))
+    assert off(model, again, made) == pytest.approx(float(made.error), abs=2e-4)
+    torch.testing.assert_close(ksampled(model, made, family.conditioning(2)), again, rtol=1e-4, atol=1e-4)
+    assert all(last <= first for first, last in made.losses)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.model.state_dict().items())
+    assert traces(model) == []
 
 
-def recipe(**changes):
-    return InversionRecipe(**{**SETTINGS, **changes})
+@pytest.mark.parametrize("name", ["SD 1", "SDXL", "SD3"])
+def test_null_text_comes_nearer_than_the_plain_inversion_under_guidance(name):
+    _, _, plain = of_family(name, method="plain")
+    _, _, fitted = of_family(name, pooled="optimised", inner_steps=30)
+    assert float(fitted.error) < 0.7 * float(plain.error)
 
 
-def inverted(model, pictures, **changes):
-    with torch.inference_mode():
-        return invert(model, pictures.latents, pictures.positive, pictures.negative, recipe(**changes))
+def test_the_pooled_part_is_held_unless_it_is_to_be_fitted():
+    family, model, held = of_family("SDXL")
+    assert held.pooled is None
+    assert torch.equal(held.options["pooled_output"], family.conditioning(3)[0][1]["pooled_output"])
+    _, _, fitted = of_family("SDXL", pooled="optimised")
+    assert fitted.pooled.shape == (5, 1, 1280)
+    assert not torch.equal(fitted.pooled[0], held.options["pooled_output"])
+    assert fitted.losses[-1][1] < held.losses[-1][1]
+    again = by_sampler_custom(model, fitted, family.conditioning(2))
+    assert off(model, again, fitted) == pytest.approx(float(fitted.error), abs=2e-4)
 
 
-def by_sampler_custom(model, inversion, positive, cfg=3.0, sampler="euler", sigmas=None, latent=None, noise=False, **more):
-    latent = {"samples": inversion.noise, **more} if latent is None else latent
-    with torch.inference_mode():
-        return SamplerCustom.execute(
-            model,
-            noise,
-            5,
-            cfg,
-            positive,
-            negative_conditioning(inversion),
-            KSamplerSelect.execute(sampler).result[0],
-            inversion.sigmas if sigmas is None else sigmas,
-            latent,
-        ).result[0]["samples"]
+def test_negative_prompt_inversion_needs_no_fitting(pocket, pictures):
+    made = inverted(pocket[0], pictures, method="negative prompt")
+    assert made.losses == () and made.distinct == 1
+    assert torch.equal(made.embeddings[0], pictures.positive[0][0])
+    assert float(made.error.max()) < 0.01
+    for cfg in (3.0, 9.0):  # guidance cancels out
+        again = by_sampler_custom(pocket[0], made, pictures.positive, cfg=cfg)
+        assert difference(again, pictures.latents) < 0.01
 
 
-@pytest.fixture(scope="module")
-def inversion(pocket, pictures):
-    return inverted(pocket[0], pictures)
-
-
-def test_it(pocket, pictures, inversion):
-    print(inversion.report())
+def test_the_inverted_pictures_are_made_again(pocket, pictures, inversion):
     again = by_sampler_custom(pocket[0], inversion, pictures.positive)
-    print(difference(again, pictures.latents), inversion.error)
-    assert difference(again, pictures.latents) < 0.02
+    assert difference(again, pictures.latents) < 0.03
+    plain = inverted(pocket[0], pictures, method="plain")
+    guided = by_sampler_custom(pocket[0], plain, pictures.positive)
+    assert difference(guided, pictures.latents) > 5 * difference(again, pictures.latents)
+
+
+def test_each_of_a_batch_is_as_it_is_alone(pocket, pictures, inversion):
+    first = invert_one(pocket, pictures, 0)
+    assert difference(inversion.noise[:1], first.noise) < 1e-4
+    # Adam's first step goes by signs, which rounding may turn where a slope is next to nothing
+    assert float(first.error) == pytest.approx(float(inversion.error[0]), rel=0.1)
+
+
+def invert_one(pocket, pictures, at, **changes):
+    with torch.inference_mode():
+        latents = pictures.latents[at : at + 1]
+        return invert(pocket[0], latents, pictures.positive, pictures.negative, recipe(**changes))
+
+
+def test_a_prompt_for_each_picture(pocket, pictures):
+    prompts = pictures.encoded("portrait of a laughing man", "portrait of a very old woman")
+    with torch.inference_mode():
+        settings = recipe(method="negative prompt")
+        made = invert(pocket[0], pictures.latents, prompts, pictures.negative, settings)
+        alone = [
+            invert(pocket[0], pictures.latents[i : i + 1], [[t[i : i + 1], {"pooled_output": o["pooled_output"][i : i + 1]}]],
+                   pictures.negative, settings)
+            for i in range(2)
+            for t, o in prompts
+        ]
+    torch.testing.assert_close(made.noise, torch.cat([one.noise for one in alone]), rtol=1e-4, atol=1e-4)
+    assert difference(by_sampler_custom(pocket[0], made, prompts), pictures.latents) < 0.01
+
+
+def test_the_losses_are_those_of_the_published_loop(pocket, pictures, monkeypatch):
+    """Step by step and inner step by inner step, written out from the description, on the same model."""
+    found = []
+    own_fit = run.fit
+    monkeypatch.setattr(run, "fit", lambda *given: found.append(own_fit(*given)) or found[-1])
+    settings = {"refinement": 0, "inner_steps": 4, "learning_rate": 0.01, "tolerance": 1e-5, "cfg": 7.5}
+    made = invert_one(pocket, pictures, 0, **settings)
+    written = written_out(pocket[0], pictures, made.sigmas.tolist(), 4, 7.5)
+    assert len(found) == len(written) == STEPS
+    for ours, theirs in zip(found, written, strict=True):
+        assert ours.losses[0] == pytest.approx(theirs, rel=2e-3)
+
+
+def written_out(model, pictures, sigmas, inner_steps, guidance):
+    """Null-text inversion of the first picture: DDIM inversion, then the optimisation of every step."""
+    losses = []
+    with borrowed(model):
+        denoiser = Denoiser(model, {"c": ordinary(pictures.positive)})
+        context, options = ordinary(pictures.negative)[0]
+        n, z = len(sigmas) - 1, pictures.latents[:1].clone()
+
+        def d(x, sigma, prompt="c"):
+            return denoiser(x, torch.tensor(sigma), [prompt])[0]
+
+        with torch.no_grad():
+            stars = [z]
+            for i in range(n - 1, -1, -1):
+                z = z + (sigmas[i] - sigmas[i + 1]) * d(z, sigmas[i])
+                stars.append(z)
+        x, u = stars[n], context.clone()
+        for i in range(n):
+            u = u.clone().detach().requires_grad_()
+            adam = torch.optim.Adam([u], lr=1e-2 * (1 - i / (2 * n)))
+            with torch.no_grad():
+                d_c = d(x, sigmas[i])
+            losses.append([])
+            for _ in range(inner_steps):
+                denoiser.put("u", [[u, {**options, "prompt_type": "negative"}]])
+                d_u = d(x, sigmas[i], "u")
+                landed = x + (sigmas[i + 1] - sigmas[i]) * (d_u + guidance * (d_c - d_u))
+                loss = torch.nn.functional.mse_loss(landed, stars[n - 1 - i])
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                losses[-1].append(loss.item())
+                if loss.item() < 1e-5 + i * 2e-5 * 50 / n:
+                    break
+            with torch.no_grad():
+                denoiser.put("u", [[u.detach(), {**options, "prompt_type": "negative"}]])
+                d_u = d(x, sigmas[i], "u")
+                x = x + (sigmas[i + 1] - sigmas[i]) * (d_u + guidance * (d_c - d_u))
+    return losses
+
+
+def test_an_eps_models_losses_are_of_ddims_own_latents(monkeypatch):
+    """Against the published step in alphas: z_t = x_t / sqrt(1 + sigma^2), alpha = 1 / (1 + sigma^2)."""
+    found = []
+    own_fit = run.fit
+    monkeypatch.setattr(run, "fit", lambda *given: found.append((given[2], own_fit(*given))) or found[-1][1])
+    family, model, _ = of_family("SD 1", inner_steps=1, refinement=0)
+    for step, fitted in found:
+        a, a_next = (1 / (1 + sigma**2) for sigma in (step.sigma, step.following))
+        with borrowed(model), torch.no_grad():
+            denoiser = Denoiser(model, {"u": ordinary(family.conditioning(3))})
+            context = found[0][1]  # the first step starts from the negative prompt
+            if step is not found[0][0]:
+                break
+            d_u = denoiser(step.x, step.sigma, ["u"])[0]
+        assert context.losses
+        eps = d_u + step.guidance * (step.d_prompt - d_u)
+        z, target = step.x * a.sqrt(), step.target * a_next.sqrt()
+        z0 = (z - (1 - a).sqrt() * eps) / a.sqrt()
+        landed = a_next.sqrt() * z0 + (1 - a_next).sqrt() * eps
+        loss = torch.nn.functional.mse_loss(landed, target).item()
+        assert fitted.losses[0][0] == pytest.approx(loss, rel=1e-3)
