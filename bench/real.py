@@ -13,13 +13,15 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import _models  # noqa: F401  (makes ComfyUI and the pack importable)
+import comfy.sample
+import comfy.samplers
 import comfy.utils
 import numpy as np
 import torch
-from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from concept_sliders.inversion.carrying import negative_conditioning
 from concept_sliders.inversion.files import load_inversion, save_inversion
 from concept_sliders.inversion.inversion import Inversion
@@ -44,11 +46,11 @@ READ = [name for name in COLUMNS if name not in ("flat colour", "ink sketch", "p
 GATE = Gate(0.5)  # the published one of real images: on below 500 of 1000
 SHOWN = 8
 METHODS = {
-    "null-text, published": {"refinement": 0},
     "null-text": {"refinement": 2},
     "negative prompt": {"method": "negative prompt", "refinement": 2},
     "plain": {"method": "plain", "cfg": 1.0},
 }
+PARTS = ("reconstructions", "generated", "edits")
 
 
 class Bench:
@@ -64,7 +66,6 @@ class Bench:
             self.latents = self.vae.encode(self.images)
             self.positive = self.encoded([caption(person, generator) for person in people])
             self.negative = self.encoded([""])
-        self.noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
 
     def encoded(self, texts: list[str]) -> list:
         """CONDITIONING with a row for each text."""
@@ -73,12 +74,12 @@ class Bench:
         return [[torch.cat([encoding for encoding, _ in entries]), {"pooled_output": pooled}]]
 
     def kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """(count, 64, 64, 3) pictures, made once."""
+        """A tensor, made once."""
         path = self.folder / f"{name}.pt"
         if not path.exists():
             log.info("%s", name)
-            torch.save(make().half(), path)
-        return torch.load(path, weights_only=True).float()
+            torch.save(make(), path)
+        return torch.load(path, weights_only=True)
 
     def inversion(self, name: str) -> Inversion:
         path = self.folder / f"{name}.safetensors"
@@ -90,62 +91,77 @@ class Bench:
             save_inversion(made, path)
         return load_inversion(path)
 
-    def again(self, name: str, cfg: float | None = None, model=None) -> Tensor:
-        """The pictures of an inversion, by the host's sampler."""
-        found = self.inversion(name)
-        latent = {"samples": found.noise}
-        return self.sampled(model or self.model, negative_conditioning(found), found.sigmas, latent, cfg, False)
-
-    def generated(self, model) -> Tensor:
-        """Pictures of the same prompts from fresh noise."""
-        sigmas = self.inversion("plain").sigmas
-        latent = {"samples": torch.zeros_like(self.noise)}
-        return self.sampled(model, self.negative, sigmas, latent, None, True)
+    def sampled(self, what: str, model, steps: slice, latent: Tensor, cfg: float | None = None) -> Tensor:
+        """Latents, by the host's sampler, after some of the steps. what: an inversion's name, or "generated"."""
+        made = self.inversion("plain" if what == "generated" else what)
+        negative = self.negative if what == "generated" else negative_conditioning(made)
+        return self.by_euler(model, torch.zeros_like(latent), latent, made.sigmas[steps], negative, cfg or self.cfg)
 
     @torch.inference_mode()
-    def sampled(self, model, negative: list, sigmas: Tensor, latent: dict, cfg: float | None, noise: bool) -> Tensor:
-        euler = KSamplerSelect.execute("euler").result[0]
-        out = SamplerCustom.execute(model, noise, 7, cfg or self.cfg, self.positive, negative, euler, sigmas, latent)
-        return self.vae.decode(out.result[0]["samples"]).clamp(0, 1)
+    def by_euler(self, model, noise: Tensor, latent: Tensor, sigmas: Tensor, negative: list, cfg: float) -> Tensor:
+        """What stands behind SamplerCustom."""
+        euler = comfy.samplers.ksampler("euler")
+        return comfy.sample.sample_custom(
+            model, noise, cfg, euler, sigmas, self.positive, negative, latent, seed=0
+        ).clone()
 
-    def edited(self, name: str, strength: float):
+    def half_done(self, what: str) -> Tensor:
+        """Latents where the gate opens: up to there all edits are the same."""
+        first = slice(0, self.steps // 2 + 1)
+        if what != "generated":
+            start = self.inversion(what).noise
+            return self.kept(f"{what} half", lambda: self.sampled(what, self.model, first, start))
+        noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
+        sigmas, nothing = self.inversion("plain").sigmas[first], torch.zeros_like(noise)
+        make = partial(self.by_euler, self.model, noise, nothing, sigmas, self.negative, self.cfg)
+        return self.kept(f"{what} half", make)
+
+    def again(self, what: str, model, name: str) -> Tensor:
+        """(count, 64, 64, 3) pictures of the second half of sampling, with what the model has on it."""
+        later = slice(self.steps // 2, None)
+        half = self.half_done(what)
+        return self.pictures(self.kept(f"{what} {name}", lambda: self.sampled(what, model, later, half)))
+
+    @torch.inference_mode()
+    def pictures(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents).clamp(0, 1)
+
+    def edited(self, what: str, name: str, strength: float) -> Tensor:
         path = Path(__file__).parent.parent / "pocket" / "sliders" / f"pocket_{name}.safetensors"
-        return apply_sliders(self.model, Stack.of(load_slider(path), strength, GATE))
+        model = apply_sliders(self.model, Stack.of(load_slider(path), strength, GATE))
+        return self.again(what, model, f"{name} {strength:+g}")
 
     def reconstructions(self) -> dict[str, float]:
         """PSNR in decibels, the mean over the pictures."""
+        noise, every = self.inversion("plain").noise, slice(None)
+        at_1 = self.kept("plain at 1", lambda: self.sampled("plain", self.model, every, noise, 1.0))
+        guided = self.kept("plain guided", lambda: self.sampled("plain", self.model, every, noise))
         made = {
-            "VAE round trip": self.kept("round trip", lambda: self.vae.decode(self.latents)),
-            "plain, sampled at cfg 1": self.kept("plain at 1", lambda: self.again("plain", 1.0)),
-            f"plain, sampled at cfg {self.cfg:g}": self.kept("plain guided", lambda: self.again("plain")),
+            "VAE round trip": self.pictures(self.latents),
+            "plain, sampled at cfg 1": self.pictures(at_1),
+            f"plain, sampled at cfg {self.cfg:g}": self.pictures(guided),
+            "null-text": self.again("null-text", self.model, "again"),
+            "negative prompt": self.again("negative prompt", self.model, "again"),
         }
-        for name in ("null-text", "null-text, published", "negative prompt"):
-            made[name] = self.kept(f"{name} again", lambda name=name: self.again(name))
         return {name: float(psnr(pictures, self.images).mean()) for name, pictures in made.items()}
 
-    def movements(self, name: str) -> dict[str, dict[str, float]]:
-        """How far a slider moves its own attribute and, on average, the others, from strength -1 to +1."""
+    def movements(self, what: str) -> dict[str, dict[str, float]]:
+        """How far each slider moves its own attribute and, on average, the others, from strength -1 to +1."""
         moved = {}
-        for what, sample in (
-            ("null-text", lambda m: self.again("null-text", model=m)),
-            ("negative prompt", lambda m: self.again("negative prompt", model=m)),
-            ("generated", self.generated),
-        ):
-            less, more = (
-                self.probe.read(
-                    self.kept(f"{what} {name} {s:+g}", lambda s=s, sample=sample: sample(self.edited(name, s)))
-                )
-                for s in (-1.0, 1.0)
-            )
+        for name, own in SLIDERS.items():
+            less, more = (self.probe.read(self.edited(what, name, strength)) for strength in (-1.0, 1.0))
             by = {column: float((more[column] - less[column]).mean()) for column in READ}
-            own = by.pop(SLIDERS[name])
-            moved[what] = {"moved": own, "others": float(np.mean([abs(v) for v in by.values()]))}
+            moved[name] = {"moved": by.pop(own), "others": float(np.mean([abs(v) for v in by.values()]))}
+            log.info("%-6s on %-10s moved %+.3f, others %.3f", name, what, *moved[name].values())
         return moved
 
     def sheet(self) -> None:
-        rows = [("original", self.images), ("made again", self.kept("null-text again", None))]
-        rows += [(f"{name} +1", self.kept(f"null-text {name} +1", None)) for name in SLIDERS]
-        rows.insert(2, ("plain inversion under guidance", self.kept("plain guided", None)))
+        rows = [
+            ("original", self.images),
+            ("plain inversion, under guidance", self.pictures(self.kept("plain guided", Tensor))),
+            ("null-text", self.again("null-text", self.model, "again")),
+            *((f"{name} +1", self.edited("null-text", name, 1.0)) for name in SLIDERS),
+        ]
         sheet = contact_sheet([(label, pictures[:SHOWN]) for label, pictures in rows])
         sheet.save(self.folder / "real.jpg", quality=92)
 
@@ -162,19 +178,22 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32, help="drawings")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=7.5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     comfy.utils.set_progress_bar_enabled(False)
     bench = Bench(options.folder, options.count, options.steps, options.cfg)
-    figures = {"psnr": bench.reconstructions()}
-    for name, value in figures["psnr"].items():
-        log.info("%-32s %5.1f dB", name, value)
-    figures["sliders"] = {name: bench.movements(name) for name in SLIDERS}
-    for name, moved in figures["sliders"].items():
-        for what, by in moved.items():
-            log.info("%-6s on %-16s moved %+.3f, others %.3f", name, what, by["moved"], by["others"])
-    bench.sheet()
+    figures = {}
+    if "reconstructions" in options.parts:
+        figures["psnr"] = bench.reconstructions()
+        for name, value in figures["psnr"].items():
+            log.info("%-32s %5.1f dB", name, value)
+    if "generated" in options.parts:
+        figures["generated"] = bench.movements("generated")
+    if "edits" in options.parts:
+        figures["edits"] = bench.movements("null-text")
+        bench.sheet()
     (options.folder / "real.json").write_text(json.dumps(figures, indent=1))
 
 

@@ -1,20 +1,18 @@
 """What the tests of inversion share: pictures, settings, and the host's samplers on what comes of them."""
 
 import numpy as np
-import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from concept_sliders.inversion.carrying import negative_conditioning
 from concept_sliders.inversion.recipe import InversionRecipe
 from concept_sliders.inversion.run import invert
 from concept_sliders.pocket.drawing import draw
-from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.world import portraits
 
 import nodes
 
 STEPS = 6
-SETTINGS = {"steps": STEPS, "cfg": 3.0, "inner_steps": 20, "learning_rate": 0.1, "tolerance": 0.0, "refinement": 6}
+SETTINGS = {"steps": STEPS, "cfg": 3.0, "inner_steps": 6, "learning_rate": 0.1, "tolerance": 0.0, "refinement": 2}
 
 
 class Pictures:
@@ -78,21 +76,3 @@ def ksampled(model, inversion, positive, steps=None, scheduler=None, cfg=3.0, sa
         {"samples": inversion.noise.clone()},
         **more,
     )[0]["samples"]
-
-
-@pytest.fixture(scope="session")
-def pocket():
-    """MODEL, CLIP and VAE, loaded in inference mode as nodes load them."""
-    with torch.inference_mode():
-        return load_pocket()
-
-
-@pytest.fixture(scope="session")
-def pictures(pocket):
-    return Pictures(pocket)
-
-
-@pytest.fixture(scope="session")
-def inversion(pocket, pictures):
-    """Of both pictures, by null-text."""
-    return inverted(pocket[0], pictures)
