@@ -46,7 +46,7 @@ READ = [name for name in COLUMNS if name not in ("flat colour", "ink sketch", "p
 GATE = Gate(0.5)  # the published one of real images: on below 500 of 1000
 SHOWN = 8
 METHODS = {
-    "null-text": {"refinement": 2},
+    "null-text": {"refinement": 2, "learning_rate": 0.1},
     "negative prompt": {"method": "negative prompt", "refinement": 2},
     "plain": {"method": "plain", "cfg": 1.0},
 }

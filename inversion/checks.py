@@ -33,7 +33,7 @@ def checked_latents(patcher: ModelPatcher, latents: Tensor) -> Tensor:
         )
     if not torch.isfinite(latents).all():
         raise ValueError("Inversion: latent holds numbers that are not finite (NaN or infinite).")
-    if not latents.any():
+    if latents.numel() and not latents.any():
         raise ValueError("Inversion: latent is empty. Wire in a picture, from VAE Encode.")
     return latents.detach().clone().float()
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -126,7 +127,7 @@ class _Run:
     def _upwards(self, rows: Tensor) -> Tensor:
         """The plain inversion of some rows: (n + 1, rows, C, ...), from the noise down to the clean latents."""
         asked, met = self._asked(rows), [self.clean[rows]]
-        for x in upwards(asked.prompt, met[0], self.sigmas, self.recipe.refinement):
+        for x in upwards(partial(self._first_asked, asked), met[0], self.sigmas, self.recipe.refinement):
             level = float(self.sigmas[-1 - len(met)])
             if not torch.isfinite(x).all():
                 raise FloatingPointError(
@@ -136,6 +137,18 @@ class _Run:
             met.append(x)
             self._say(len(rows), f"inversion, step {len(met) - 1} of {self.recipe.steps}")
         return torch.stack(met[::-1])
+
+    def _first_asked(self, asked: Asked, x: Tensor, sigma: Tensor) -> Tensor:
+        """d(x, sigma) of the prompt. The first question of a run is whether the model can take such latents."""
+        try:
+            return asked.prompt(x, sigma)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if self.parts_done or comfy.model_management.is_oom(error):
+                raise
+            raise ValueError(
+                f"Inversion: {family(self.patcher)} cannot take latents of the shape {tuple(self.latents[:1].shape)} "
+                f"with this prompt: {error}. Encode the picture at a size that the model draws."
+            ) from error
 
     def _downwards(self, trajectory: Tensor, rows: Tensor) -> Down:
         """Sampling of some rows under guidance, along the trajectory if the embeddings are fitted to it."""

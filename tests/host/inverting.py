@@ -11,8 +11,8 @@ from concept_sliders.pocket.world import portraits
 
 import nodes
 
-STEPS = 6
-SETTINGS = {"steps": STEPS, "cfg": 3.0, "inner_steps": 6, "learning_rate": 0.1, "tolerance": 0.0, "refinement": 2}
+STEPS = 4
+SETTINGS = {"steps": STEPS, "cfg": 3.0, "inner_steps": 3, "learning_rate": 0.1, "tolerance": 0.0, "refinement": 1}
 
 
 class Pictures:
