@@ -21,6 +21,10 @@ FEW = {
         "Pictures a Training Step": {"batch_size": 2},
     },
     "use_sliders": SMALL_SWEEP,
+    "edit_a_real_image": {
+        "Invert Image (Null-Text)": {"steps": 3, "inner_steps": 2},
+        "Sweep Sliders": {"values": "-1, 0, 1"},
+    },
     "ten_sliders": {"People": {"batch_size": 2}, "KSampler": {"steps": 2}},
 }
 
