@@ -43,7 +43,6 @@ log = logging.getLogger("bench")
 SEED = 2**40  # beyond every seed that a training draws people with
 SLIDERS = {"age": "age", "smile": "smile", "eyes": "eye_size"}  # files of the pack, and what they turn
 READ = [name for name in COLUMNS if name not in ("flat colour", "ink sketch", "pastel", "spoiled")]
-GATE = Gate(0.5)  # the published one of real images: on below 500 of 1000
 SHOWN = 8
 METHODS = {
     "null-text": {"refinement": 2, "learning_rate": 0.1},
@@ -54,8 +53,9 @@ PARTS = ("reconstructions", "generated", "edits")
 
 
 class Bench:
-    def __init__(self, folder: Path, count: int, steps: int, cfg: float):
+    def __init__(self, folder: Path, count: int, steps: int, cfg: float, gate: float):
         self.folder, self.steps, self.cfg = folder, steps, cfg
+        self.gate, self.opens = Gate(gate), int(gate * steps)  # the step that sliders first act in
         folder.mkdir(parents=True, exist_ok=True)
         self.probe, people = load_probe(), portraits(count, SEED)
         drawn = np.stack([draw(person) for person in people])  # (count, 64, 64, 3)
@@ -105,22 +105,24 @@ class Bench:
             model, noise, cfg, euler, sigmas, self.positive, negative, latent, seed=0
         ).clone()
 
-    def half_done(self, what: str) -> Tensor:
+    def begun(self, what: str) -> Tensor:
         """Latents where the gate opens: up to there all edits are the same."""
-        first = slice(0, self.steps // 2 + 1)
+        first, name = slice(0, self.opens + 1), f"{what} up to {self.gate.start:g}"
         if what != "generated":
             start = self.inversion(what).noise
-            return self.kept(f"{what} half", lambda: self.sampled(what, self.model, first, start))
+            return self.kept(name, lambda: self.sampled(what, self.model, first, start))
         noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
         sigmas, nothing = self.inversion("plain").sigmas[first], torch.zeros_like(noise)
         make = partial(self.by_euler, self.model, noise, nothing, sigmas, self.negative, self.cfg)
-        return self.kept(f"{what} half", make)
+        return self.kept(name, make)
 
     def again(self, what: str, model, name: str) -> Tensor:
-        """(count, 64, 64, 3) pictures of the second half of sampling, with what the model has on it."""
-        later = slice(self.steps // 2, None)
-        half = self.half_done(what)
-        return self.pictures(self.kept(f"{what} {name}", lambda: self.sampled(what, model, later, half)))
+        """(count, 64, 64, 3) pictures, with what the model has on it from the gate on."""
+        later, latents = slice(self.opens, None), self.begun(what)
+        made = self.kept(
+            f"{what} from {self.gate.start:g} {name}", lambda: self.sampled(what, model, later, latents)
+        )
+        return self.pictures(made)
 
     @torch.inference_mode()
     def pictures(self, latents: Tensor) -> Tensor:
@@ -128,7 +130,7 @@ class Bench:
 
     def edited(self, what: str, name: str, strength: float) -> Tensor:
         path = Path(__file__).parent.parent / "pocket" / "sliders" / f"pocket_{name}.safetensors"
-        model = apply_sliders(self.model, Stack.of(load_slider(path), strength, GATE))
+        model = apply_sliders(self.model, Stack.of(load_slider(path), strength, self.gate))
         return self.again(what, model, f"{name} {strength:+g}")
 
     def reconstructions(self) -> dict[str, float]:
@@ -178,12 +180,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32, help="drawings")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=7.5)
+    parser.add_argument("--gate", type=float, default=0.5, help="from which part of sampling on sliders act")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     comfy.utils.set_progress_bar_enabled(False)
-    bench = Bench(options.folder, options.count, options.steps, options.cfg)
+    bench = Bench(options.folder, options.count, options.steps, options.cfg, options.gate)
     figures = {}
     if "reconstructions" in options.parts:
         figures["psnr"] = bench.reconstructions()
