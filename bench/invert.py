@@ -3,8 +3,8 @@
     python3 dev.py bench invert [--models pocket sd15] [--side 32] [--steps 10]
 
 In units of one forward pass at batch 1 of the same model. The floor of null-text is a forward and a backward pass for
-every inner step made; beside it stand the plain inversion and the two predictions that guidance takes. Memory is what a
-step keeps for backward, weights not counted, beside a training step of a slider of rank 4 on the same model and latent.
+every inner step made; beside it stand the plain inversion and the two predictions that guidance takes. Memory is what
+a step keeps for backward, weights not counted, beside a training step of a slider of rank 4 on the same latent.
 """
 
 from __future__ import annotations
