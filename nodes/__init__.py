@@ -5,9 +5,10 @@ from .auditioning import AuditionSlider
 from .composing import CombineSliders, GateSliders, ScaleSliders, SweepSliders
 from .concepts import CombineConcepts, SliderConceptNode
 from .converting import ConvertSlider, MergeSliders
+from .inverting import InvertImage, LoadInversion, SaveInversion
 from .loading import LoadSlider, SaveSlider
 from .pairs import ImagePairsFromFolder, ImagePairsNode
-from .pocket import LoadPocketModel
+from .pocket import DrawPortrait, LoadPocketModel
 from .recipes import LoadRecipe
 from .training import TrainSlider, TrainTextEncoderSlider, TrainVisualSlider
 
@@ -31,5 +32,9 @@ NODES = (
     LoadRecipe,
     ImagePairsNode,
     ImagePairsFromFolder,
+    InvertImage,
+    SaveInversion,
+    LoadInversion,
     LoadPocketModel,
+    DrawPortrait,
 )

@@ -1,4 +1,4 @@
-"""Where slider files lie: ComfyUI's folders `sliders` and `loras`, and the sliders that come with the pack."""
+"""Where files lie: sliders in ComfyUI's folders `sliders` and `loras` and in the pack, inversions in `inversions`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ folder_paths.add_model_folder_path("sliders", str(SHIPPED))
 # Otherwise ComfyUI's own list of models shows the pictures beside them too
 _PLACES, _ = folder_paths.folder_names_and_paths["sliders"]
 folder_paths.folder_names_and_paths["sliders"] = (_PLACES, set(folder_paths.supported_pt_extensions))
+
+folder_paths.add_model_folder_path("inversions", str(Path(folder_paths.models_dir) / "inversions"), is_default=True)
+folder_paths.folder_names_and_paths["inversions"] = (folder_paths.get_folder_paths("inversions"), {".safetensors"})
 
 
 def slider_names() -> list[str]:
@@ -55,3 +58,17 @@ def free_path(folder: Path, name: str, node: str) -> Path:
         path = folder / f"{wanted}_{number}.safetensors"
         number += 1
     return path
+
+
+def inversion_names() -> list[str]:
+    """Files of the `inversions` folder."""
+    return folder_paths.get_filename_list("inversions")
+
+
+def find_inversion(name: str) -> Path:
+    """The file of one of the `inversion_names`. Raises FileNotFoundError, saying where it looked."""
+    if path := folder_paths.get_full_path("inversions", name):
+        return Path(path)
+    raise FileNotFoundError(
+        f"There is no inversion file {name!r} in {', '.join(folder_paths.get_folder_paths('inversions'))}."
+    )

@@ -1,8 +1,15 @@
-"""The embedded model."""
+"""The embedded model, and drawings of its world."""
 
+import numpy as np
+import torch
 from comfy_api.latest import io
 
+from ..pocket.captions import caption
+from ..pocket.drawing import draw
 from ..pocket.model import load_pocket
+from ..pocket.world import portraits
+
+_UNSEEN = 2**40  # beyond the seeds of everyone that a training has seen
 
 
 class LoadPocketModel(io.ComfyNode):
@@ -22,3 +29,38 @@ class LoadPocketModel(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(*load_pocket())
+
+
+class DrawPortrait(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ConceptSlidersDrawPortrait",
+            display_name="Draw Portrait",
+            category="sliders/pocket",
+            search_aliases=["pocket", "demo picture", "example image"],
+            description="Drawings of the world that the pocket model was trained on, with what they show in words. "
+            "They are not made by the model: they take the place of photographs, for trying what is done with those.",
+            inputs=[
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    control_after_generate=True,
+                    tooltip="Who is drawn: each seed is another person.",
+                ),
+                io.Int.Input("count", default=1, min=1, max=64, tooltip="How many people are drawn."),
+            ],
+            outputs=[
+                io.Image.Output(tooltip="64 x 64 pixels each."),
+                io.String.Output(display_name="caption", tooltip="What the first of them shows."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, seed: int, count: int) -> io.NodeOutput:
+        people = portraits(count, seed=_UNSEEN + seed)
+        pictures = np.stack([draw(person) for person in people])  # (count, 64, 64, 3) of 0..255
+        text = caption(people[0], np.random.default_rng(seed))
+        return io.NodeOutput(torch.from_numpy(pictures).float() / 255, text)

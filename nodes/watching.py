@@ -1,4 +1,4 @@
-"""What training needs of the running host: encoded prompts, and progress with pictures."""
+"""What training and inversion need of the running host: encoded prompts, and progress with pictures."""
 
 import logging
 import statistics
@@ -15,7 +15,9 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from ..inversion.run import Tell, Told
 from ..training.loop import Progress
+from ..training.preview import SHARE
 from ..training.run import Watch
 from .stopped import checkpoint_folder
 from .strip import draw_strip
@@ -78,6 +80,22 @@ def say(text: str, node_id: str | None) -> None:
         PromptServer.instance.send_progress_text(text, node_id)
 
 
+def watch_inversion(model: ModelPatcher, vae=None) -> Tell:
+    """Progress of an inversion on the host's bar, now and then with the pictures it is heading for."""
+    bar, not_before = comfy.utils.ProgressBar(1), 0.0
+
+    def tell(so_far: Told) -> None:
+        nonlocal not_before
+        preview, began = None, time.monotonic()
+        if so_far.preview is not None and began >= not_before:
+            latents = so_far.preview[:3]
+            preview = ("JPEG", _strip(model, latents, vae, so_far.text, [""] * len(latents)), 4 * CELL)
+            not_before = time.monotonic() + (time.monotonic() - began) / SHARE
+        bar.update_absolute(so_far.done, so_far.of, preview)
+
+    return tell
+
+
 def told(progress: Progress, steps: int, node_id: str | None) -> ui.PreviewText:
     """What the node says when it is done; if training broke off, beside it at once, too."""
     lasting = statistics.mean(progress.losses[-50:])
@@ -126,10 +144,10 @@ class Clock:
         return True
 
 
-def _strip(model: ModelPatcher, latents: Tensor, vae, title: str) -> Image.Image:
-    """Three clean latents as pictures at strength -1, 0 and +1."""
+def _strip(model: ModelPatcher, latents: Tensor, vae, title: str, labels=("-1", "0", "+1")) -> Image.Image:
+    """A few clean latents as pictures side by side: at strength -1, 0 and +1."""
     images = _decoded(model, latents, vae) if vae is not None else _from_latents(model, latents)
-    sheet = draw_strip(images[:3].cpu(), ["-1", "0", "+1"], title, CELL)
+    sheet = draw_strip(images[: len(labels)].cpu(), list(labels), title, CELL)
     return Image.fromarray((sheet[0] * 255).round().to(torch.uint8).numpy())
 
 
@@ -140,13 +158,13 @@ def _decoded(model: ModelPatcher, latents: Tensor, vae) -> Tensor:
 
 
 def _from_latents(model: ModelPatcher, latents: Tensor) -> Tensor:
-    """(3, h, w, 3) rough pictures by the host's linear map from latents to colours; grey where it has none.
+    """(N, h, w, 3) rough pictures by the host's linear map from latents to colours; grey where it has none.
 
-    latents: (3, C, h, w), or (3, C, T, h, w) of films, of which the frame in the middle is taken.
+    latents: (N, C, h, w), or (N, C, T, h, w) of films, of which the frame in the middle is taken.
     """
     latent_format = model.model.latent_format
     if latent_format.latent_rgb_factors is None:
-        return torch.full((3, 8, 8, 3), 0.5)
+        return torch.full((len(latents), 8, 8, 3), 0.5)
     previewer = latent_preview.Latent2RGBPreviewer(
         latent_format.latent_rgb_factors,
         latent_format.latent_rgb_factors_bias,

@@ -9,17 +9,14 @@ import logging
 import os
 import pickle
 import struct
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .formats import FileReport, Keys, layers_from, sorted_keys, tensors_of
@@ -27,6 +24,7 @@ from .header import info_from_header, name_from_header, write_header
 from .peft import configs_for, unknown_alpha
 from .repeats import repeated_in_header, repeated_in_pickle
 from .slider import Change, Slider
+from .writing import write_whole
 
 _PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _ENCODER_FOLDERS = ("text_encoder_2", "text_encoder_3")
@@ -71,21 +69,10 @@ def save_slider(
     Raises ValueError if a weight overflows `dtype` or a change cannot be written at its strength, OSError if the
     file cannot be written.
     """
-    path = Path(path)
     tensors: dict[str, Tensor] = {}
     for name, layer in slider.layers.items():
         tensors.update(layer_tensors(name, layer, dtype))
-    # A name of its own beside the target, so that the rename stays within one file system
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata=write_header(slider))
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"Cannot write the slider to {path}: {error}. Is the folder writable?") from error
-    finally:
-        with suppress(OSError):  # where the folder itself could not be made there is nothing to remove
-            partial.unlink()
+    write_whole(path, tensors, write_header(slider), "slider")
 
 
 def load_slider(path: str | os.PathLike) -> Slider:

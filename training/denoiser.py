@@ -108,31 +108,43 @@ class Denoiser:
         """The part of the model that is made of blocks."""
         return self.patcher.model.diffusion_model
 
-    def sigmas(self, steps: int) -> Tensor:
-        """(steps + 1,) falling noise levels of the host's "simple" schedule, ending at 0."""
-        return comfy.samplers.calculate_sigmas(self.sampling, "simple", steps).to(self.device)
+    def sigmas(self, steps: int, scheduler: str = "simple") -> Tensor:
+        """(steps + 1,) falling noise levels of one of the host's schedules, ending at 0."""
+        return comfy.samplers.calculate_sigmas(self.sampling, scheduler, steps).to(self.device)
 
     def scale_noise(self, sigma: Tensor, noise: Tensor, latents: Tensor | None = None) -> Tensor:
         """The latent at a noise level: of these clean latents, or at the first level of sampling from nothing."""
         clean = torch.zeros_like(noise) if latents is None else latents
         return self.sampling.noise_scaling(sigma, noise, clean, latents is None)
 
-    @torch.no_grad()
+    def put(self, prompt: str, conditioning: list) -> None:
+        """Another CONDITIONING for a prompt. Gradients reach the tensors in it that ask for one."""
+        self._conditionings = {**self._conditionings, prompt: conditioning}
+        self._conditions = {key: made for key, made in self._conditions.items() if key[0] != prompt}
+
     def _encoded(self, conditioning: list, latents: Tensor) -> dict:
         converted = comfy.sampler_helpers.convert_cond(conditioning)
         (entry, *more) = comfy.samplers.encode_model_conds(
             self.patcher.model.extra_conds, converted, latents, self.device, "positive", latent_image=latents
         )
         if more:
-            raise ValueError("A prompt for training must be a single conditioning, not several combined.")
+            raise ValueError("A prompt must be a single conditioning here, not several combined.")
         return entry["model_conds"]
 
     def _row_conditions(self, prompt: str, x: Tensor) -> dict:
         """What the model is given for a prompt beside the latents x; for some it depends on their size."""
-        key = (prompt, x.shape[1:])
-        if key not in self._conditions:
-            self._conditions[key] = self._encoded(self._conditionings[prompt], torch.zeros_like(x[:1]))
-        return {
-            name: condition.process_cond(batch_size=len(x), area=None)
-            for name, condition in self._conditions[key].items()
-        }
+        key, conditioning = (prompt, x.shape[1:]), self._conditionings[prompt]
+        if _learns(conditioning):  # kept, it would keep the graph it was made in
+            made = self._encoded(conditioning, torch.zeros_like(x[:1]))
+        else:
+            if key not in self._conditions:
+                with torch.no_grad():
+                    self._conditions[key] = self._encoded(conditioning, torch.zeros_like(x[:1]))
+            made = self._conditions[key]
+        return {name: condition.process_cond(batch_size=len(x), area=None) for name, condition in made.items()}
+
+
+def _learns(conditioning: list) -> bool:
+    """Whether a gradient is asked for by any tensor of it."""
+    tensors = (value for context, options in conditioning for value in (context, *options.values()))
+    return any(isinstance(value, Tensor) and value.requires_grad for value in tensors)

@@ -7,7 +7,7 @@ backward; here each is lent out, for the time of training, as an ordinary tensor
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -88,10 +88,13 @@ def family(patcher: ModelPatcher) -> str:
     return type(patcher.model.model_config).__name__
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A short hash of a model's weights: names, shapes and the first values of every tensor."""
+def fingerprint(model: nn.Module, originals: Mapping[str, Tensor] | None = None) -> str:
+    """A short hash of a model's weights: names, shapes and the first values of every tensor.
+
+    originals: by name, what counts in the place of weights that are patched at the moment.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted({**model.state_dict(), **(originals or {})}.items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         if tensor.is_floating_point():
             digest.update(tensor.flatten()[:32].float().cpu().numpy().tobytes())

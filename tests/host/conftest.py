@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 import torch
 
 own_arguments = sys.argv
@@ -18,3 +19,24 @@ comfy.options.enable_args_parsing()
 import comfy.cli_args  # noqa: E402
 
 sys.argv = own_arguments
+
+from concept_sliders.pocket.model import load_pocket  # noqa: E402
+from concept_sliders.tests.host.inverting import Pictures, inverted  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def pocket():
+    """MODEL, CLIP and VAE, loaded in inference mode as nodes load them."""
+    with torch.inference_mode():
+        return load_pocket()
+
+
+@pytest.fixture(scope="session")
+def pictures(pocket):
+    return Pictures(pocket)
+
+
+@pytest.fixture(scope="session")
+def inversion(pocket, pictures):
+    """Of two drawings, by null-text."""
+    return inverted(pocket[0], pictures)

@@ -51,7 +51,7 @@ STAGES = [
     (NewLayers, "acting", 4),
     (NewLayers, "finished", 1),
     (TextualPoints, "__next__", 1),
-    (TextualPoints, "_roll_out", 2),
+    (TextualPoints, "_rolled_out", 2),
     (Denoiser, "__call__", 1),  # in a rollout
     (Denoiser, "__call__", 3),  # in the first step
     (Denoiser, "_encoded", 1),

@@ -23,6 +23,10 @@ FEW = {
     "train_a_visual_slider": {**SMALL_SWEEP, "Train Visual Slider": {"steps": 3}},
     "train_a_repair_slider": SMALL_SWEEP,  # how long it trains stands in its recipe
     "use_sliders": SMALL_SWEEP,
+    "edit_a_real_image": {
+        "Invert Image (Null-Text)": {"steps": 3, "inner_steps": 2},
+        "Sweep Sliders": {"values": "-1, 0, 1"},
+    },
     "ten_sliders": {"People": {"batch_size": 2}, "KSampler": {"steps": 2}},
 }
 

@@ -1,0 +1,204 @@
+"""Photographs' stand-ins inverted, made again, and edited: drawings of the pocket world that no training has seen.
+
+    python3 dev.py bench real --folder FOLDER [--count 32] [--steps 50] [--cfg 7.5]
+
+How near the reconstructions come, in PSNR of the pictures; how far sliders move the probe's readings on them, beside
+generated pictures of the same prompts; and a sheet of originals, reconstructions and edits. Every part is kept in the
+folder, and a run that was broken off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import _models  # noqa: F401  (makes ComfyUI and the pack importable)
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import numpy as np
+import torch
+from concept_sliders.inversion.carrying import negative_conditioning
+from concept_sliders.inversion.files import load_inversion, save_inversion
+from concept_sliders.inversion.inversion import Inversion
+from concept_sliders.inversion.recipe import InversionRecipe
+from concept_sliders.inversion.run import invert
+from concept_sliders.pocket.captions import caption
+from concept_sliders.pocket.drawing import draw
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.probe import COLUMNS, load_probe
+from concept_sliders.pocket.sheet import contact_sheet
+from concept_sliders.pocket.world import portraits
+from concept_sliders.sliders.files import load_slider
+from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.stack import Stack
+from torch import Tensor
+
+log = logging.getLogger("bench")
+SEED = 2**40  # beyond every seed that a training draws people with
+SLIDERS = {"age": "age", "smile": "smile", "eyes": "eye_size"}  # files of the pack, and what they turn
+READ = [name for name in COLUMNS if name not in ("flat colour", "ink sketch", "pastel", "spoiled")]
+SHOWN = 8
+METHODS = {
+    "null-text": {"refinement": 2, "learning_rate": 0.1},
+    "negative prompt": {"method": "negative prompt", "refinement": 2},
+    "plain": {"method": "plain", "cfg": 1.0},
+}
+PARTS = ("reconstructions", "generated", "edits")
+
+
+class Bench:
+    def __init__(self, folder: Path, count: int, steps: int, cfg: float, gate: float):
+        self.folder, self.steps, self.cfg = folder, steps, cfg
+        self.gate, self.opens = Gate(gate), int(gate * steps)  # the step that sliders first act in
+        folder.mkdir(parents=True, exist_ok=True)
+        self.probe, people = load_probe(), portraits(count, SEED)
+        drawn = np.stack([draw(person) for person in people])  # (count, 64, 64, 3)
+        generator = np.random.default_rng(SEED)
+        with torch.inference_mode():
+            self.model, self.clip, self.vae = load_pocket()
+            self.images = torch.from_numpy(drawn).float() / 255
+            self.latents = self.vae.encode(self.images)
+            self.positive = self.encoded([caption(person, generator) for person in people])
+            self.negative = self.encoded([""])
+
+    def encoded(self, texts: list[str]) -> list:
+        """CONDITIONING with a row for each text."""
+        entries = [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))[0] for text in texts]
+        pooled = torch.cat([options["pooled_output"] for _, options in entries])
+        return [[torch.cat([encoding for encoding, _ in entries]), {"pooled_output": pooled}]]
+
+    def kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor, made once."""
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            log.info("%s", name)
+            torch.save(make(), path)
+        return torch.load(path, weights_only=True)
+
+    def inversion(self, name: str) -> Inversion:
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            log.info("%s: inverting", name)
+            recipe = InversionRecipe(**{"steps": self.steps, "cfg": self.cfg, **METHODS[name]})
+            with torch.inference_mode():
+                made = invert(self.model, self.latents, self.positive, self.negative, recipe)
+            save_inversion(made, path)
+        return load_inversion(path)
+
+    def sampled(self, what: str, model, steps: slice, latent: Tensor, cfg: float | None = None) -> Tensor:
+        """Latents, by the host's sampler, after some of the steps. what: an inversion's name, or "generated"."""
+        made = self.inversion("plain" if what == "generated" else what)
+        negative = self.negative if what == "generated" else negative_conditioning(made)
+        return self.by_euler(model, torch.zeros_like(latent), latent, made.sigmas[steps], negative, cfg or self.cfg)
+
+    @torch.inference_mode()
+    def by_euler(self, model, noise: Tensor, latent: Tensor, sigmas: Tensor, negative: list, cfg: float) -> Tensor:
+        """What stands behind SamplerCustom."""
+        euler = comfy.samplers.ksampler("euler")
+        return comfy.sample.sample_custom(
+            model, noise, cfg, euler, sigmas, self.positive, negative, latent, seed=0
+        ).clone()
+
+    def begun(self, what: str) -> Tensor:
+        """Latents where the gate opens: up to there all edits are the same."""
+        first, name = slice(0, self.opens + 1), f"{what} up to {self.gate.start:g}"
+        if what != "generated":
+            start = self.inversion(what).noise
+            return self.kept(name, lambda: self.sampled(what, self.model, first, start))
+        noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
+        sigmas, nothing = self.inversion("plain").sigmas[first], torch.zeros_like(noise)
+        make = partial(self.by_euler, self.model, noise, nothing, sigmas, self.negative, self.cfg)
+        return self.kept(name, make)
+
+    def again(self, what: str, model, name: str) -> Tensor:
+        """(count, 64, 64, 3) pictures, with what the model has on it from the gate on."""
+        later, latents = slice(self.opens, None), self.begun(what)
+        made = self.kept(
+            f"{what} from {self.gate.start:g} {name}", lambda: self.sampled(what, model, later, latents)
+        )
+        return self.pictures(made)
+
+    @torch.inference_mode()
+    def pictures(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents).clamp(0, 1)
+
+    def edited(self, what: str, name: str, strength: float) -> Tensor:
+        path = Path(__file__).parent.parent / "pocket" / "sliders" / f"pocket_{name}.safetensors"
+        model = apply_sliders(self.model, Stack.of(load_slider(path), strength, self.gate))
+        return self.again(what, model, f"{name} {strength:+g}")
+
+    def reconstructions(self) -> dict[str, float]:
+        """PSNR in decibels, the mean over the pictures."""
+        noise, every = self.inversion("plain").noise, slice(None)
+        at_1 = self.kept("plain at 1", lambda: self.sampled("plain", self.model, every, noise, 1.0))
+        guided = self.kept("plain guided", lambda: self.sampled("plain", self.model, every, noise))
+        made = {
+            "VAE round trip": self.pictures(self.latents),
+            "plain, sampled at cfg 1": self.pictures(at_1),
+            f"plain, sampled at cfg {self.cfg:g}": self.pictures(guided),
+            "null-text": self.again("null-text", self.model, "again"),
+            "negative prompt": self.again("negative prompt", self.model, "again"),
+        }
+        return {name: float(psnr(pictures, self.images).mean()) for name, pictures in made.items()}
+
+    def movements(self, what: str) -> dict[str, dict[str, float]]:
+        """How far each slider moves its own attribute and, on average, the others, from strength -1 to +1."""
+        moved = {}
+        for name, own in SLIDERS.items():
+            less, more = (self.probe.read(self.edited(what, name, strength)) for strength in (-1.0, 1.0))
+            by = {column: float((more[column] - less[column]).mean()) for column in READ}
+            moved[name] = {"moved": by.pop(own), "others": float(np.mean([abs(v) for v in by.values()]))}
+            log.info("%-6s on %-10s moved %+.3f, others %.3f", name, what, *moved[name].values())
+        return moved
+
+    def sheet(self) -> None:
+        rows = [
+            ("original", self.images),
+            ("plain inversion, under guidance", self.pictures(self.kept("plain guided", Tensor))),
+            ("null-text", self.again("null-text", self.model, "again")),
+            *((f"{name} +1", self.edited("null-text", name, 1.0)) for name in SLIDERS),
+        ]
+        sheet = contact_sheet([(label, pictures[:SHOWN]) for label, pictures in rows])
+        sheet.save(self.folder / "real.jpg", quality=92)
+
+
+def psnr(pictures: Tensor, originals: Tensor) -> Tensor:
+    """(B,) decibels of (B, H, W, 3) pictures in [0, 1]."""
+    error = (pictures.clamp(0, 1) - originals).square().flatten(1).mean(1)
+    return -10 * torch.log10(error.clamp(min=1e-12))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="everything made is kept here")
+    parser.add_argument("--count", type=int, default=32, help="drawings")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cfg", type=float, default=7.5)
+    parser.add_argument("--gate", type=float, default=0.5, help="from which part of sampling on sliders act")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    comfy.utils.set_progress_bar_enabled(False)
+    bench = Bench(options.folder, options.count, options.steps, options.cfg, options.gate)
+    figures = {}
+    if "reconstructions" in options.parts:
+        figures["psnr"] = bench.reconstructions()
+        for name, value in figures["psnr"].items():
+            log.info("%-32s %5.1f dB", name, value)
+    if "generated" in options.parts:
+        figures["generated"] = bench.movements("generated")
+    if "edits" in options.parts:
+        figures["edits"] = bench.movements("null-text")
+        bench.sheet()
+    (options.folder / "real.json").write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

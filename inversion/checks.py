@@ -1,0 +1,63 @@
+"""What can be inverted, and what cannot: said before the model is asked for anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..training.in_place import family, fingerprint
+from .recipe import InversionRecipe
+
+# Patches of guidance that sampling would follow and an inversion does not
+_GUIDANCE_PATCHES = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function")
+
+
+def checked_latents(patcher: ModelPatcher, latents: Tensor) -> Tensor:
+    """(B, C, ...) float32 latents that this model could have made.
+
+    Raises ValueError for an empty latent, another number of channels, several latents in one, and NaN.
+    """
+    latent_format = patcher.get_model_object("latent_format")
+    if latents.is_nested:
+        raise ValueError("Inversion: latent holds several latents in one (pictures and sound, say); take one.")
+    if latent_format.latent_dimensions == 3 and latents.ndim == 4:
+        latents = latents.unsqueeze(2)  # one frame, as the host makes it
+    expected = latent_format.latent_dimensions + 2
+    if latents.ndim != expected or latents.shape[1] != latent_format.latent_channels:
+        raise ValueError(
+            f"Inversion: {family(patcher)} takes latents of {latent_format.latent_channels} channels in {expected} "
+            f"dimensions; got the shape {tuple(latents.shape)}. Encode the picture with the model's own VAE."
+        )
+    if not torch.isfinite(latents).all():
+        raise ValueError("Inversion: latent holds numbers that are not finite (NaN or infinite).")
+    if latents.numel() and not latents.any():
+        raise ValueError("Inversion: latent is empty. Wire in a picture, from VAE Encode.")
+    return latents.detach().clone().float()
+
+
+def checked_model(patcher: ModelPatcher, recipe: InversionRecipe) -> None:
+    """Raises ValueError for models that the method cannot work on."""
+    if recipe.method != "plain" and is_guidance_distilled(patcher):
+        raise ValueError(
+            f"Inversion: {family(patcher)} has guidance distilled into it. It is sampled at a cfg of 1, where the "
+            f"negative prompt has no part, so {recipe.method!r} has nothing to act on. Choose the method 'plain' "
+            "with a cfg of 1: it gives a noise latent that sampling leads back to the picture, for sliders to act on."
+        )
+    if patched := [name for name in _GUIDANCE_PATCHES if patcher.model_options.get(name)]:
+        raise ValueError(
+            f"Inversion: the model's guidance is patched ({', '.join(patched)}), by a node such as RescaleCFG; the "
+            "inversion would not be of what samples. Wire in the model from before that node."
+        )
+
+
+def is_guidance_distilled(patcher: ModelPatcher) -> bool:
+    return bool(patcher.model.model_config.unet_config.get("guidance_embed"))
+
+
+def own_fingerprint(patcher: ModelPatcher) -> str:
+    """A hash of the model's weights as they were before any patches (LoRA, say) that are on it now."""
+    originals: Mapping[str, Tensor] = {name: kept.weight for name, kept in patcher.backup.items()}
+    return fingerprint(patcher.model, originals)

@@ -1,0 +1,258 @@
+"""From pictures to their inversion, on the model that the host has loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_management import InterruptProcessingException
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..training.denoiser import Denoiser
+from ..training.differentiable import differentiable
+from ..training.in_place import borrowed, family
+from ..training.recompute import recomputed
+from ..training.rollouts import classifier_free
+from ..training.run import ordinary
+from .asking import Asked
+from .checks import checked_latents, checked_model, own_fingerprint
+from .down import Down, errors_of, losses_of
+from .inversion import Inversion
+from .null_text import Embedding, Fitted, Step, fit
+from .recipe import InversionRecipe
+from .rows import checked_rows, single_entry
+from .trajectory import euler, upwards
+from .windows import windows
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a run goes: `done` of `of` parts of it; `text` says of what. preview: (rows, C, ...) clean latents as
+    the model foresees them on the way to the reconstruction, or None."""
+
+    done: int
+    of: int
+    text: str
+    preview: Tensor | None = None
+
+
+Tell = Callable[[Told], None]
+
+
+def invert(
+    patcher: ModelPatcher,
+    latents: Tensor,
+    positive: list,
+    negative: list,
+    recipe: InversionRecipe,
+    tell: Tell = lambda told: None,
+) -> Inversion:
+    """Invert pictures on the model in place.
+
+    latents: (B, C, ...) as a VAE encodes them, in the host's scale of LATENT. positive, negative: CONDITIONING,
+    one prompt for all pictures or one each; fitting starts from the negative.
+    Cancelling keeps the steps done. Raises InterruptProcessingException if it is cancelled before the first of
+    them, ValueError for what cannot be inverted, FloatingPointError where the model gives no finite numbers, the
+    host's out-of-memory error if not even one picture fits. The model is given back as it was in every case.
+    """
+    latents = checked_latents(patcher, latents)
+    checked_model(patcher, recipe)
+    prompt, own = single_entry(positive, "positive"), single_entry(negative, "negative")
+    for (encoding, _), name in ((prompt, "positive"), (own, "negative")):
+        checked_rows(encoding, len(latents), name)
+    if recipe.method == "negative prompt":
+        own = prompt
+    memory = patcher.model.memory_required([2 * len(latents), *latents.shape[1:]])
+    with borrowed(patcher, memory_required=int(memory)):
+        run = _Run(patcher, latents, ordinary([list(prompt)]), ordinary([list(own)])[0], recipe, tell)
+        return run.result()
+
+
+class _Run:
+    """One inversion. Pictures that do not fit into memory at once go one group after the other."""
+
+    def __init__(
+        self,
+        patcher: ModelPatcher,
+        latents: Tensor,
+        positive: list,
+        negative: list,
+        recipe: InversionRecipe,
+        tell: Tell,
+    ):
+        self.patcher, self.recipe, self.tell = patcher, recipe, tell
+        self.denoiser = Denoiser(patcher, {})
+        self.latents, self.clean = latents, patcher.model.process_latent_in(latents.to(self.denoiser.device))
+        self.sigmas = self.denoiser.sigmas(recipe.steps, recipe.scheduler).float()
+        self.windows = tuple(windows(self.sigmas.tolist(), self.denoiser.sampling.percent_to_sigma))
+        self.positive, (self.encoding, self.options) = positive, negative
+        self.fitted_parts = fitted_parts(recipe, self.options)
+        self.at_once = len(latents)
+        self.recompute = self.carefully = False
+        self.parts_done, self.cancelled = 0, False
+
+    def result(self) -> Inversion:
+        trajectory = torch.cat(self._in_groups(self._upwards), dim=1)  # (n + 1, B, C, ...), from the noise down
+        self.parts_done = len(self.clean) * self.recipe.steps
+        downs = self._in_groups(lambda rows: self._downwards(trajectory[:, rows], rows))
+        return self._inversion(trajectory[0], downs)
+
+    def _in_groups(self, work: Callable[[Tensor], Any]) -> list:
+        """What work(rows) returns for all rows, group by group, in groups that memory has room for."""
+        first, found = 0, []
+        while first < len(self.clean):
+            rows = torch.arange(first, min(first + self.at_once, len(self.clean)))
+            before = self.parts_done
+            try:
+                found.append(work(rows))
+                first += len(rows)
+            except RuntimeError as error:
+                if len(rows) == 1 or not comfy.model_management.is_oom(error):
+                    raise
+                self.at_once, self.parts_done = len(rows) // 2, before
+                comfy.model_management.soft_empty_cache()
+                logging.warning("Inversion: no memory for %d at once; going on with %d.", len(rows), self.at_once)
+        return found
+
+    def _asked(self, rows: Tensor) -> Asked:
+        return Asked(self.denoiser, self.positive, self.options, rows, len(self.clean))
+
+    def _upwards(self, rows: Tensor) -> Tensor:
+        """The plain inversion of some rows: (n + 1, rows, C, ...), from the noise down to the clean latents."""
+        asked, met = self._asked(rows), [self.clean[rows]]
+        for x in upwards(partial(self._first_asked, asked), met[0], self.sigmas, self.recipe.refinement):
+            level = float(self.sigmas[-1 - len(met)])
+            if not torch.isfinite(x).all():
+                raise FloatingPointError(
+                    f"Inversion: at noise level {level:.3g} the model gives numbers that are not finite "
+                    "(NaN or infinite). Is the picture's latent of this model's own VAE?"
+                )
+            met.append(x)
+            self._say(len(rows), f"inversion, step {len(met) - 1} of {self.recipe.steps}")
+        return torch.stack(met[::-1])
+
+    def _first_asked(self, asked: Asked, x: Tensor, sigma: Tensor) -> Tensor:
+        """d(x, sigma) of the prompt. The first question of a run is whether the model can take such latents."""
+        try:
+            return asked.prompt(x, sigma)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if self.parts_done or comfy.model_management.is_oom(error):
+                raise
+            raise ValueError(
+                f"Inversion: {family(self.patcher)} cannot take latents of the shape {tuple(self.latents[:1].shape)} "
+                f"with this prompt: {error}. Encode the picture at a size that the model draws."
+            ) from error
+
+    def _downwards(self, trajectory: Tensor, rows: Tensor) -> Down:
+        """Sampling of some rows under guidance, along the trajectory if the embeddings are fitted to it."""
+        asked, recipe = self._asked(rows), self.recipe
+        down, levels = Down(trajectory[0], self._embedding(rows)), zip(self.sigmas[:-1], self.sigmas[1:])
+        try:
+            for number, ((sigma, following), target) in enumerate(zip(levels, trajectory[1:])):
+                if self.cancelled:  # in another group
+                    break
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                scale, d_prompt = asked.loss_scale(following), asked.prompt(down.x, sigma)
+                step = Step(down.x, sigma, following, target, d_prompt, recipe.cfg, scale)
+                if recipe.method == "null-text":
+                    down.keep(self._fit(asked, step, down.embedding, number))
+                d = self._guided(asked, step, down.embedding)
+                foreseen = down.x - sigma * d
+                down.move(euler(down.x, sigma, following, d))
+                self._say(len(rows), f"step {number + 1} of {recipe.steps}{down.said()}", foreseen)
+        except InterruptProcessingException:
+            self.cancelled = True  # the host has taken the cancel back by raising it
+        return down
+
+    def _embedding(self, rows: Tensor) -> Embedding:
+        """What is fitted, as the negative prompt has it, for each of the rows."""
+        parts = [self.encoding, *(self.options[name] for name in self.fitted_parts)]
+        device, pictures = self.denoiser.device, len(self.clean)
+        return tuple(part.to(device, torch.float32).expand(pictures, *part.shape[1:])[rows] for part in parts)
+
+    @torch.no_grad()
+    def _guided(self, asked: Asked, step: Step, embedding: Embedding) -> Tensor:
+        """d under guidance, as sampling has it."""
+        if self.recipe.method == "negative prompt" or self.recipe.cfg == 1:
+            return step.d_prompt
+        every = torch.arange(len(step.x), device=step.x.device)
+        d_null = asked.negative(step.x, step.sigma, embedding, every)
+        return classifier_free(step.d_prompt, d_null, step.guidance)
+
+    def _fit(self, asked: Asked, step: Step, embedding: Embedding, number: int) -> Fitted:
+        """The step's embedding; more carefully, or with blocks run twice, where the model or memory asks for it."""
+
+        def predict(x: Tensor, embedding: Embedding, rows: Tensor) -> Tensor:
+            return asked.negative(x, step.sigma, embedding, rows)
+
+        recipe = self.recipe
+        rate, tolerance = recipe.rate_at(number), recipe.tolerance_at(number)
+        while True:
+            try:
+                with ExitStack() as during:
+                    during.enter_context(differentiable(self.carefully))
+                    if self.recompute:
+                        during.enter_context(recomputed(self.denoiser.network))
+                    return fit(predict, embedding, step, recipe.inner_steps, rate, tolerance)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"Inversion: step {number + 1} of {recipe.steps}: {error}.") from error
+            except RuntimeError as error:
+                self._make_do(len(step.x), error)
+
+    def _make_do(self, rows: int, error: RuntimeError) -> None:
+        """What to do differently after an error in fitting; raises it if there is nothing left."""
+        if comfy.model_management.is_oom(error):
+            if rows > 1 or self.recompute:
+                raise error
+            self.recompute = True
+            comfy.model_management.soft_empty_cache()
+            logging.warning("Inversion: there is little memory; going on with blocks run again in backward.")
+        elif self.carefully:
+            raise error
+        else:
+            self.carefully = True
+
+    def _say(self, rows: int, text: str, preview: Tensor | None = None) -> None:
+        self.parts_done += rows
+        self.tell(Told(self.parts_done, 2 * len(self.clean) * self.recipe.steps, text, preview))
+
+    def _inversion(self, noise: Tensor, downs: Sequence[Down]) -> Inversion:
+        """The groups' results as one."""
+        steps, fitting = self.recipe.steps, self.recipe.method == "null-text"
+        if fitting and not any(down.done for down in downs):
+            raise InterruptProcessingException()  # cancelled before there was anything to keep
+        own = [self.encoding.detach().float().cpu()[None], None]  # one for all steps
+        fitted = [torch.cat(each, dim=1) for each in zip(*(down.parts(steps) for down in downs))] if fitting else own
+        options = {name: value for name, value in self.options.items() if name not in self.fitted_parts}
+        return Inversion(
+            noise=self.patcher.model.process_latent_out(noise).cpu(),
+            clean=self.latents.cpu(),
+            sigmas=self.sigmas.cpu(),
+            embeddings=fitted[0],
+            pooled=fitted[1] if len(fitted) > 1 else None,
+            options=on_cpu(options),
+            windows=self.windows,
+            recipe=self.recipe,
+            family=family(self.patcher),
+            fingerprint=own_fingerprint(self.patcher),
+            done=min(down.done for down in downs) if fitting else steps,
+            losses=losses_of(downs),
+            error=errors_of(downs, self.clean, steps),
+        )
+
+
+def fitted_parts(recipe: InversionRecipe, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the options that are fitted beside the encoding."""
+    wanted = recipe.method == "null-text" and recipe.pooled == "optimised"
+    return ("pooled_output",) if wanted and isinstance(options.get("pooled_output"), Tensor) else ()
+
+
+def on_cpu(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in options.items()}

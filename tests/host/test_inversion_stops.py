@@ -1,0 +1,203 @@
+"""Inversions that end early, and what cannot be inverted; the model is as it was after each."""
+
+import comfy.model_management
+import pytest
+import torch
+from comfy.model_management import InterruptProcessingException
+from concept_sliders.inversion import run
+from concept_sliders.inversion.run import invert
+from concept_sliders.tests.host.families import FAMILIES
+from concept_sliders.tests.host.inverting import STEPS, by_sampler_custom, inverted, recipe
+from concept_sliders.tests.host.tiny import difference, traces
+from concept_sliders.training.recompute import recomputed
+
+
+@pytest.fixture(autouse=True)
+def untouched(pocket):
+    """Every weight is the same object with the same bits after each test."""
+
+    def state():
+        model = pocket[0].model
+        return {name: (id(p), p.data_ptr(), p.is_inference()) for name, p in model.named_parameters()}
+
+    before, bits = state(), {name: p.clone() for name, p in pocket[0].model.named_parameters()}
+    yield
+    assert state() == before
+    assert all(torch.equal(p, bits[name]) for name, p in pocket[0].model.named_parameters())
+    assert traces(pocket[0]) == []
+
+
+def downwards(told):
+    return told.text.startswith("step")
+
+
+def test_progress_is_told_step_by_step_with_the_picture_it_heads_for(pocket, pictures):
+    told = []
+    made = inverted(pocket[0], pictures, told.append)
+    assert [t.done for t in told] == [2 * n for n in range(1, 2 * STEPS + 1)] and told[-1].of == told[-1].done
+    assert all(t.preview is None for t in told[:STEPS])
+    assert all(t.preview.shape == pictures.latents.shape for t in told[STEPS:])
+    sizes = pictures.latents.norm()
+    assert (told[-1].preview - pictures.latents).norm() / sizes < 2 * made.error.max()
+    assert f"step {STEPS} of {STEPS}, loss" in told[-1].text
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_cancelling_keeps_the_steps_done_and_says_so(pocket, pictures, inversion, after):
+    def cancel(told):
+        if told.text.startswith(f"step {after} "):
+            comfy.model_management.interrupt_current_processing()  # as the button does
+
+    made = inverted(pocket[0], pictures, cancel)
+    assert not comfy.model_management.processing_interrupted()
+    assert made.done == after and len(made.losses) == after
+    assert f"Cancelled after {after} of {STEPS} steps" in made.report() and "not known" in made.report()
+    torch.testing.assert_close(made.embeddings[:after], inversion.embeddings[:after])
+    assert all(torch.equal(later, made.embeddings[after - 1]) for later in made.embeddings[after:])
+    again = by_sampler_custom(pocket[0], made, pictures.positive)
+    assert torch.isfinite(again).all()
+
+
+@pytest.mark.parametrize("moment", ["inversion, step 2", f"inversion, step {STEPS}"])
+def test_cancelling_before_anything_is_fitted_gives_nothing(pocket, pictures, moment):
+    def cancel(told):
+        if told.text.startswith(moment):
+            comfy.model_management.interrupt_current_processing()
+
+    with pytest.raises(InterruptProcessingException):
+        inverted(pocket[0], pictures, cancel)
+    assert not comfy.model_management.processing_interrupted()
+
+
+@pytest.mark.parametrize("moment", ["inversion, step 1", "step 2"])
+def test_an_error_at_any_stage_leaves_no_trace(pocket, pictures, moment):
+    def fail(told):
+        if told.text.startswith(moment):
+            raise MemoryError("no room")
+
+    with pytest.raises(MemoryError):
+        inverted(pocket[0], pictures, fail)
+
+
+def failing(monkeypatch, rows, times):
+    """The fitting has room for so many rows at once only; for `times` times, it has not even that."""
+    own_fit, found = run.fit, []
+
+    def fit(predict, embedding, step, *settings):
+        found.append(len(step.x))
+        if len(step.x) > rows or len(found) <= times:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return own_fit(predict, embedding, step, *settings)
+
+    monkeypatch.setattr(run, "fit", fit)
+    return found
+
+
+def test_where_memory_runs_out_pictures_go_one_by_one(pocket, pictures, inversion, monkeypatch, caplog):
+    found = failing(monkeypatch, rows=1, times=0)
+    made = inverted(pocket[0], pictures)
+    assert found == [2] + [1] * 2 * STEPS
+    assert "no memory for 2 at once; going on with 1" in caplog.text
+    torch.testing.assert_close(made.noise, inversion.noise, rtol=1e-4, atol=1e-4)
+    assert made.error.tolist() == pytest.approx(inversion.error.tolist(), rel=0.1)
+
+
+def test_then_blocks_are_run_twice_with_the_same_result(pocket, pictures, monkeypatch, caplog):
+    one = [pictures.latents[:1], pictures.positive, pictures.negative]
+    entered = []
+    monkeypatch.setattr(run, "recomputed", lambda network: entered.append(network) or recomputed(network))
+    with torch.inference_mode():
+        whole = invert(pocket[0], *one, recipe())
+        failing(monkeypatch, rows=1, times=1)
+        made = invert(pocket[0], *one, recipe())
+    assert len(entered) == STEPS and "blocks run again in backward" in caplog.text
+    assert float(made.error) == pytest.approx(float(whole.error), rel=0.05)
+
+
+def test_where_not_even_that_has_room_it_is_the_hosts_error(pocket, pictures, monkeypatch):
+    failing(monkeypatch, rows=1, times=9)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        inverted(pocket[0], pictures)
+
+
+def test_nothing_is_kept_for_backward_beyond_a_step(pocket, pictures, monkeypatch):
+    """The graphs of two steps are never there at once: what a step saves is gone when the next one begins."""
+    kept, most, own_fit = [0], [], run.fit
+
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            kept[0] += 1
+
+        def __del__(self):
+            kept[0] -= 1
+
+    def fit(*given):
+        most.append(kept[0])
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            return own_fit(*given)
+
+    monkeypatch.setattr(run, "fit", fit)
+    inverted(pocket[0], pictures, inner_steps=1)
+    assert most == [0] * STEPS and kept == [0]
+
+
+def spoiled(latents, at, value):
+    latents = latents.clone()
+    latents.view(-1)[at] = value
+    return latents
+
+
+@pytest.mark.parametrize(
+    "latents, message",
+    [
+        (torch.zeros(1, 24, 16, 16), "latent is empty. Wire in a picture"),
+        (torch.ones(1, 4, 8, 8), r"takes latents of 24 channels in 4 dimensions; got the shape \(1, 4, 8, 8\)"),
+        (torch.ones(24, 16, 16), "in 4 dimensions; got the shape"),
+        (spoiled(torch.ones(1, 24, 16, 16), 7, float("nan")), "latent holds numbers that are not finite"),
+    ],
+)
+def test_latents_that_are_no_picture_of_the_model_are_refused(pocket, pictures, latents, message):
+    with pytest.raises(ValueError, match=message):
+        invert(pocket[0], latents, pictures.positive, pictures.negative, recipe())
+
+
+def test_a_size_that_the_model_cannot_take_is_named(pocket, pictures):
+    with pytest.raises(ValueError, match=r"cannot take latents of the shape \(1, 24, 0, 16\)"):
+        invert(pocket[0], torch.ones(1, 24, 0, 16), pictures.positive, pictures.negative, recipe())
+
+
+def test_prompts_that_do_not_fit_the_pictures_are_refused(pocket, pictures):
+    three = pictures.encoded("a man", "a woman", "a person")
+    for prompts in ((three, pictures.negative), (pictures.positive, three)):
+        with pytest.raises(ValueError, match="has 3 prompts for 2 pictures"):
+            invert(pocket[0], pictures.latents, *prompts, recipe())
+
+
+def test_numbers_that_are_not_finite_on_the_way_are_named(pocket, pictures):
+    broken = [[encoding * 1e30, {**options}] for encoding, options in pictures.positive]
+    with torch.inference_mode(), pytest.raises(FloatingPointError, match="noise level .* not finite"):
+        invert(pocket[0], pictures.latents, broken, pictures.negative, recipe())
+
+
+def test_patches_of_guidance_are_refused(pocket, pictures):
+    patched = pocket[0].clone()
+    patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
+    with pytest.raises(ValueError, match="guidance is patched .sampler_post_cfg_function"):
+        invert(patched, pictures.latents, pictures.positive, pictures.negative, recipe())
+
+
+def test_a_guidance_distilled_model_is_told_what_works_and_does():
+    family = FAMILIES["Flux"]
+    with torch.inference_mode():
+        model = family.build()
+        latents = torch.randn(1, *family.latent, generator=torch.Generator().manual_seed(9))
+        prompts = family.conditioning(2), family.conditioning(3)
+        for method in ("null-text", "negative prompt"):
+            with pytest.raises(ValueError, match="Flux has guidance distilled into it.*Choose the method 'plain'"):
+                invert(model, latents, *prompts, recipe(method=method))
+        made = invert(model, latents, *prompts, recipe(method="plain", cfg=1.0, steps=8, refinement=4))
+    again = by_sampler_custom(model, made, prompts[0], cfg=1.0)
+    assert difference(*(model.model.process_latent_in(latent) for latent in (again, latents))) == pytest.approx(
+        float(made.error), abs=2e-4
+    )
