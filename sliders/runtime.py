@@ -202,7 +202,8 @@ class ActingStack:
         workshop = workshop_of(base_model)
         version = getattr(base_model, "current_weight_patches_uuid", None)
         bank = self._bank_of(base_model)
-        doing = (self._key, version, tuple(map(tuple, strengths.tolist())))
+        run = workshop.run_of(options.get("sample_sigmas"))  # or a run would begin with what the last one has kept
+        doing = (self._key, version, tuple(map(tuple, strengths.tolist())), run)
         acting.enter_context(workshop.prompt_cache.instead(base_model, doing))
         still = steady_part(strengths, self._steady, self.way, bank, base_model, x, options, self._states)
         if still.any():
@@ -212,7 +213,7 @@ class ActingStack:
             except comfy.model_management.OOM_EXCEPTION as error:
                 comfy.model_management.raise_non_oom(error)
                 workshop.merged.drop()
-                workshop.run_of(options.get("sample_sigmas")).refused = True
+                run.refused = True
                 logging.warning("Sliders act by rows: there is no memory for merged weights")
         if strengths.any():
             if COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):

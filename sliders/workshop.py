@@ -19,7 +19,7 @@ T = TypeVar("T")
 _KEPT_STACKS = 2
 
 
-@dataclass
+@dataclass(eq=False)  # a run is only the same as itself
 class Run:
     """What is only true of one sampling run.
 
