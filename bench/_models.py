@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -173,6 +174,13 @@ class Sampler:
             disable_pbar=True,
             seed=1,
         )
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that a call takes, as `now` counts them."""
+    began = now()
+    call()
+    return now() - began
 
 
 def now() -> float:

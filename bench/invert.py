@@ -14,8 +14,6 @@ import gc
 import json
 import logging
 import statistics
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -71,7 +69,7 @@ class Bench:
             denoiser = Denoiser(self.model, {"": ordinary(self.prompts[0])})
             x, sigma = self.latents.to(denoiser.device), torch.tensor(0.5, device=denoiser.device)
             denoiser.ask(x, sigma, [""])
-            return statistics.median(timed(lambda: denoiser.ask(x, sigma, [""])) for _ in range(5))
+            return statistics.median(_models.timed(lambda: denoiser.ask(x, sigma, [""])) for _ in range(5))
 
     def measure(self, method: str, **settings) -> dict:
         """Passes and seconds of an inversion."""
@@ -87,7 +85,7 @@ class Bench:
         before, run.fit = self.unit(), fit
         try:
             with torch.inference_mode():
-                seconds = timed(lambda: invert(self.counted, self.latents, *self.prompts, recipe))
+                seconds = _models.timed(lambda: invert(self.counted, self.latents, *self.prompts, recipe))
         finally:
             run.fit = own_fit
         unit = statistics.mean([before, self.unit()])
@@ -133,14 +131,6 @@ class Bench:
             return tensor
 
         return sizes, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-
-
-def timed(call: Callable[[], object]) -> float:
-    _models.settle()
-    began = time.perf_counter()
-    call()
-    _models.settle()
-    return time.perf_counter() - began
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ import gc
 import json
 import logging
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 import _models
@@ -82,7 +81,7 @@ class Bench:
                 self.denoiser(self.x, torch.tensor(0.5, device=self.denoiser.device), [CONCEPT.target])
 
         once()
-        return statistics.median(_timed(once) for _ in range(5))
+        return statistics.median(_models.timed(once) for _ in range(5))
 
     def _textual(self, published_iterations: int, own_iterations: int) -> None:
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=10**6)
@@ -119,7 +118,7 @@ class Bench:
         for _ in range(warm):
             training._step()
         unit = self._unit()
-        total = _timed(lambda: [training._step() for _ in range(iterations)])
+        total = _models.timed(lambda: [training._step() for _ in range(iterations)])
         self.unit = statistics.median([unit, self._unit()])
         return total / iterations / self.unit
 
@@ -166,12 +165,6 @@ class Bench:
             *kept.values(),
             slider,
         )
-
-
-def _timed(call: Callable[[], object]) -> float:
-    began = _models.now()
-    call()
-    return _models.now() - began
 
 
 def main() -> None:

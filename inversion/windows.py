@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-_HALVINGS = 48
+from ..sliders.gate import percent_of
 
 
 def windows(sigmas: Sequence[float], percent_to_sigma: Callable[[float], float]) -> list[tuple[float, float]]:
@@ -18,7 +18,7 @@ def windows(sigmas: Sequence[float], percent_to_sigma: Callable[[float], float])
     if any(following >= sigma for sigma, following in zip(sigmas[:-1], sigmas[1:])):
         raise ValueError("Inversion: the noise levels of this schedule do not fall at every step; take fewer steps.")
     levels = list(sigmas[:-1])
-    percents = [_percent_of(sigma, percent_to_sigma) for sigma in levels]
+    percents = [percent_of(sigma, percent_to_sigma) for sigma in levels]
     borders = [0.0, *((one + other) / 2 for one, other in zip(percents[:-1], percents[1:])), 1.0]
     found = list(zip(borders[:-1], borders[1:]))
     for level, sigma in enumerate(levels):
@@ -33,15 +33,3 @@ def windows(sigmas: Sequence[float], percent_to_sigma: Callable[[float], float])
 
 def _contains(start: float, end: float, sigma: float, percent_to_sigma: Callable[[float], float]) -> bool:
     return percent_to_sigma(end) <= sigma <= percent_to_sigma(start)
-
-
-def _percent_of(sigma: float, percent_to_sigma: Callable[[float], float]) -> float:
-    """Where the falling function meets a noise level, by halving."""
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if percent_to_sigma(middle) > sigma:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2

@@ -6,13 +6,13 @@ the node runs again, and goes on from its checkpoint. The note stays when that r
 fingerprint.
 """
 
-import os
 import time
 from glob import escape
 from pathlib import Path
 
 import folder_paths
 
+from ..sliders.writing import written_whole
 from ..training.checkpoint import plain_name
 from ..training.loop import Progress
 
@@ -25,11 +25,8 @@ def note_stopped(name: str, node_id: str | None, progress: Progress, steps: int)
     """A run of this node ended before its last step. Outside a graph, without an id, nothing is noted."""
     if node_id is None:
         return
-    file = checkpoint_folder() / f"{plain_name(name)}{_of_node(node_id)}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.part")
-    beside.write_text(f"stopped after step {progress.steps} of {steps}, {time.time_ns()}", encoding="utf-8")
-    os.replace(beside, file)
+    with written_whole(checkpoint_folder() / f"{plain_name(name)}{_of_node(node_id)}") as partial:
+        partial.write_text(f"stopped after step {progress.steps} of {steps}, {time.time_ns()}", encoding="utf-8")
 
 
 def fingerprint(name: str | None, node_id: str | None) -> str:

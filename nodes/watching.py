@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..inversion.run import Tell, Told
 from ..training.loop import Progress
-from ..training.preview import SHARE
+from ..training.preview import Looks
 from ..training.run import Watch
 from .stopped import checkpoint_folder
 from .strip import draw_strip
@@ -82,15 +82,14 @@ def say(text: str, node_id: str | None) -> None:
 
 def watch_inversion(model: ModelPatcher, vae=None) -> Tell:
     """Progress of an inversion on the host's bar, now and then with the pictures it is heading for."""
-    bar, not_before = comfy.utils.ProgressBar(1), 0.0
+    bar, looks = comfy.utils.ProgressBar(1), Looks()
 
     def tell(so_far: Told) -> None:
-        nonlocal not_before
-        preview, began = None, time.monotonic()
-        if so_far.preview is not None and began >= not_before:
+        preview = None
+        if so_far.preview is not None and looks.has_time():
             latents = so_far.preview[:3]
-            preview = ("JPEG", _strip(model, latents, vae, so_far.text, [""] * len(latents)), 4 * CELL)
-            not_before = time.monotonic() + (time.monotonic() - began) / SHARE
+            with looks.timed():
+                preview = ("JPEG", _strip(model, latents, vae, so_far.text, [""] * len(latents)), 4 * CELL)
         bar.update_absolute(so_far.done, so_far.of, preview)
 
     return tell

@@ -17,11 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .merging import Layers, Merging, build, change_by, mergings_of
-
-# Every update of a merged weight rounds it once more, by half a unit in the last place at most. After so many
-# it is built anew from the layer's own weight: the error stays below (updates + 1) / 2 units.
-UPDATES = {torch.float32: 64, torch.float16: 3, torch.bfloat16: 3}
+from .merging import UPDATES, Layers, Merging, build, change_by, mergings_of
 
 
 @dataclass

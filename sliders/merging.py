@@ -12,7 +12,9 @@ from .layers import flat_weight
 from .slider import LowRank
 from .whole import Changes, Patch, on, own_weight, parameters_of, worked_out
 
-MERGEABLE = (torch.float32, torch.float16, torch.bfloat16)
+# What can be merged. Every update of a merged weight rounds it once more, by half a unit in the last place at most.
+# After so many it is built anew from the layer's own weight: the error stays below (updates + 1) / 2 units.
+UPDATES = {torch.float32: 64, torch.float16: 3, torch.bfloat16: 3}
 Layers = Sequence[tuple[nn.Module, str, Changes]]
 
 
@@ -79,7 +81,7 @@ def can_merge(layers: Layers) -> bool:
     for module, _, changes in layers:
         for name in _names(changes):
             weight = module._parameters.get(name)
-            if weight is None or type(weight.data) is not Tensor or weight.dtype not in MERGEABLE:
+            if weight is None or type(weight.data) is not Tensor or weight.dtype not in UPDATES:
                 return False
     return True
 

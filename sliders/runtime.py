@@ -205,7 +205,7 @@ class ActingStack:
         run = workshop.run_of(options.get("sample_sigmas"))  # or a run would begin with what the last one has kept
         doing = (self._key, version, tuple(map(tuple, strengths.tolist())), run)
         acting.enter_context(workshop.prompt_cache.instead(base_model, doing))
-        still = steady_part(strengths, self._steady, self.way, bank, base_model, x, options, self._states)
+        still = steady_part(strengths, self._steady, self.way, bank, base_model, x, options, run, self._states)
         if still.any():
             try:
                 acting.enter_context(workshop.merged.acting(still, version))

@@ -20,6 +20,7 @@ from torch import Tensor
 from .bank import LayerBank
 from .matching import workshop_of
 from .merging import bytes_needed, bytes_to_build, can_merge
+from .workshop import Run
 
 AUTO, BY_ROWS, MERGED = WAYS = ("auto", "by rows", "merged")
 # Evaluations after which merging has paid for itself: 3 at 512 px, 9 at 256 px, by the figures above
@@ -35,16 +36,17 @@ def steady_part(
     base_model: BaseModel,
     x: Tensor,
     options: Mapping[str, Any],
+    run: Run,
     states: int = 1,
 ) -> Tensor:
     """The strengths to merge in this evaluation, (sliders,), for which there is room then; zeros if none.
 
     strengths: (rows, sliders). steady: (sliders,), whether each may be merged. x: the batch. options: the host's
-    transformer options. states: how many sets of sliders act one after the other in a run, as gates open and close.
+    transformer options. run: the one that this evaluation belongs to. states: how many sets of sliders act one after
+    the other in a run, as gates open and close.
     """
     still, nothing = strengths[0] * steady, torch.zeros_like(strengths[0])
-    workshop = workshop_of(base_model)
-    merged, run = workshop.merged, workshop.run_of(options.get("sample_sigmas"))
+    merged = workshop_of(base_model).merged
     if not _lie_ready(bank, x):
         merged.drop()  # the host has moved weights off the device for want of memory: these would only add to it
         return nothing

@@ -1,11 +1,11 @@
-"""Safetensors files, written whole or not at all."""
+"""Files, written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,20 +13,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def write_whole(path: str | os.PathLike, tensors: Mapping[str, Tensor], header: Mapping[str, str], what: str) -> None:
-    """Write a file; until all of it is on the disk there is none, or the one that was there before.
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write to within the block; it takes the place of `path`, and what was there, when that ends well.
 
-    what: it is, for messages. Raises OSError if it cannot be written.
+    Raises OSError if the folder cannot be made or the file not be put in its place.
     """
-    path = Path(path)
     # A name of its own beside the target, so that the rename stays within one file system
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), partial, metadata=dict(header))
+        yield partial
         os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"Cannot write the {what} to {path}: {error}. Is the folder writable?") from error
     finally:
         with suppress(OSError):  # where the folder itself could not be made there is nothing to remove
             partial.unlink()
+
+
+def write_whole(path: str | os.PathLike, tensors: Mapping[str, Tensor], header: Mapping[str, str], what: str) -> None:
+    """Write a safetensors file.
+
+    what: it is, for messages. Raises OSError if it cannot be written.
+    """
+    try:
+        with written_whole(Path(path)) as partial:
+            save_file(dict(tensors), partial, metadata=dict(header))
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"Cannot write the {what} to {path}: {error}. Is the folder writable?") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..sliders.writing import written_whole
 
 _VERSION = 2
 
@@ -24,13 +25,8 @@ def plain_name(name: str) -> str:
 
 def store(path: Path, state: dict[str, Any]) -> None:
     """Write a training state."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        torch.save({"version": _VERSION, "state": state}, beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        torch.save({"version": _VERSION, "state": state}, partial)
 
 
 def restored(path: Path) -> dict[str, Any] | None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from concept_sliders.sliders.bank import LayerBank
-from concept_sliders.sliders.merged import UPDATES, MergedWeights
-from concept_sliders.sliders.merging import bytes_needed, can_merge
+from concept_sliders.sliders.merged import MergedWeights
+from concept_sliders.sliders.merging import UPDATES, bytes_needed, can_merge
 from concept_sliders.sliders.slider import Dense, LowRank
 from torch import nn
 
