@@ -117,12 +117,13 @@ class Reach:
 
     Every `every` steps it measures how far foreseen images lie apart between strength -1 and +1: by the cosine
     distance of their embeddings if there is one, else by their own difference, relative to their size. After
-    `patience` measurements in a row without growth of `GROWTH` the slider is done. These looks come at fixed steps,
-    whatever they cost, so that a run ends where it would end on any machine; previews wait until there is time
-    again.
+    `patience` measurements in a row without growth of `GROWTH` the slider is done. Below `ROUNDING` nothing can be
+    told apart from the rounding of the model, and is no growth. These looks come at fixed steps, whatever they cost,
+    so that a run ends where it would end on any machine; previews wait until there is time again.
     """
 
     GROWTH = 0.02
+    ROUNDING = 1e-5  # a frozen model in float32 differs by some 4e-7; a slider that is seen reaches 1e-2
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class Reach:
             self.measured.append(self.measure())
         best = max(self.measured[: -self.patience], default=0.0)
         enough = len(self.measured) > self.patience
-        return enough and max(self.measured[-self.patience :]) < best * (1 + self.GROWTH)
+        return enough and max(self.measured[-self.patience :]) < max(best * (1 + self.GROWTH), self.ROUNDING)
 
     @torch.no_grad()
     def measure(self) -> float:

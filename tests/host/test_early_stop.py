@@ -63,6 +63,9 @@ def test_it_ends_after_so_many_looks_without_growth():
     assert readings([*growing, 0.4, 0.401], 2) == 120
     assert readings([*growing, 0.3, 0.5, 0.5, 0.505], 2) == 160
     assert readings([*growing, 0.4, 0.4], 0) is None
+    rounding = [4e-7, 5e-7, 6e-7, 7e-7]
+    assert readings(rounding, 2) == 60
+    assert readings([*rounding[:2], 0.01, 0.02], 2) is None
 
 
 def test_a_slider_that_learns_nothing_ends_early_and_one_that_learns_does_not(train):
