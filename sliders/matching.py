@@ -19,7 +19,7 @@ from .fitting import check_bias, check_fits, part_shape
 from .kinds import BIAS, DOWN, UP
 from .layers import can_act_on, weight_shape
 from .naming import known_name, listed
-from .patches import HostPatch
+from .patches import HostPatch, host_tensors
 from .slider import Adapted, Change, LowRank, Slider
 from .workshop import Workshop
 
@@ -108,12 +108,6 @@ def layer_names(model: ModelPatcher) -> dict[str, str]:
         if path.startswith("diffusion_model.") and can_act_on(module):
             names[path] = unet_names.get(path + _WEIGHT, path)
     return names
-
-
-def host_tensors(name: str, change: Change) -> dict[str, torch.Tensor]:
-    """A change's tensors by the keys that the stock LoRA loader reads."""
-    parts = {DOWN: change.down, UP: change.up} if isinstance(change, LowRank) else change.parts
-    return {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
 
 
 def host_values(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import comfy.lora
 from comfy.sd import CLIP
 
-from .matching import HostPatch, Target, host_tensors, placed, report
-from .slider import Change, Slider
+from .matching import placed, report
+from .patches import hand_over
+from .slider import Slider
 from .stack import Stack
 
 
@@ -33,7 +34,8 @@ def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
         report(place.slider, len(layers), unmatched, key_map, "text encoder")
         for name, layer in layers.items():
             if name in key_map:
-                _patch(clone, name, layer, key_map[name], place.strength[0])
+                for path, change in placed(clone.cond_stage_model, layer, name, key_map[name]):
+                    hand_over(clone, clone.cond_stage_model, path, change, place.strength[0])
     return clone
 
 
@@ -41,15 +43,3 @@ def text_layers_in(clip: CLIP, slider: Slider) -> tuple[str, ...]:
     """The names of the slider's text-encoder layers that these text encoders have."""
     key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     return tuple(name for name in slider.text_layers if name in key_map)
-
-
-def _patch(clone: CLIP, name: str, layer: Change, target: Target, strength: float) -> None:
-    """Hand a layer over to the host, which only logs what does not fit: that is an error here."""
-    for path, change in placed(clone.cond_stage_model, layer, name, target):
-        if isinstance(change, HostPatch):
-            change.multiplied(clone.cond_stage_model.get_submodule(path), name)
-            key = (f"{path}.{change.parameter}", change.offset, change.function)
-            clone.add_patches({key: change.value}, strength * change.scale)
-        else:
-            patches = comfy.lora.load_lora(host_tensors(name, change), {name: f"{path}.weight"}, log_missing=False)
-            clone.add_patches(patches, strength)

@@ -7,9 +7,12 @@ from typing import Any
 
 import comfy.lora
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from torch import Tensor, nn
 
-from .slider import Dense
+from .kinds import DOWN, UP
+from .slider import Adapted, Dense, LowRank
 from .whole import Patch, own_weight
 
 
@@ -65,3 +68,26 @@ class HostPatch(Patch):
     def _tensors(self) -> list[Tensor]:
         held = self.value[1] if isinstance(self.value, tuple) else self.value.weights
         return [t for t in held if isinstance(t, Tensor)]
+
+
+def host_tensors(name: str, change: LowRank | Adapted) -> dict[str, Tensor]:
+    """A change's tensors by the keys that the stock LoRA loader reads."""
+    parts = {DOWN: change.down, UP: change.up} if isinstance(change, LowRank) else change.parts
+    return {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
+
+
+def hand_over(
+    clone: ModelPatcher | CLIP, tree: nn.Module, path: str, change: LowRank | HostPatch, strength: float
+) -> None:
+    """Let the host patch a layer, where sliders cannot act themselves.
+
+    tree: the module tree that the path of the layer is in.
+    Raises ValueError, naming the layer, if a change does not fit: the host itself would only log that.
+    """
+    if isinstance(change, HostPatch):
+        change.multiplied(tree.get_submodule(path), path)
+        key = (f"{path}.{change.parameter}", change.offset, change.function)
+        clone.add_patches({key: change.value}, strength * change.scale)
+    else:
+        patches = comfy.lora.load_lora(host_tensors(path, change), {path: f"{path}.weight"}, log_missing=False)
+        clone.add_patches(patches, strength)

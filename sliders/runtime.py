@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .bank import LayerBank
 from .branches import branches_of, tell_apart
+from .early import patch_early_layers, runs_early
 from .gate import PercentToSigma
 from .holding import Holding
 from .matching import KEY, HostPatch, Match, resolve, workshop_of
@@ -31,14 +32,14 @@ from .stack import Stack
 from .ways import WAYS, room_beside, steady_part
 from .workshop import Run
 
-_EARLY = ".llm_adapter."  # layers of Anima that run when prompts are prepared, before sampling
 COMPILED = "torch.compile"  # the key of the host's own wrapper for compiled models
 
 
 def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> ModelPatcher:
     """A clone of the model on which the stack acts, in addition to the stacks applied to it before.
 
-    way: "auto", "by rows" or "merged", see `ways`. Text-encoder layers are left to `on_text`.
+    way: "auto", "by rows" or "merged", see `ways`. Text-encoder layers are left to `on_text`; those that prepare
+    prompts to `early`.
     Raises ValueError if a slider's layers match nothing in the model or do not fit it.
     """
     clone = model.clone()
@@ -48,7 +49,7 @@ def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> Mode
     before, matches = (acting.stack, acting.matches) if acting else (Stack(), ())
     for placed in stack:
         matches += (resolve(model, placed.slider),)
-        _name_early_layers(placed.slider.name, matches[-1])
+        patch_early_layers(clone, placed, matches[-1])
     acting = ActingStack(before + stack, matches, way, model.model)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, acting)
@@ -60,17 +61,6 @@ def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> Mode
     if any(placed.branch != "both" for placed in acting.stack):
         tell_apart(clone)
     return clone
-
-
-def _name_early_layers(name: str, match: Match) -> None:
-    early = [path for path in match.layers if _EARLY in path]
-    if early:
-        logging.warning(
-            "Slider '%s': %d layers run before sampling begins, where sliders do not act, and are left out: %s",
-            name,
-            len(early),
-            ", ".join(early),
-        )
 
 
 def acting_on(model: ModelPatcher) -> ActingStack | None:
@@ -111,6 +101,8 @@ class ActingStack:
         self.placement: dict[str, tuple[tuple[int, LowRank | HostPatch], ...]] = {}
         for index, match in enumerate(matches):
             for path, changes in match.layers.items():
+                if runs_early(base_model, path):
+                    continue
                 self.placement[path] = (*self.placement.get(path, ()), *((index, change) for change in changes))
         self.relative = any(match.relative for match in matches)
         self._steady = torch.tensor([placed.is_steady for placed in stack])

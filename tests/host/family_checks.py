@@ -14,6 +14,7 @@ import comfy.sample
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
+from concept_sliders.sliders.early import runs_early
 from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.matching import Match, layer_names, resolve
@@ -32,6 +33,7 @@ STEPS = 3
 STRENGTH = 0.8
 CLOSE = 1e-4  # relative, of latents in float32
 GATE = Gate(0.4)
+EARLY_OUT = "all but early layers"
 CONCEPT = Concept("a person", "an old person", "a young person")
 RECIPE = TextualRecipe(
     concepts=(CONCEPT,), rank=2, steps=2, learning_rate=1e-3, layers="all", rollout_steps=2, visits=2
@@ -100,6 +102,14 @@ class Subject:
         return self.acting(Stack.of(self.slider, STRENGTH), "by rows")
 
     @cached_property
+    def in_sampling(self) -> Slider:
+        """The slider without the layers that prepare prompts; itself where there are none."""
+        matched = resolve(self.model, self.slider).layers
+        early = {name for path, name in layer_names(self.model).items() if runs_early(self.model.model, path)}
+        kept = {name: change for name, change in self.slider.layers.items() if name not in early}
+        return self.slider if len(kept) == len(matched) else Slider("in sampling", kept)
+
+    @cached_property
     def file(self) -> Path:
         path = self.folder / f"{self.name}.safetensors"
         save_slider(self.slider, path, torch.float32)
@@ -147,7 +157,7 @@ def namings(subject: Subject) -> str:
         tensors = file_named(subject.model, style, targets)
         every |= tensors
         slider, expected = _from_file(subject, tensors), subject.stock(tensors, steps=1)
-        rows = subject.acting(Stack.of(slider, gate=Gate(0.0, GATE.start)).swept(0, (STRENGTH, 0.0)), steps=1)
+        rows = _on_and_off(subject, slider)
         acts = difference(rows[:1], expected) < CLOSE < difference(rows[:1], bare)
         if not acts or difference(rows[1:], bare) >= CLOSE:
             wrong.append(" ".join(map(str, style)))
@@ -161,6 +171,16 @@ def namings(subject: Subject) -> str:
     assert not wrong, f"otherwise than the stock loader: {', '.join(wrong)}"
     host = ", ".join(f"`{prefix}`" if prefix else "none" for prefix in dict.fromkeys(prefix for prefix, _ in styles))
     return f"{host}; {', '.join(f'`{prefix}`' for prefix in dict.fromkeys(how.partition(' ')[0] for how in beyond))}"
+
+
+def _on_and_off(subject: Subject, slider: Slider) -> Tensor:
+    """The slider at its strength and at 0, after one step: rows of a gated run, or runs of their own for each.
+
+    Layers that prepare prompts have no rows and no gate, see `early`.
+    """
+    if any(runs_early(subject.model.model, path) for path in resolve(subject.model, slider).layers):
+        return torch.cat([subject.acting(Stack.of(slider, strength), steps=1) for strength in (STRENGTH, 0.0)])
+    return subject.acting(Stack.of(slider, gate=Gate(0.0, GATE.start)).swept(0, (STRENGTH, 0.0)), steps=1)
 
 
 def _from_file(subject: Subject, tensors: Mapping[str, Tensor]) -> Slider:
@@ -185,17 +205,13 @@ def sorted_parts(changes: tuple) -> list[Tensor]:
 
 def sweeps(subject: Subject) -> str:
     """Rows of one batch are the runs they would be alone; two of them and three, as a layer's batch may divide."""
-    low = -0.6
-    alone = {
-        low: subject.acting(Stack.of(subject.slider, low), "by rows"),
-        0.0: subject.bare,
-        STRENGTH: subject.acted,
-    }
+    slider, low = subject.in_sampling, -0.6
+    alone = {value: subject.acting(Stack.of(slider, value), "by rows") for value in (low, 0.0, STRENGTH)}
     for values in ((low, STRENGTH), (low, 0.0, STRENGTH)):
-        batch = subject.acting(Stack.of(subject.slider).swept(0, values))
+        batch = subject.acting(Stack.of(slider).swept(0, values))
         for row, value in enumerate(values):
             assert difference(batch[row : row + 1], alone[value]) < CLOSE, f"row {row} of {len(values)}, at {value}"
-    return "yes"
+    return "yes" if slider is subject.slider else EARLY_OUT
 
 
 def gates(subject: Subject) -> str:
@@ -221,7 +237,7 @@ def gates(subject: Subject) -> str:
     for way in ("by rows", "merged"):
         assert difference(subject.acting(gated, way), expected) < CLOSE, way
     assert difference(expected, subject.bare) > 1e-4
-    return "yes"
+    return "yes" if subject.in_sampling is subject.slider else EARLY_OUT
 
 
 def saves(subject: Subject) -> str:

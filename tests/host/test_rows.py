@@ -4,7 +4,6 @@ import pytest
 import torch
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.rows import evaluate_apart, parts_of
-from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.family_checks import STRENGTH, Subject
 from concept_sliders.tests.host.tiny import difference
@@ -61,11 +60,3 @@ def test_branches_ramps_and_sweeps_at_once(tmp_path, family):
         alone = subject.acting(placed.scaled(value))
         assert difference(batch[row : row + 1], alone) < 1e-4, f"row {row}"
     assert difference(subject.acting(placed.scaled(STRENGTH)), subject.bare) > 1e-5
-
-
-def test_layers_that_run_before_sampling_are_named(tmp_path, caplog):
-    subject = Subject("Anima", tmp_path)
-    apply_sliders(subject.model, Stack.of(subject.slider))
-    assert "run before sampling begins, where sliders do not act, and are left out: diffusion_model.llm_adapter" in (
-        caplog.text
-    )
