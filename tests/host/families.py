@@ -58,4 +58,4 @@ def in_short(page: str) -> str:
     rows = [line for line in page.splitlines() if line.startswith("|")]
     names = _TITLES.index("names") + 1
     short = ["|".join(cell for n, cell in enumerate(row.split("|")) if n != names) for row in rows]
-    return "\n".join((*short, "", *(line for line in page.splitlines() if line[:1].isdigit())))
+    return "\n".join((*short, "", *(line for line in page.splitlines() if line[:1].isdigit()))).rstrip()
