@@ -163,7 +163,8 @@ class ActingStack:
         """The strengths for the entries of a model batch: (batch, sliders), or (1, sliders) for all of them.
 
         The host's batch is its conditioning chunks one after the other, each holding every row.
-        Raises ValueError if the rows of the stack are not those of the batch.
+        Raises ValueError if the rows of the stack are not those of the batch, or nobody says which branch of guidance
+        its entries belong to.
         """
         chunks = list(transformer_options.get("cond_or_uncond", (0,)))
         rows = self.stack.rows
@@ -182,6 +183,7 @@ class ActingStack:
         if all(placed.branch == "both" for placed in self.stack):
             # (rows, sliders) -> (chunks * rows, sliders)
             return strengths.repeat(len(chunks), 1) if rows > 1 else strengths
+        _refuse_tiles(t, transformer_options.get("sigmas"), len(chunks))
         branches = branches_of(base_model, transformer_options)
         acts = torch.tensor([[p.branch in ("both", branch) for p in self.stack] for branch in branches])
         spread = strengths.expand(x.shape[0] // len(chunks), -1)
@@ -231,6 +233,19 @@ class ActingStack:
         modules = {path: base_model.get_submodule(path) for path in self.placement}
         layers = {modules[path]: changes for path, changes in self.placement.items()}
         return LayerBank(layers, {module: path for path, module in modules.items()})
+
+
+def _refuse_tiles(t: Tensor, asked: Tensor | None, chunks: int) -> None:
+    """Raise ValueError if the model is evaluated on more entries than the host asked for: their order is not known.
+
+    t: the noise levels of the batch's entries. asked: those of the host's rows, in one of its chunks.
+    """
+    if asked is not None and t.numel() > asked.numel() * chunks:
+        raise ValueError(
+            f"The model is evaluated on {t.numel()} entries at once where ComfyUI asked for {asked.numel() * chunks}: "
+            "another node puts several tiles into one batch. Sliders on one branch of guidance cannot tell there whose "
+            "entries these are; let that node take one tile at a time, or set the sliders' branch to both."
+        )
 
 
 def _percent_to_sigma(base_model: BaseModel, dtype: torch.dtype, run: Run) -> PercentToSigma:

@@ -128,6 +128,32 @@ def test_a_sweep_of_tiles_in_a_batch_is_refused():
     assert traces(model) == []
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_branch_of_guidance_in_tiles(way):
+    """Tile by tile as without tiles; all of them in a batch, nobody says whose entries these are."""
+    model = tiny_model("SD15")
+    stack = Stack.of(random_slider(model), 0.8).on("negative")
+    acted = apply_sliders(model, stack, way)
+    on_and_off = {0: model, 1: stock(tiny_model("SD15"), stack[0].slider, 0.8)}
+    with torch.inference_mode():
+        on_and_off[1].patch_model()
+
+    def each_by_itself(apply_model, args):
+        x, t, chunks = args["input"], args["timestep"], args["cond_or_uncond"]
+        answers = []
+        for place, chunk in enumerate(chunks):
+            prompt = {**args["c"], "c_crossattn": args["c"]["c_crossattn"][place : place + 1]}
+            own = {"input": x[place : place + 1], "timestep": t[place : place + 1], "c": prompt}
+            answers.append(tile_by_tile(on_and_off[chunk].model.apply_model, own))
+        return torch.cat(answers)
+
+    expected = picture(tiled(model, each_by_itself))
+    assert difference(picture(tiled(acted, tile_by_tile)), expected) < 1e-4
+    with pytest.raises(ValueError, match="on 4 entries at once where ComfyUI asked for 2"):
+        picture(tiled(acted, tiles_in_a_batch))
+    assert traces(model) == []
+
+
 FRAMES = 5
 
 
