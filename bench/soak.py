@@ -2,8 +2,11 @@
 
     python3 dev.py bench soak [--runs 1000]
 
-Reports the process's memory along the way, and how far results are from those of a model that has no history. Ends
-with status 1 where they are further apart than rounding, or memory goes on growing after the first tenth of the runs.
+Stacks of low-rank sliders, of LoHa, DoRA and differences; turned one by one or all at once; gated, ramped, swept, on
+one branch of guidance; by rows, merged, or as the rule has it; some runs cancelled in the middle, and the model
+unloaded now and then. Reports the process's memory along the way, and how far results are from those of a model
+that has no history. Ends with status 1 where they are further apart than rounding, memory goes on growing after the
+first tenth of the runs, or the model's own weights have changed.
 """
 
 from __future__ import annotations
@@ -13,18 +16,25 @@ import gc
 import logging
 import os
 import sys
+from collections import Counter
+from dataclasses import dataclass
 
 import _models
+import comfy.model_management
 import comfy.model_patcher
 import torch
 from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.layers import weight_shape
 from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.slider import Adapted, Slider
 from concept_sliders.sliders.stack import Stack
 
 log = logging.getLogger("soak")
-SLIDERS, SMALL = 12, {"model_channels": 32, "num_heads": 4}
+SLIDERS, LAYERS, SMALL = 9, 150, {"model_channels": 32, "num_heads": 4}
+STEPS, ROWS = 5, 3
 # Merged weights are updated up to 64 times before they are built anew, each time rounded once more (see `merged`)
 FURTHEST = 1e-4
+COMPARED_EVERY = 10
 GROWTH_MB = 64  # what the allocator may keep over and above, of some 500 MB
 
 
@@ -40,24 +50,80 @@ def small_model() -> comfy.model_patcher.ModelPatcher:
     return comfy.model_patcher.ModelPatcher(model, device, device)
 
 
-class Stacks:
-    """Random stacks: one strength turned as often as all of them, some sliders gated, each way in its turn."""
+def other_kinds(model, names: dict[str, str]) -> list[Slider]:
+    """Three sliders that are no plain products: a LoHa, a DoRA, and differences of weights."""
+    r = torch.Generator().manual_seed(99)
 
-    def __init__(self, sliders, seed: int):
+    def some(*shape: int) -> torch.Tensor:
+        return 0.05 * torch.randn(shape, generator=r)
+
+    kinds: dict[str, dict[str, Adapted]] = {"LoHa": {}, "DoRA": {}, "difference": {}}
+    linear = [(p, n) for p, n in names.items() if model.model.get_submodule(p).weight.ndim == 2]
+    for path, name in linear[:40]:
+        outputs, inputs = weight_shape(model.model.get_submodule(path), name)
+        factors = {f"hada_w{i}_{p}": some(outputs, 2) if p == "a" else some(2, inputs) for i in (1, 2) for p in "ab"}
+        kinds["LoHa"][name] = Adapted(factors)
+        size = model.model.get_submodule(path).weight.detach().norm(dim=0, keepdim=True)
+        product = {"lora_up.weight": some(outputs, 2), "lora_down.weight": some(2, inputs)}
+        kinds["DoRA"][name] = Adapted({**product, "dora_scale": size * (1 + some(1, inputs))})
+        kinds["difference"][name] = Adapted({"diff": some(outputs, inputs)})
+    return [Slider(kind, layers) for kind, layers in kinds.items()]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one run is to be. cancelled: the step after which it is cancelled, or None. unloaded: before it."""
+
+    stack: Stack
+    way: str
+    cancelled: int | None
+    unloaded: bool
+
+
+class Stacks:
+    """Random runs: one strength turned as often as all of them, each way in its turn."""
+
+    def __init__(self, sliders: list[Slider], seed: int):
         self.sliders, self.generator = sliders, torch.Generator().manual_seed(seed)
         self.strengths = torch.zeros(len(sliders))
 
-    def next(self) -> tuple[Stack, str]:
-        draw = torch.rand(3, generator=self.generator)
-        if draw[0] < 0.5:
-            turned = int(torch.randint(len(self.sliders), (), generator=self.generator))
-            self.strengths[turned] = torch.randn((), generator=self.generator)
+    def next(self) -> Drawn:
+        if self._chance(0.5):
+            self.strengths[self._below(len(self.sliders))] = torch.randn((), generator=self.generator)
         else:
             chosen = torch.rand(len(self.sliders), generator=self.generator) < 0.6
             self.strengths = torch.randn(len(self.sliders), generator=self.generator) * chosen
-        gate = Gate(0.3) if draw[1] < 0.3 else None
-        placed = (Stack.of(s, float(v), gate) for s, v in zip(self.sliders, self.strengths))
-        return sum(placed, Stack()), ("auto", "by rows", "merged")[int(draw[2] * 3)]
+        gates = (None, None, None, Gate(0.3), Gate(0.3, 0.8), Gate(0.2, 1.0, ramp=0.4))
+        gate = gates[self._below(len(gates))]
+        placed = (Stack.of(s, float(v), gate) for s, v in zip(self.sliders, self.strengths, strict=True))
+        stack = sum(placed, Stack())
+        if self._chance(0.15):
+            stack = stack.swept(self._below(len(stack)), torch.randn(ROWS, generator=self.generator).tolist())
+        if self._chance(0.15):
+            stack = stack.on(("positive", "negative")[self._below(2)])
+        way = ("auto", "by rows", "merged")[self._below(3)]
+        return Drawn(stack, way, self._below(STEPS) if self._chance(0.1) else None, self._chance(0.05))
+
+    def _chance(self, probability: float) -> bool:
+        return bool(torch.rand((), generator=self.generator) < probability)
+
+    def _below(self, end: int) -> int:
+        return int(torch.randint(end, (), generator=self.generator))
+
+
+def run_of(model, drawn: Drawn, sampler: _models.Sampler, seed: int) -> torch.Tensor | None:
+    """The latents of a run, or None where it was cancelled."""
+
+    def done(step: int, *_) -> None:
+        if step == drawn.cancelled:
+            raise comfy.model_management.InterruptProcessingException
+
+    torch.manual_seed(seed)
+    acted = apply_sliders(model, drawn.stack, drawn.way)
+    try:
+        return sampler.result(acted, rows=drawn.stack.rows, callback=done)
+    except comfy.model_management.InterruptProcessingException:
+        return None
 
 
 def megabytes() -> float:
@@ -67,23 +133,42 @@ def megabytes() -> float:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def soak(runs: int) -> tuple[float, float]:
-    """(megabytes grown after the first tenth, the furthest that a result was from that of a fresh model)."""
-    model, sampler = small_model(), _models.Sampler("sd15", 8, 5)
-    sliders = [_models.random_slider(model, _models.some_layers(model, 150), seed) for seed in range(SLIDERS)]
-    stacks, worst, sizes = Stacks(sliders, seed=1), 0.0, []
+def soak(runs: int) -> tuple[float, float, bool]:
+    """Megabytes grown after the first tenth; how far a result was from a fresh model's; whether weights are untouched."""
+    model, sampler = small_model(), _models.Sampler("sd15", 8, STEPS)
+    own = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    names = _models.some_layers(model, LAYERS)
+    sliders = [_models.random_slider(model, names, seed) for seed in range(SLIDERS)] + other_kinds(model, names)
+    stacks, worst, sizes, kinds = Stacks(sliders, seed=1), 0.0, [], Counter()
     for run in range(1, runs + 1):
-        stack, way = stacks.next()
-        torch.manual_seed(run)
-        after_many = sampler.result(apply_sliders(model, stack, way))
+        drawn = stacks.next()
+        if drawn.unloaded:
+            comfy.model_management.unload_all_models()
+        result = run_of(model, drawn, sampler, run)
+        kinds.update(_kinds_of(drawn))
+        if result is not None and run % COMPARED_EVERY == 0:
+            fresh = run_of(small_model(), drawn, sampler, run)
+            worst = max(worst, ((result - fresh).norm() / fresh.norm()).item())
         if run % max(1, runs // 10) == 0:
-            torch.manual_seed(run)
-            fresh = sampler.result(apply_sliders(small_model(), stack, way))
-            worst = max(worst, ((after_many - fresh).norm() / fresh.norm()).item())
-            del fresh
             sizes.append(megabytes())
             log.info("%5d runs: %.0f MB, %.1e from a model without history", run, sizes[-1], worst)
-    return max(sizes) - sizes[0], worst
+    log.info("of them: %s", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
+    comfy.model_management.unload_all_models()
+    untouched = all(torch.equal(tensor, own[name]) for name, tensor in model.model.state_dict().items())
+    return max(sizes) - sizes[0], worst, untouched
+
+
+def _kinds_of(drawn: Drawn) -> list[str]:
+    stack = drawn.stack
+    told = {
+        "gated": stack.is_gated,
+        "swept": stack.rows > 1,
+        "on one branch": any(p.branch != "both" for p in stack),
+        "cancelled": drawn.cancelled is not None,
+        "after unloading": drawn.unloaded,
+        drawn.way: True,
+    }
+    return [kind for kind, is_so in told.items() if is_so]
 
 
 def main() -> int:
@@ -92,8 +177,8 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    grown, worst = soak(options.runs)
-    failures = []
+    grown, worst, untouched = soak(options.runs)
+    failures = [] if untouched else ["the model's own weights have changed"]
     if grown > GROWTH_MB:
         failures.append(f"memory grew by {grown:.0f} MB; {GROWTH_MB} are allowed")
     if worst > FURTHEST:
