@@ -16,6 +16,7 @@ from ..sliders.files import save_slider
 from ..sliders.kinds import kind_of
 from ..sliders.layers import weight_shape
 from ..sliders.merge import Merged, merge
+from ..sliders.merge_places import ModelPlaces
 from ..sliders.naming import listed
 from ..sliders.slider import Change, Slider, SliderInfo
 from ..sliders.stack import Placed, Stack
@@ -143,6 +144,12 @@ class MergeSliders(io.ComfyNode):
                     "layer by layer; layers that are no low-rank products stay as they are.",
                 ),
                 io.String.Input("name", default="merged", tooltip="The name of the slider that comes out."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model the sliders are for. It tells two names of one layer, and takes any kinds of "
+                    "change together: LoHa, DoRA and the like become differences of its weights.",
+                ),
             ],
             outputs=[
                 Sliders.Output(display_name="sliders"),
@@ -153,8 +160,8 @@ class MergeSliders(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, sliders: Stack, rank: int, name: str) -> io.NodeOutput:
-        stack, merged = merged_stack(sliders, rank, name)
+    def execute(cls, sliders: Stack, rank: int, name: str, model: ModelPatcher | None = None) -> io.NodeOutput:
+        stack, merged = merged_stack(sliders, rank, name, model)
         kept = f"rank {merged.rank}" if merged.rank else "no rank"
         exactly = f"relative error {merged.error:.3g}" if rank else "exact"
         text = f"{len(sliders)} sliders in {len(merged.layers)} layers, {kept}, {exactly}{_left_whole(merged)}"
@@ -172,9 +179,12 @@ def _left_whole(merged: Merged) -> str:
     )
 
 
-def merged_stack(sliders: Stack, rank: int, name: str) -> tuple[Stack, Merged]:
+def merged_stack(
+    sliders: Stack, rank: int, name: str, model: ModelPatcher | None = None
+) -> tuple[Stack, Merged]:
     """A stack of the one slider that does what the whole stack does, and how it was merged.
 
+    model: the one that the sliders are for, see `merge`.
     Raises ValueError if the sliders do not all act at one strength, in one part of sampling, on one branch.
     """
     if not len(sliders):
@@ -188,7 +198,8 @@ def merged_stack(sliders: Stack, rank: int, name: str) -> tuple[Stack, Merged]:
                 f"Sliders '{first.slider.name}' and '{placed.slider.name}' act in different parts of sampling or of "
                 "guidance. One slider cannot do both: gate them alike, or merge them apart."
             )
-    merged = merge([(placed.slider, placed.strength[0]) for placed in sliders], rank)
+    places = None if model is None else ModelPlaces(model)
+    merged = merge([(placed.slider, placed.strength[0]) for placed in sliders], rank, places)
     slider = Slider(name.strip() or "merged", merged.layers, _info(sliders))
     return Stack((replace(first, slider=slider, strength=(1.0,)),)), merged
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .slider import Adapted, Change, LowRank, check_shapes
 
 DOWN, UP, MID = "lora_down.weight", "lora_up.weight", "lora_mid.weight"
-ALPHA, DORA, BIAS = "alpha", "dora_scale", "diff_b"
+ALPHA, DORA, DIFF, BIAS = "alpha", "dora_scale", "diff", "diff_b"
 # Names of our own for what PEFT keeps in another form than the stock loader
 PEFT_BIAS, PEFT_MAGNITUDE = "lora_B.bias", "lora_magnitude_vector"
 _LARGEST_KERNEL = 11  # a middle convolution is multiplied out: a hostile one must not take all memory
