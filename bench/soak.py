@@ -134,7 +134,7 @@ def megabytes() -> float:
 
 
 def soak(runs: int) -> tuple[float, float, bool]:
-    """Megabytes grown after the first tenth, how far a result was from a fresh model, whether weights are untouched."""
+    """Megabytes grown after the first tenth; how far a result was from a fresh model; weights unchanged?."""
     model, sampler = small_model(), _models.Sampler("sd15", 8, STEPS)
     own = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
     names = _models.some_layers(model, LAYERS)

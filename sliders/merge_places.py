@@ -1,4 +1,4 @@
-"""Where a model has the layers that are merged, and what changes that are no low-rank products make of its weights."""
+"""Where a model has the layers that are merged, and what changes of any kind make of its weights."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.cli_args  # noqa: E402
+import folder_paths  # noqa: E402
 
 sys.argv = own_arguments
 
@@ -40,3 +41,12 @@ def pictures(pocket):
 def inversion(pocket, pictures):
     """Of two drawings, by null-text."""
     return inverted(pocket[0], pictures)
+
+
+@pytest.fixture
+def loras(tmp_path, monkeypatch):
+    """An empty models/loras."""
+    names = dict(folder_paths.folder_names_and_paths)
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", names)
+    names["loras"] = ([str(tmp_path)], {".safetensors", ".pt"})
+    return tmp_path

@@ -2,7 +2,6 @@
 
 import comfy.lora
 import comfy.sd
-import folder_paths
 import pytest
 import torch
 from concept_sliders.nodes.converting import ConvertSlider, MergeSliders, converted_layers, merged_stack
@@ -20,15 +19,6 @@ from safetensors.torch import load_file, save_file
 
 # Flux's real ratio: only then do the parts that the host knows make up the whole of its joint weights
 WIDE_FLUX = {**tiny.FLUX, "mlp_ratio": 4.0}
-
-
-@pytest.fixture
-def loras(tmp_path, monkeypatch):
-    """An empty models/loras."""
-    names = dict(folder_paths.folder_names_and_paths)
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", names)
-    names["loras"] = ([str(tmp_path)], {".safetensors", ".pt"})
-    return tmp_path
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from concept_sliders.nodes.converting import MergeSliders, merged_stack
 from concept_sliders.nodes.loading import SaveSlider
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.test_converting import loras  # noqa: F401  (a fixture)
 from concept_sliders.tests.host.test_stacks_of_kinds import slider_of
 from concept_sliders.tests.host.test_ways_of_kinds import adapted_slider
 from concept_sliders.tests.host.tiny import difference, random_slider, sample, tensors_of, tiny_model
