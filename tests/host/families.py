@@ -25,8 +25,8 @@ of them; with `CONCEPT_SLIDERS_WRITE_TABLES=1` it writes the file anew.
   do. After the semicolon: ways that the stock loader does not know, and that are read here as the same layers.
 - **sweeps**: rows of one batch at strengths of their own are the runs they would be alone.
 - **gates**: a gate at 0.4 is a run that changes over to the patched model by hand.
-- **early layers** are those that prepare prompts before sampling begins, such as Anima's adapter. The host patches them,
-  so that they have neither rows nor gates.
+- **early layers** are those that prepare prompts before sampling begins, such as Anima's adapter. The host patches
+  them, so that they have neither rows nor gates.
 - **trains**: a textual slider trains in place, and not a bit of the model changes.
 - **saves**: a slider comes back from its file acting the same to the bit.
 """
