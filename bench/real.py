@@ -1,10 +1,11 @@
 """Photographs' stand-ins inverted, made again, and edited: drawings of the pocket world that no training has seen.
 
-    python3 dev.py bench real --folder FOLDER [--count 32] [--steps 50] [--cfg 7.5]
+    python3 dev.py bench real --folder FOLDER [--count 32] [--steps 50] [--cfg 7.5] [--named]
 
 How near the reconstructions come, in PSNR of the pictures; how far sliders move the probe's readings on them, beside
-generated pictures of the same prompts; and a sheet of originals, reconstructions and edits. Every part is kept in the
-folder, and a run that was broken off goes on.
+generated pictures of the same prompts; and a sheet of originals, reconstructions and edits. The captions say nothing
+of what the sliders turn, unless --named is given: in guidance a prompt that names it pulls against the slider. Every
+part is kept in the folder, and a run that was broken off goes on.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ PARTS = ("reconstructions", "generated", "edits")
 
 
 class Bench:
-    def __init__(self, folder: Path, count: int, steps: int, cfg: float, gate: float):
+    def __init__(self, folder: Path, count: int, steps: int, cfg: float, gate: float, named: bool):
         self.folder, self.steps, self.cfg = folder, steps, cfg
         self.gate, self.opens = Gate(gate), int(gate * steps)  # the step that sliders first act in
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,8 @@ class Bench:
             self.model, self.clip, self.vae = load_pocket()
             self.images = torch.from_numpy(drawn).float() / 255
             self.latents = self.vae.encode(self.images)
-            self.positive = self.encoded([caption(person, generator) for person in people])
+            unsaid = () if named else SLIDERS.values()
+            self.positive = self.encoded([caption(person, generator, unsaid) for person in people])
             self.negative = self.encoded([""])
 
     def encoded(self, texts: list[str]) -> list:
@@ -181,12 +183,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=7.5)
     parser.add_argument("--gate", type=float, default=0.5, help="from which part of sampling on sliders act")
+    parser.add_argument("--named", action="store_true", help="captions may name what sliders turn")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     comfy.utils.set_progress_bar_enabled(False)
-    bench = Bench(options.folder, options.count, options.steps, options.cfg, options.gate)
+    bench = Bench(options.folder, options.count, options.steps, options.cfg, options.gate, options.named)
     figures = {}
     if "reconstructions" in options.parts:
         figures["psnr"] = bench.reconstructions()

@@ -5,6 +5,7 @@ unsaid; what is unsaid follows the world's own distribution, correlations includ
 """
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 
@@ -34,18 +35,21 @@ def degree(value: float, words):
     return words[min(int(value * len(words)), len(words) - 1)]
 
 
-def caption(p: Portrait, rng: np.random.Generator) -> str:
-    """One of the many captions of a portrait, drawn at random."""
+def caption(p: Portrait, rng: np.random.Generator, unsaid: Collection[str] = ()) -> str:
+    """One of the many captions of a portrait, drawn at random.
+
+    unsaid: of "smile", "age" and "eye_size", those that it is not to name.
+    """
     says = lambda chance=MENTION: rng.random() < chance  # noqa: E731
     pick = lambda words: words[rng.integers(len(words))]  # noqa: E731
     lead = []
-    if says():
+    if says() and "smile" not in unsaid:
         lead.append(pick(degree(p.smile, SMILE)))
-    if says():
+    if says() and "age" not in unsaid:
         lead.append(pick(degree(p.age, AGE)))
     person = pick(("woman", "lady") if p.woman else ("man", "gentleman")) if says(0.6) else "person"
     clauses = []
-    if says():
+    if says() and "eye_size" not in unsaid:
         clauses.append(degree(p.eye_size, EYES))
     length, shade = says(), says()
     if length or shade:

@@ -48,6 +48,14 @@ def test_the_same_generator_gives_the_same_caption():
     assert caption(person, np.random.default_rng(1)) == caption(person, np.random.default_rng(1))
 
 
+def test_what_is_not_to_be_named_is_not():
+    person, rng = Portrait(age=0.05, smile=0.95, eye_size=0.95), np.random.default_rng(3)
+    named = {"age": "young", "smile": "laughing", "eye_size": "eyes"}
+    for unsaid in ((), ("age",), ("age", "smile", "eye_size")):
+        said = {word for _ in range(MANY) for word in words_of(caption(person, rng, unsaid))}
+        assert {name for name, word in named.items() if word not in said} == set(unsaid)
+
+
 @pytest.mark.parametrize("value", [0.05, 0.3, 0.5, 0.7, 0.95])
 @pytest.mark.parametrize("name", CLAUSES)
 def test_a_clause_says_its_degree_and_no_other(name, value):
