@@ -5,8 +5,9 @@
 In units of one forward pass at batch 1 of the same model, and in seconds. The published schedules are written from
 their description: the textual one rolls out afresh in every iteration, over 50 steps up to a random one, and asks in
 doubled batches; the visual one encodes both pictures anew, asks for two predictions it never uses and collects
-garbage: what each of these takes is said as well. Also: how much memory a training step takes beyond the model, with
-blocks run once and twice.
+garbage: what each of these takes is said as well; and so is the floor, a forward and a backward pass over both
+pictures in one batch and nothing else. Also: how much memory a training step takes beyond the model, with blocks run
+once and twice.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class Bench:
         sets = [LatentSet(latents, (-1.0, 1.0), CONCEPT.target)]
         generator = torch.Generator().manual_seed(0)
         layers = NewLayers(self.model, VisualRecipe(), generator)
+        floor = self._floor(latents, iterations)
         for method in ("noise", "ADDifT"):
             recipe = VisualRecipe(steps=10**6, method=method)
             points = VisualPoints(self.denoiser, sets, recipe, generator)
@@ -111,7 +113,19 @@ class Bench:
             published.encode, published.clock = torch.no_grad()(self.encode), _models.now
             before = self._cost(published, iterations)
             spent = {part: seconds / (iterations + 1) / self.unit for part, seconds in published.spent.items()}
-            self._note(f"visual, {method}", before, ours, spent)
+            self._note(f"visual, {method}", before, ours, spent, floor)
+
+    def _floor(self, latents: torch.Tensor, iterations: int) -> float:
+        """Units of the two passes over a pair that its training cannot do without."""
+        sigma = torch.tensor(0.5, device=self.denoiser.device)
+
+        def once() -> None:
+            with differentiable():
+                x = latents.clone().to(self.denoiser.device).requires_grad_()
+                self.denoiser(x, sigma, [CONCEPT.target]).square().mean().backward()
+
+        once()
+        return statistics.median(_models.timed(once) for _ in range(iterations)) / self.unit
 
     def _cost(self, training: Training, iterations: int, warm: int = 1) -> float:
         """Units an iteration, the unit measured anew beside it."""
@@ -122,15 +136,18 @@ class Bench:
         self.unit = statistics.median([unit, self._unit()])
         return total / iterations / self.unit
 
-    def _note(self, what: str, published: float, ours: float, spent: dict[str, float] | None = None) -> None:
+    def _note(
+        self, what: str, published: float, ours: float, spent: dict[str, float] | None = None, floor: float = 0.0
+    ) -> None:
         """spent: units of the published iteration that went into what training could do without."""
         row = {"model": self.name, "training": what, "published": published, "ours": ours, "ratio": published / ours}
-        self.rows.append({**row, "of which": spent, "seconds": ours * self.unit})
+        self.rows.append({**row, "of which": spent, "floor": floor, "seconds": ours * self.unit})
         log.info("%-7s %-15s published %.1f units, ours %.2f: %.1f times fewer", *row.values())
         if spent:
             parts = ", ".join(f"{part} {units:.2f}" for part, units in spent.items())
             alike = published - spent["encoding"] - spent["garbage"]
             log.info("%23s of which %s; without encoding and garbage %.1f times", "", parts, alike / ours)
+            log.info("%23s ours against its floor of %.2f: %.2f", "", floor, ours / floor)
 
     def _memory(self) -> None:
         """Bytes that a training step keeps for backward, weights of the model not counted."""
