@@ -43,9 +43,9 @@ class SliderConceptNode(io.ComfyNode):
                 io.Float.Input(
                     "eta",
                     default=4.0,
-                    min=0.1,
+                    min=0.05,
                     max=50.0,
-                    step=0.1,
+                    step=0.05,
                     tooltip="How far strength 1 goes: the guidance of the edit.",
                 ),
                 io.Boolean.Input(

@@ -7,7 +7,7 @@ from ..sliders.stack import Stack
 from ..training.encoder import train_encoder
 from ..training.pairs import ImagePairs
 from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
-from ..training.run import Trained, train_slider, train_visual
+from ..training.run import Trained, Watch, train_slider, train_visual
 from ..training.visual import encoded
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
 from .stopped import fingerprint, note_stopped
@@ -119,7 +119,7 @@ class TrainSlider(io.ComfyNode):
         conditionings = encode_prompts(clip, recipe.prompts())
         watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision, node_id_of(cls))
         trained = train_slider(model, conditionings, recipe, fitted(model, latent), called(name), watch)
-        return handed_on(trained, recipe, name, cls)
+        return handed_on(trained, recipe, name, cls, watch)
 
 
 class TrainVisualSlider(io.ComfyNode):
@@ -183,7 +183,7 @@ class TrainVisualSlider(io.ComfyNode):
         sets = encoded(pairs, vae.encode, model.model.process_latent_in)
         watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision, node_id_of(cls))
         trained = train_visual(model, conditionings, recipe, sets, called(name), watch)
-        return handed_on(trained, recipe, name, cls)
+        return handed_on(trained, recipe, name, cls, watch)
 
 
 class TrainTextEncoderSlider(io.ComfyNode):
@@ -235,7 +235,7 @@ class TrainTextEncoderSlider(io.ComfyNode):
             recipe = EncoderRecipe(concepts=concept, **settings)
         must_be(EncoderRecipe, recipe)
         watch = watch_training(None, recipe.steps, checkpoint_every=checkpoint_every, node_id=node_id_of(cls))
-        return handed_on(train_encoder(clip, recipe, called(name), watch), recipe, name, cls)
+        return handed_on(train_encoder(clip, recipe, called(name), watch), recipe, name, cls, watch)
 
 
 _NODES = {
@@ -261,10 +261,12 @@ def node_id_of(node: type[io.ComfyNode]) -> str | None:
     return node.hidden.unique_id if node.hidden else None
 
 
-def handed_on(trained: Trained | None, recipe: Recipe, name: str, node: type[io.ComfyNode]) -> io.NodeOutput:
+def handed_on(
+    trained: Trained | None, recipe: Recipe, name: str, node: type[io.ComfyNode], watch: Watch
+) -> io.NodeOutput:
     if trained is None:
         raise InterruptProcessingException()  # cancelled before there was anything to keep
     node_id = node_id_of(node)
-    if trained.progress.stopped:
+    if trained.progress.stopped and watch.checkpoints:  # without them a second run could not go on with it
         note_stopped(name, node_id, trained.progress, recipe.steps)
     return io.NodeOutput(Stack.of(trained.slider), ui=told(trained.progress, recipe.steps, node_id))

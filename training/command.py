@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -154,6 +155,8 @@ def main() -> int:
     try:
         if options.out.exists():
             raise ValueError(f"{options.out} is there already.")
+        if not os.access(options.out.resolve().parent, os.W_OK):  # or that would be found out at the end
+            raise ValueError(f"{options.out} cannot be written: its folder is not there, or may not be written to.")
         recipe, facts = _read(options.recipe)
         with stopped_by_ctrl_c():
             trained = train(recipe, facts, options)

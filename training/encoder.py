@@ -25,7 +25,7 @@ from .new_layers import NewLayers
 from .objectives import textual_target
 from .points import Point
 from .recipe import Concept, EncoderRecipe
-from .run import Keeper, Trained, Watch, digest_of, info_of
+from .run import Keeper, Trained, Watch, acting_in, digest_of, info_of
 
 
 class Encoder:
@@ -129,16 +129,16 @@ def train_encoder(clip: CLIP, recipe: EncoderRecipe, name: str, watch: Watch | N
         encoder = Encoder(clip)
         training = Training(encoder, layers, EncoderPoints(encoder, recipe, generator), recipe, generator)
         model_hash = fingerprint(clip.cond_stage_model)
-        keeper = Keeper(watch, training, name, digest_of(recipe.digest(), model_hash))
+        keeper = Keeper(watch, training, name, digest_of(recipe.digest(), model_hash, *acting_in(clip.patcher)))
 
         def after_step(progress, point: Point) -> None:
             keeper.after_step()
             watch.progress(progress, None)
 
         keeper.go_on()
-        progress = training.run(watch.should_stop, after_step, cancelled=InterruptProcessingException)
+        with keeper.kept_in_any_case():
+            progress = training.run(watch.should_stop, after_step, cancelled=InterruptProcessingException)
         if not progress.steps:
             return None
-        keeper.keep()
         info = info_of(recipe, progress, type(clip.cond_stage_model).__name__, model_hash)
         return Trained(Slider(name, layers.finished(), info), progress)

@@ -6,7 +6,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 _EXPLODED = 1000.0  # times the median of the losses before
+# A loss beyond this many medians may be the noise level's, or the beginning of an explosion: not a state to keep
+_SOUND = 10.0
 _JUDGED_BY = 50  # losses
+_LEAST_SCALE = 2.0**-10  # of half-precision gradients: below it they overflow at every step
 
 
 @dataclass
@@ -74,6 +77,7 @@ class Training:
         self._scaler = torch.amp.GradScaler(denoiser.device.type, enabled=half)
         self._at_once: int | None = None  # most rows that memory has had room for, if it ran out
         self._recompute = recipe.memory == BLOCKS_TWICE
+        self._changing = False  # whether the optimiser is at work
         self._carefully = False  # unless the model turns out to need it, see `differentiable`
         self._good = LastGood(self._parameters, self._optimizer)
         self._is_good()
@@ -92,20 +96,16 @@ class Training:
         the run at the last good state, and `Progress.broken` says where.
         """
         while not self._is_done():
-            begun: Drawn | None = None
             try:
                 self._look()  # where a look was cut off
                 if self._is_done() or should_stop():
                     break
-                begun = self._drawn()
-                point = self._step()
-                begun = None
+                with self._undone_if_cut_off():
+                    point = self._step()
                 if point is not None:
                     self._look()
                     after_step(self.progress, point)
             except cancelled:
-                if begun is not None:
-                    self._draw_again(begun)
                 break
         self.progress.stopped = not self.progress.still and self.progress.steps < self.recipe.steps
         return self.progress
@@ -154,6 +154,19 @@ class Training:
         if self.reach is not None and self.reach.is_reached(self.progress.steps):
             self.progress.still = True
 
+    @contextmanager
+    def _undone_if_cut_off(self) -> Iterator[None]:
+        """A step that any exception ends has not been: what it has drawn is yet to come."""
+        begun, whole = self._drawn(), False
+        try:
+            yield
+            whole = True
+        finally:
+            if not whole and self._changing:  # the parameters may be in part
+                self._fall_back()
+            elif not whole:
+                self._draw_again(begun)
+
     def _drawn(self) -> Drawn:
         return Drawn(self.generator.get_state(), self.points.state())
 
@@ -177,9 +190,12 @@ class Training:
         if self._is_bad(loss, norm):
             self._break_off(point, loss, norm)
             return None
-        self._is_good(drawn)
+        if self._is_sound(loss):
+            self._is_good(drawn)
+        self._changing = True
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._changing = False
         self._optimizer.zero_grad()
         self.progress.losses.append(loss)
         return point
@@ -239,7 +255,14 @@ class Training:
         """norm: of the gradient. A scaler meets ones that are not finite, and makes do."""
         before = self.progress.losses[-_JUDGED_BY:]
         exploded = len(before) == _JUDGED_BY and loss > _EXPLODED * statistics.median(before)
-        return not math.isfinite(loss) or exploded or not (self._scaler.is_enabled() or math.isfinite(norm))
+        scaled = self._scaler.is_enabled()
+        endless = scaled and self._scaler.get_scale() < _LEAST_SCALE
+        return not math.isfinite(loss) or exploded or endless or not (scaled or math.isfinite(norm))
+
+    def _is_sound(self, loss: float) -> bool:
+        """Whether the state that a loss is of is one to fall back on: an explosion may take some steps."""
+        before = self.progress.losses[-_JUDGED_BY:]
+        return not before or loss <= _SOUND * statistics.median(before)
 
     def _break_off(self, point: Point, loss: float, norm: float) -> None:
         """Back to the state that last gave a sound step. Raises FloatingPointError if that is the first."""
@@ -251,6 +274,11 @@ class Training:
         )
         if not self._good.steps:
             raise FloatingPointError(self.progress.broken)
+        self._fall_back()
+
+    def _fall_back(self) -> None:
+        """The state is the last good one."""
         self._scaler.load_state_dict(self._good.put_back())
         self._draw_again(self._good.drawn)
-        del self.progress.losses[self._good.steps :]  # the step that led here
+        del self.progress.losses[self._good.steps :]  # of the steps that led on from there
+        self._changing = False

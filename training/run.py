@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..sliders.runtime import acting_on
 from ..sliders.slider import Slider, SliderInfo
 from . import checkpoint
 from .denoiser import Denoiser
@@ -141,26 +144,21 @@ def train(
         reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
         model_hash = fingerprint(patcher.model)
-        encoded = [tensor for conditioning in conditionings.values() for tensor, _ in conditioning]
-        digest = digest_of(recipe.digest(), model_hash, tuple(latents.shape), *encoded, *data)
+        encoded = [part for conditioning in conditionings.values() for part in parts_of(conditioning)]
+        digest = digest_of(recipe.digest(), model_hash, *acting_in(patcher), tuple(latents.shape), *encoded, *data)
         keeper = Keeper(watch, training, name, digest)
+        shown = Shown(loan, strip, looks, watch)
 
         def after_step(progress: Progress, point: Point) -> None:
             keeper.after_step()
-            if not strip.is_due(progress.steps):
-                watch.progress(progress, None)
-                return
-            with looks.timed():
-                latents = strip.latents(progress.steps)
-                with loan.returned():
-                    watch.progress(progress, latents)
+            shown.after_step(progress)
 
         keeper.go_on()
-        # the host's layers raise it as soon as the user cancels, and take the cancel back by doing so
-        progress = training.run(watch.should_stop, after_step, cancelled=InterruptProcessingException)
+        with keeper.kept_in_any_case():
+            # the host's layers raise it as soon as the user cancels, and take the cancel back by doing so
+            progress = training.run(watch.should_stop, after_step, cancelled=InterruptProcessingException)
         if not progress.steps:
             return None
-        keeper.keep()
         progress.looks = looks.share
         facts = {"latent_shape": list(latents.shape[1:]), "batch": len(latents), **(facts or {})}
         info = info_of(recipe, progress, family(patcher), model_hash, facts)
@@ -200,17 +198,69 @@ class Keeper:
         self.file = watch.checkpoints and checkpoint.file_for(watch.checkpoints, name, digest)
 
     def go_on(self) -> None:
-        state = checkpoint.restored(self.file) if self.file else None
-        if state is not None and len(state["losses"]) <= self.training.recipe.steps:
+        state, steps = checkpoint.restored(self.file) if self.file else None, self.training.recipe.steps
+        if state is not None and len(state["losses"]) > steps:  # of a longer run, which this one leaves alone
+            self.file = self.file.with_stem(f"{self.file.stem} {steps} steps")
+            state = checkpoint.restored(self.file)
+        if state is not None:
             self.training.restore(state)
 
     def after_step(self) -> None:
         if self.every and self.training.progress.steps % self.every == 0:
             self.keep()
 
+    @contextmanager
+    def kept_in_any_case(self) -> Iterator[None]:
+        """Whatever ends the block, what was learned by then is kept."""
+        try:
+            yield
+        finally:
+            if self.training.progress.steps:
+                self.keep()
+
     def keep(self) -> None:
-        if self.file:
+        """A file that cannot be written is no reason to end a run."""
+        if not self.file:
+            return
+        try:
             checkpoint.store(self.file, self.training.state())
+        except OSError as error:
+            logging.warning("Training goes on, but its checkpoint %s cannot be written: %s", self.file, error)
+
+
+class Shown:
+    """The previews of a run. One that fails, for want of memory say, is the last: the run goes on without."""
+
+    def __init__(self, loan: Loan, strip: Strip, looks: Looks, watch: Watch):
+        self.loan, self.strip, self.looks, self.watch = loan, strip, looks, watch
+        self._failed = False
+
+    def after_step(self, progress: Progress) -> None:
+        if self._failed or not self.strip.is_due(progress.steps):
+            self.watch.progress(progress, None)
+            return
+        try:
+            with self.looks.timed():
+                latents = self.strip.latents(progress.steps)
+                with self.loan.returned():
+                    self.watch.progress(progress, latents)
+        except (RuntimeError, OSError) as error:  # memory running out is a RuntimeError
+            self._failed = True
+            logging.warning("Training goes on without previews, as one failed: %s", error)
+
+
+def acting_in(patcher: ModelPatcher) -> list[str]:
+    """What acts on the model beside its weights, to tell runs apart: sliders applied to it, and patches."""
+    acting = acting_on(patcher)
+    sliders = [(p.slider.fingerprint, p.strength, p.gates, p.branch) for p in acting.stack] if acting else []
+    patches = [(key, [(patch[0], patch[2]) for patch in given]) for key, given in sorted(patcher.patches.items())]
+    return [repr(each) for each in (*sliders, *patches)]
+
+
+def parts_of(conditioning: list) -> list[Tensor]:
+    """All tensors of a CONDITIONING, the encodings and what stands beside them."""
+    options = [option for _, own in conditioning for _, option in sorted(own.items())]
+    return [part for part in (*(encoding for encoding, _ in conditioning), *options) if isinstance(part, Tensor)]
 
 
 def digest_of(*values: object) -> str:

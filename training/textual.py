@@ -113,7 +113,8 @@ class TextualPoints:
         """
         recipe = self.recipe
         start, end = (round(fraction * recipe.rollout_steps) for fraction in recipe.noise_range)
-        levels = torch.arange(min(start, recipe.rollout_steps - 1), max(end, start + 1))
+        start = min(start, recipe.rollout_steps - 1)
+        levels = torch.arange(start, max(end, start + 1))
         flipping = recipe.both_signs and not own
         visits: list[tuple[int, int]] = []
         while len(visits) < count:

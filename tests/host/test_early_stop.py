@@ -7,7 +7,7 @@ import pytest
 import torch
 from concept_sliders.nodes.training import TrainSlider
 from concept_sliders.pocket.model import load_pocket
-from concept_sliders.training.preview import HalfDone, Reach
+from concept_sliders.training.preview import Reach
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.run import Watch, train_slider
 
@@ -89,7 +89,6 @@ def test_reach_grows_with_the_slider_and_is_nothing_at_first(train):
         patch.setattr(run, "Reach", Looking)
         train(learning_rate=2e-3, patience=50, steps=60)
     assert len(looks) == 3 and 0 < looks[0] < looks[1] < looks[2]
-    assert HalfDone is run.HalfDone
 
 
 def test_a_run_that_ended_early_has_ended_when_it_is_taken_up_again(train, tmp_path):

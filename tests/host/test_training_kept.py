@@ -7,15 +7,11 @@ import comfy.model_management
 import pytest
 import torch
 from concept_sliders.pocket.model import load_pocket
+from concept_sliders.tests.host.short_runs import LATENTS, same, train_on
 from concept_sliders.training import checkpoint
-from concept_sliders.training import run as training_run
-from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.run import Watch
 from concept_sliders.training.textual import TextualPoints
 from torch.optim.optimizer import register_optimizer_step_post_hook
-
-CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
-LATENTS = torch.zeros(1, 24, 8, 8)
 
 
 class Crash(RuntimeError):
@@ -26,32 +22,7 @@ class Crash(RuntimeError):
 def train():
     with torch.inference_mode():
         model, clip, _ = load_pocket()
-        prompts = (*CONCEPT.prompts(), "")
-        conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
-
-    def run(watch=None, steps=8, latents=LATENTS, points=TextualPoints, **settings):
-        settings = {"rollout_steps": 3, "visits": 5, "learning_rate": 2e-3, **settings}
-        recipe = TextualRecipe(concepts=(CONCEPT,), steps=steps, **settings)
-        with torch.inference_mode():
-            return training_run.train(
-                model,
-                conditionings,
-                recipe,
-                latents,
-                "age",
-                lambda denoiser, layers, random: points(denoiser, layers, recipe, tuple(latents.shape), random),
-                CONCEPT.target,
-                watch=watch,
-            )
-
-    return run
-
-
-def same(one, other):
-    return all(
-        torch.equal(one.layers[name].down, layer.down) and torch.equal(one.layers[name].up, layer.up)
-        for name, layer in other.layers.items()
-    )
+    return train_on(model, clip)
 
 
 @pytest.mark.parametrize("crash_at", [3, 5, 7])  # in a trajectory, at its end, in the next one
@@ -229,6 +200,11 @@ def test_fewer_steps_than_have_been_kept_begin_anew(train, tmp_path):
     train(Watch(checkpoints=tmp_path), steps=5)
     again = train(Watch(checkpoints=tmp_path), steps=3)
     assert again.progress.steps == 3 and same(again.slider, train(steps=3).slider)
+    seen = []  # and the longer run is still there to go on with
+    further = train(Watch(progress=lambda p, _: seen.append(p.steps), checkpoints=tmp_path))
+    assert seen == [6, 7, 8] and same(further.slider, train().slider)
+    kept = train(Watch(progress=lambda p, _: seen.append(0), checkpoints=tmp_path), steps=3)
+    assert same(kept.slider, again.slider) and seen == [6, 7, 8]
 
 
 def test_damaged_checkpoints_are_named(train, tmp_path):

@@ -189,15 +189,20 @@ def test_what_the_host_has_put_in_place_of_a_weight_meanwhile_stays(pocket):
         module.weight = mine
 
 
-def test_a_look_that_fails_leaves_the_model_as_it_was(pocket, train):
+@pytest.mark.parametrize("error", [OSError, torch.OutOfMemoryError])
+def test_a_look_that_fails_leaves_the_model_as_it_was(pocket, train, caplog, error):
+    """It is the last one: training goes on without, and says so."""
     before = {n: (id(p), p.data_ptr()) for n, p in pocket[0].model.named_parameters()}
+    asked = []
 
     def fail(progress, latents):
+        asked.append(latents is not None)
         if latents is not None:
-            raise OSError("no room for a picture")
+            raise error("no room for a picture")
 
-    with pytest.raises(OSError, match="no room for a picture"):
-        train(Watch(progress=fail, preview_every=2), steps=3)
+    trained = train(Watch(progress=fail, preview_every=2), steps=6)
+    assert trained.progress.steps == 6 and not trained.progress.stopped
+    assert sum(asked) == 1 and "goes on without previews, as one failed: no room for a picture" in caplog.text
     assert {n: (id(p), p.data_ptr()) for n, p in pocket[0].model.named_parameters()} == before
 
 
