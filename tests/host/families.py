@@ -9,8 +9,9 @@ from concept_sliders.tests.host.tiny_families.later import LATER
 from concept_sliders.tests.host.tiny_families.transformers import TRANSFORMERS
 from concept_sliders.tests.host.tiny_families.unets import UNETS
 from concept_sliders.tests.host.tiny_families.videos import VIDEOS
+from concept_sliders.tests.host.tiny_families.wan import WANS
 
-FAMILIES: dict[str, Family] = {**UNETS, **TRANSFORMERS, **LATER, **VIDEOS}
+FAMILIES: dict[str, Family] = {**UNETS, **TRANSFORMERS, **LATER, **VIDEOS, **WANS}
 
 _HEAD = """# Families of models
 

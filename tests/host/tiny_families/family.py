@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
+import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
+OPERATIONS = comfy.ops.manual_cast  # what makes the layers of smaller parts
 TOKENS = 7
 TEXT = 16  # the width of a prompt's encoding, unless a family says otherwise
 POOLED = {"pooled_output": (1, 8)}
 ALL_TOKENS = torch.ones(1, TOKENS, dtype=torch.long)
+
+
+def still(*shape: int) -> Tensor:
+    """The same random numbers for every prompt, such as a picture's latent."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(13))
+
+
+def seen(tokens: int, width: int) -> SimpleNamespace:
+    """What CLIP vision makes of a picture, as far as models read it."""
+    return SimpleNamespace(penultimate_hidden_states=still(1, tokens, width))
 
 
 @dataclass(frozen=True)
