@@ -23,7 +23,10 @@ _ROWS_TOGETHER = (
     comfy.model_base.CosmosVideo,
     comfy.model_base.ACEStep,
     comfy.model_base.ACEStep15,
+    comfy.model_base.SVD_img2vid,
 )
+# Models whose batch is the frames of one film, which layers over time see together
+_ONE_FILM = (comfy.model_base.SVD_img2vid,)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Part:
 def must_be_apart(base_model: BaseModel, strengths: Tensor) -> bool:
     """Whether these strengths, (rows, sliders), differ between rows that the model cannot tell apart."""
     return isinstance(base_model, _ROWS_TOGETHER) and bool((strengths != strengths[:1]).any())
+
+
+def rows_are_frames(base_model: BaseModel) -> bool:
+    """Whether the rows of a batch are frames of one film, and so cannot have strengths of their own."""
+    return isinstance(base_model, _ONE_FILM)
 
 
 def parts_of(strengths: Tensor, chunks: int) -> list[Part]:

@@ -10,8 +10,9 @@ from concept_sliders.tests.host.tiny_families.transformers import TRANSFORMERS
 from concept_sliders.tests.host.tiny_families.unets import UNETS
 from concept_sliders.tests.host.tiny_families.videos import VIDEOS
 from concept_sliders.tests.host.tiny_families.wan import WANS
+from concept_sliders.tests.host.tiny_families.with_pictures import WITH_PICTURES
 
-FAMILIES: dict[str, Family] = {**UNETS, **TRANSFORMERS, **LATER, **VIDEOS, **WANS}
+FAMILIES: dict[str, Family] = {**UNETS, **TRANSFORMERS, **LATER, **VIDEOS, **WANS, **WITH_PICTURES}
 
 _HEAD = """# Families of models
 

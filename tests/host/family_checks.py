@@ -18,6 +18,7 @@ from concept_sliders.sliders.early import runs_early
 from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.matching import Match, layer_names, resolve
+from concept_sliders.sliders.rows import rows_are_frames
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -176,9 +177,9 @@ def namings(subject: Subject) -> str:
 def _on_and_off(subject: Subject, slider: Slider) -> Tensor:
     """The slider at its strength and at 0, after one step: rows of a gated run, or runs of their own for each.
 
-    Layers that prepare prompts have no rows and no gate, see `early`.
+    Layers that prepare prompts have no rows and no gate, see `early`; frames of one film have one strength.
     """
-    if any(runs_early(subject.model.model, path) for path in resolve(subject.model, slider).layers):
+    if rows_are_frames(subject.model.model) or any(runs_early(subject.model.model, path) for path in resolve(subject.model, slider).layers):
         return torch.cat([subject.acting(Stack.of(slider, strength), steps=1) for strength in (STRENGTH, 0.0)])
     return subject.acting(Stack.of(slider, gate=Gate(0.0, GATE.start)).swept(0, (STRENGTH, 0.0)), steps=1)
 

@@ -48,6 +48,14 @@ COSMOS = {
     "adaln_lora_dim": 8,
 }
 COSMOS_2 = {**COSMOS, "image_model": "cosmos_predict2", "pos_emb_learnable": True}
+LTXV = {
+    "image_model": "ltxv",
+    "cross_attention_dim": 64,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "caption_channels": TEXT,
+    "num_layers": 1,
+}
 KANDINSKY = {
     "image_model": "kandinsky5",
     "model_dim": 64,
@@ -129,14 +137,7 @@ VIDEOS: dict[str, Family] = {
     ),
     "LTXV": Family(
         host.LTXV,
-        {
-            "image_model": "ltxv",
-            "cross_attention_dim": 64,
-            "attention_head_dim": 32,
-            "num_attention_heads": 2,
-            "caption_channels": TEXT,
-            "num_layers": 1,
-        },
+        LTXV,
         (128, 2, 4, 4),
         extra={"attention_mask": ALL_TOKENS},
     ),
