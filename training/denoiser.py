@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..sliders.prompt_cache import PromptCache
 from ..sliders.rows import must_be_apart
+from .packed import Shapes
 
 if TYPE_CHECKING:
     from .new_layers import NewLayers
@@ -25,10 +26,11 @@ class Denoiser:
     """d(x, sigma, prompts) = (x - denoised) / sigma: eps for eps- and v-models, velocity for flow models.
 
     patcher: the model, in use (see `in_place.borrowed`). conditionings: the host's CONDITIONING by prompt.
+    shapes: of the parts that latents are packed of, see `packed`.
     """
 
-    def __init__(self, patcher: ModelPatcher, conditionings: Mapping[str, list]):
-        self.patcher = patcher
+    def __init__(self, patcher: ModelPatcher, conditionings: Mapping[str, list], shapes: Shapes = None):
+        self.patcher, self.shapes = patcher, shapes
         self.sampling = patcher.model.model_sampling
         self.device = patcher.load_device
         self._conditionings = conditionings
@@ -125,7 +127,13 @@ class Denoiser:
     def _encoded(self, conditioning: list, latents: Tensor) -> dict:
         converted = comfy.sampler_helpers.convert_cond(conditioning)
         (entry, *more) = comfy.samplers.encode_model_conds(
-            self.patcher.model.extra_conds, converted, latents, self.device, "positive", latent_image=latents
+            self.patcher.model.extra_conds,
+            converted,
+            latents,
+            self.device,
+            "positive",
+            latent_image=latents,
+            latent_shapes=self.shapes or [latents.shape],  # models of films with sound do not run without
         )
         if more:
             raise ValueError("A prompt must be a single conditioning here, not several combined.")

@@ -21,6 +21,7 @@ from .denoiser import Denoiser
 from .in_place import Loan, borrowed, family, fingerprint
 from .loop import Progress, Training
 from .new_layers import NewLayers
+from .packed import Shapes, packed, pictures_of
 from .points import Point, Points
 from .preview import Embed, HalfDone, Looks, Reach, Strip
 from .recipe import Recipe, TextualRecipe, VisualRecipe
@@ -72,17 +73,20 @@ def train_slider(
     """Train a textual slider on the model in place.
 
     conditionings: the host's CONDITIONING for every prompt of the recipe.
-    latents: (B, C, ...) of the size to train at; B images a step. Only their shape matters.
+    latents: (B, C, ...) of the size to train at, or the host's nested ones of films with sound; B images a step.
+        Only their shapes matter.
     Returns None if it was stopped before the first step. Raises ValueError for layers the model does not have,
     FloatingPointError if training diverges at once; the model is given back as it was in every case.
     """
+
+    latents, shapes = packed(latents)
 
     def points(denoiser: Denoiser, layers: NewLayers, generator: torch.Generator) -> TextualPoints:
         return TextualPoints(denoiser, layers, recipe, tuple(latents.shape), generator)
 
     questions = max(len(concept.prompts()) for concept in recipe.concepts) + 1
     prompt = recipe.concepts[0].target
-    return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, watch=watch)
+    return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, shapes=shapes, watch=watch)
 
 
 def train_visual(
@@ -120,29 +124,30 @@ def train(
     questions: int = 1,
     data: Sequence[Tensor] = (),
     facts: Mapping[str, Any] | None = None,
+    shapes: Shapes = None,
     watch: Watch | None = None,
 ) -> Trained | None:
     """Train a slider on points of any kind; see `train_slider`.
 
     preview_prompt: what the previews show. questions: predictions per latent that are asked for in one batch.
     data: what the points are made of beside the recipe, to tell runs apart. facts: for the slider's header, what it
-        was given.
+        was given. shapes: of the parts that the latents are packed of; what is looked at is the pictures.
     """
     watch = watch or Watch()
     generator = torch.Generator().manual_seed(recipe.seed)
     memory = patcher.model.memory_required([latents.shape[0] * questions, *latents.shape[1:]])
     with borrowed(patcher, memory_required=int(memory)) as loan:
         layers = NewLayers(patcher, recipe, generator)
-        denoiser = Denoiser(patcher, {p: ordinary(c) for p, c in conditionings.items()})
+        denoiser = Denoiser(patcher, {p: ordinary(c) for p, c in conditionings.items()}, shapes)
         look = partial(HalfDone, denoiser, layers, preview_prompt, tuple(latents.shape[1:]), recipe.seed)
         looks = Looks()
         strip = Strip(look(), looks, watch.preview_every)
-        embed = watch.embed and _given_back(loan, watch.embed)
+        embed = watch.embed and _given_back(loan, watch.embed, shapes)
         reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
         model_hash = fingerprint(patcher.model)
         encoded = [tensor for conditioning in conditionings.values() for tensor, _ in conditioning]
-        digest = digest_of(recipe.digest(), model_hash, tuple(latents.shape), *encoded, *data)
+        digest = digest_of(recipe.digest(), model_hash, tuple(latents.shape), *(shapes or ()), *encoded, *data)
         keeper = Keeper(watch, training, name, digest)
 
         def after_step(progress: Progress, point: Point) -> None:
@@ -151,7 +156,7 @@ def train(
                 watch.progress(progress, None)
                 return
             with looks.timed():
-                latents = strip.latents(progress.steps)
+                latents = pictures_of(strip.latents(progress.steps), shapes)
                 with loan.returned():
                     watch.progress(progress, latents)
 
@@ -162,17 +167,18 @@ def train(
             return None
         keeper.keep()
         progress.looks = looks.share
-        facts = {"latent_shape": list(latents.shape[1:]), "batch": len(latents), **(facts or {})}
+        size = pictures_of(latents, shapes).shape[1:]
+        facts = {"latent_shape": list(size), "batch": len(latents), **(facts or {})}
         info = info_of(recipe, progress, family(patcher), model_hash, facts)
         return Trained(Slider(name, layers.finished(), info), progress)
 
 
-def _given_back(loan: Loan, embed: Embed) -> Embed:
+def _given_back(loan: Loan, embed: Embed, shapes: Shapes) -> Embed:
     """`embed`, while the host may move the model to make room for others."""
 
     def embedded(latents: Tensor) -> Tensor:
         with loan.returned():
-            return embed(latents)
+            return embed(pictures_of(latents, shapes))
 
     return embedded
 

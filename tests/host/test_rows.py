@@ -77,7 +77,8 @@ def test_frames_of_one_film_have_branches_of_guidance(film):
 
     def by_hand(apply_model, args):
         chunks = args["cond_or_uncond"]
-        bare, other = (run(args["input"], args["timestep"], **args["c"]) for run in (apply_model, changed.model.apply_model))
+        both = (apply_model, changed.model.apply_model)
+        bare, other = (run(args["input"], args["timestep"], **args["c"]) for run in both)
         parts = zip(chunks, bare.chunk(len(chunks)), other.chunk(len(chunks)), strict=True)
         return torch.cat([on if chunk == 1 else off for chunk, off, on in parts])
 

@@ -68,7 +68,10 @@ WITH_PICTURES: dict[str, Family] = {
         host.LongCatImage, {**FLUX, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]}, (16, 8, 8)
     ),
     "Qwen-Image Edit": Family(
-        host.QwenImage, QWEN, (16, 1, 8, 8), extra={"reference_latents": [still(1, 16, 1, 8, 8), still(1, 16, 1, 4, 8)]}
+        host.QwenImage,
+        QWEN,
+        (16, 1, 8, 8),
+        extra={"reference_latents": [still(1, 16, 1, 8, 8), still(1, 16, 1, 4, 8)]},
     ),
     "HunyuanVideo image to video": Family(
         host.HunyuanVideoI2V,
