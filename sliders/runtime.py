@@ -26,7 +26,7 @@ from .early import patch_early_layers, runs_early
 from .gate import PercentToSigma
 from .holding import Holding
 from .matching import KEY, HostPatch, Match, resolve, workshop_of
-from .rows import Part, evaluate_apart, must_be_apart, parts_of, rows_are_frames
+from .rows import Part, evaluate_apart, must_be_apart, parts_of, rows_are_frames, takes_one_row
 from .slider import LowRank
 from .stack import Stack
 from .ways import WAYS, room_beside, steady_part
@@ -152,8 +152,11 @@ class ActingStack:
                 return executor(x, *positional, options, **given)
 
         differ = bool((strengths != strengths[:1]).any())
-        if differ and (must_be_apart(base_model, strengths) or self._bank_of(base_model).are_apart(strengths)):
-            parts = parts_of(strengths, len(options.get("cond_or_uncond", (0,))))
+        alone = self.stack.rows > 1 and takes_one_row(base_model)  # where nothing acts, too
+        if alone or (
+            differ and (must_be_apart(base_model, strengths) or self._bank_of(base_model).are_apart(strengths))
+        ):
+            parts = parts_of(strengths, len(options.get("cond_or_uncond", (0,))), alone)
             return evaluate_apart(evaluate, parts, x, conditions, options)
         return evaluate(None, x, conditions, options)
 
@@ -247,9 +250,9 @@ def _refuse_tiles(t: Tensor, asked: Tensor | None, chunks: int) -> None:
     """
     if asked is not None and t.numel() > asked.numel() * chunks:
         raise ValueError(
-            f"The model is evaluated on {t.numel()} entries at once where ComfyUI asked for {asked.numel() * chunks}: "
-            "another node puts several tiles into one batch. Sliders on one branch of guidance cannot tell there whose "
-            "entries these are; let that node take one tile at a time, or set the sliders' branch to both."
+            f"The model is evaluated on {t.numel()} entries at once where ComfyUI asked for "
+            f"{asked.numel() * chunks}: another node puts several tiles into one batch. Sliders on one branch of guidance cannot tell there "
+            "whose entries these are; let that node take one tile at a time, or set the sliders' branch to both."
         )
 
 

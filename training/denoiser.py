@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..sliders.prompt_cache import PromptCache
-from ..sliders.rows import must_be_apart
+from ..sliders.rows import must_be_apart, takes_one_row
 from .packed import Shapes
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Denoiser:
         self._conditionings = conditionings
         self._conditions: dict[tuple, dict] = {}  # what the model makes of them, by prompt and latent size
         self.dtype = patcher.model.get_dtype_inference()  # of the activations
-        self.at_once: int | None = None  # most entries of a batch that memory has had room for, if it ran out
+        # Most entries of a batch: that the model takes, or that memory has had room for, if it ran out
+        self.at_once: int | None = 1 if takes_one_row(patcher.model) else None
 
     def __call__(self, x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
         """One prediction per prompt and latent, in one batch: x (B, C, ...) -> (len(prompts), B, C, ...).

@@ -28,6 +28,11 @@ def test_parts_hold_every_entry_once_and_share_strengths(chunks, rows, sliders, 
         assert (by_chunk % rows == by_chunk[0] % rows).all()
 
 
+def test_rows_alike_have_parts_of_their_own_where_the_model_takes_one_row():
+    parts = parts_of(torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])[:, None], chunks=2, alone=True)
+    assert [part.entries.tolist() for part in parts] == [[0, 3], [1, 4], [2, 5]]
+
+
 def test_rows_alike_in_all_chunks_stay_together():
     (part,) = parts_of(torch.ones(6, 2), chunks=2)
     assert part.chunks == (0, 1) and part.entries.tolist() == list(range(6))
@@ -51,7 +56,7 @@ def test_what_has_an_entry_per_entry_of_the_batch_is_shared_out_with_it():
     assert sorted(seen) == [([0], ["b"]), ([1], ["a"]), ([1, 0], ["a", "b"])]
 
 
-@pytest.mark.parametrize("family", ["PixArt Alpha", "HiDream", "Cosmos"])
+@pytest.mark.parametrize("family", ["PixArt Alpha", "HiDream", "Cosmos", "MiniMax H3"])
 def test_branches_ramps_and_sweeps_at_once(tmp_path, family):
     """Each row of a sweep, on one branch of guidance with a ramp, is the run it would be alone."""
     subject = Subject(family, tmp_path)

@@ -1,7 +1,7 @@
 """Models of films together with their sound, whose latents the host nests."""
 
 import comfy.supported_models as host
-from concept_sliders.tests.host.tiny_families.family import Family
+from concept_sliders.tests.host.tiny_families.family import TEXT, Family
 from concept_sliders.tests.host.tiny_families.videos import LTXV
 
 LTXAV = {
@@ -33,5 +33,24 @@ WITH_SOUND: dict[str, Family] = {
         FILM,
         extra={"unprocessed_ltxav_embeds": True},
         sound=SOUND,
+    ),
+    "MiniMax H3": Family(
+        host.MiniMaxH3,
+        {
+            "image_model": "minimax_h3",
+            "hidden_size": 64,
+            "num_layers": 1,
+            "token_refiner_num_layers": 1,
+            "num_attention_heads": 2,
+            "attention_head_dim": 32,
+            "ffn_hidden_size": 64,
+            "text_dim": TEXT,
+            "timestep_input_dim": 32,
+            "time_embed_hidden_size": 32,
+            "time_embed_dim": 32,
+            "rope_inv_freq_len": 4,
+        },
+        (24, 2, 4, 4),
+        sound=(32, 2, 5),
     ),
 }
