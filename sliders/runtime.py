@@ -251,8 +251,9 @@ def _refuse_tiles(t: Tensor, asked: Tensor | None, chunks: int) -> None:
     if asked is not None and t.numel() > asked.numel() * chunks:
         raise ValueError(
             f"The model is evaluated on {t.numel()} entries at once where ComfyUI asked for "
-            f"{asked.numel() * chunks}: another node puts several tiles into one batch. Sliders on one branch of guidance cannot tell there "
-            "whose entries these are; let that node take one tile at a time, or set the sliders' branch to both."
+            f"{asked.numel() * chunks}: another node puts several tiles into one batch. Sliders on one branch of "
+            "guidance cannot tell there whose entries these are; let that node take one tile at a time, or set the "
+            "sliders' branch to both."
         )
 
 
