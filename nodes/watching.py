@@ -31,7 +31,10 @@ def encode_prompts(clip, prompts: Iterable[str]) -> dict[str, list]:
 
 
 def fitted(model: ModelPatcher, latent: dict) -> Tensor:
-    """(B, C, ...) latents with the channels and the size of this model, as KSampler fits them."""
+    """(B, C, ...) latents with the channels and the size of this model, as KSampler fits them.
+
+    The host's nested ones, of films with sound, are left as they are.
+    """
     return comfy.sample.fix_empty_latent_channels(
         model,
         latent["samples"],

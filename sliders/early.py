@@ -24,7 +24,8 @@ _BEFORE_THEM = ("caption_projection.", "audio_caption_projection.")
 
 def runs_early(base_model: BaseModel, path: str) -> bool:
     """Whether a module of the host's model, by its path, is one that prepares prompts."""
-    return path.removeprefix("diffusion_model.").startswith(_early_parts(base_model))
+    within = path.removeprefix("diffusion_model.") + "."  # the part may be the layer itself
+    return within.startswith(_early_parts(base_model))
 
 
 def patch_early_layers(clone: ModelPatcher, placed: Placed, match: Match) -> None:

@@ -23,7 +23,13 @@ _ROWS_TOGETHER = (
     comfy.model_base.CosmosVideo,
     comfy.model_base.ACEStep,
     comfy.model_base.ACEStep15,
+    comfy.model_base.SVD_img2vid,
+    comfy.model_base.MiniMaxH3,
 )
+# Models that refuse a batch of more than one row
+_ONE_ROW = (comfy.model_base.MiniMaxH3,)
+# Models whose batch is the frames of one film, which layers over time see together
+_ONE_FILM = (comfy.model_base.SVD_img2vid,)
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,25 @@ def must_be_apart(base_model: BaseModel, strengths: Tensor) -> bool:
     return isinstance(base_model, _ROWS_TOGETHER) and bool((strengths != strengths[:1]).any())
 
 
-def parts_of(strengths: Tensor, chunks: int) -> list[Part]:
-    """The batch, strengths (chunks * B, sliders), shared out; as few parts as hold whole rows or whole chunks."""
+def takes_one_row(base_model: BaseModel) -> bool:
+    """Whether the model is to be evaluated on one row after the other."""
+    return isinstance(base_model, _ONE_ROW)
+
+
+def rows_are_frames(base_model: BaseModel) -> bool:
+    """Whether the rows of a batch are frames of one film, and so cannot have strengths of their own."""
+    return isinstance(base_model, _ONE_FILM)
+
+
+def parts_of(strengths: Tensor, chunks: int, alone: bool = False) -> list[Part]:
+    """The batch, strengths (chunks * B, sliders), shared out; as few parts as hold whole rows or whole chunks.
+
+    alone: each row in a part of its own, even where others have its strengths.
+    """
     by_row = strengths.unflatten(0, (chunks, -1)).transpose(0, 1)  # (B, chunks, sliders)
     alike, member = by_row.unique(dim=0, return_inverse=True)
+    if alone:
+        alike, member = by_row, torch.arange(len(by_row))
     found = []
     for index, each in enumerate(alike):  # each: (chunks, sliders)
         rows = torch.nonzero(member == index).flatten()

@@ -26,7 +26,7 @@ from .early import patch_early_layers, runs_early
 from .gate import PercentToSigma
 from .holding import Holding
 from .matching import KEY, HostPatch, Match, resolve, workshop_of
-from .rows import Part, evaluate_apart, must_be_apart, parts_of
+from .rows import Part, evaluate_apart, must_be_apart, parts_of, rows_are_frames, takes_one_row
 from .slider import LowRank
 from .stack import Stack
 from .ways import WAYS, room_beside, steady_part
@@ -152,8 +152,11 @@ class ActingStack:
                 return executor(x, *positional, options, **given)
 
         differ = bool((strengths != strengths[:1]).any())
-        if differ and (must_be_apart(base_model, strengths) or self._bank_of(base_model).are_apart(strengths)):
-            parts = parts_of(strengths, len(options.get("cond_or_uncond", (0,))))
+        alone = self.stack.rows > 1 and takes_one_row(base_model)  # where nothing acts, too
+        if alone or (
+            differ and (must_be_apart(base_model, strengths) or self._bank_of(base_model).are_apart(strengths))
+        ):
+            parts = parts_of(strengths, len(options.get("cond_or_uncond", (0,))), alone)
             return evaluate_apart(evaluate, parts, x, conditions, options)
         return evaluate(None, x, conditions, options)
 
@@ -168,6 +171,11 @@ class ActingStack:
         """
         chunks = list(transformer_options.get("cond_or_uncond", (0,)))
         rows = self.stack.rows
+        if rows > 1 and rows_are_frames(base_model):
+            raise ValueError(
+                f"The sliders are swept over {rows} rows, but the rows of this model's batch are the frames of one "
+                "film, which share their strengths. Sample one film after the other, each at a strength of its own."
+            )
         if rows > 1 and x.shape[0] != rows * len(chunks):
             raise ValueError(
                 f"The sliders are swept over {rows} rows, but the batch that is sampled has "

@@ -15,7 +15,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..sliders.prompt_cache import PromptCache
-from ..sliders.rows import must_be_apart
+from ..sliders.rows import must_be_apart, takes_one_row
+from .packed import Shapes
 
 if TYPE_CHECKING:
     from .new_layers import NewLayers
@@ -25,16 +26,18 @@ class Denoiser:
     """d(x, sigma, prompts) = (x - denoised) / sigma: eps for eps- and v-models, velocity for flow models.
 
     patcher: the model, in use (see `in_place.borrowed`). conditionings: the host's CONDITIONING by prompt.
+    shapes: of the parts that latents are packed of, see `packed`.
     """
 
-    def __init__(self, patcher: ModelPatcher, conditionings: Mapping[str, list]):
-        self.patcher = patcher
+    def __init__(self, patcher: ModelPatcher, conditionings: Mapping[str, list], shapes: Shapes = None):
+        self.patcher, self.shapes = patcher, shapes
         self.sampling = patcher.model.model_sampling
         self.device = patcher.load_device
         self._conditionings = conditionings
         self._conditions: dict[tuple, dict] = {}  # what the model makes of them, by prompt and latent size
         self.dtype = patcher.model.get_dtype_inference()  # of the activations
-        self.at_once: int | None = None  # most entries of a batch that memory has had room for, if it ran out
+        # Most entries of a batch: that the model takes, or that memory has had room for, if it ran out
+        self.at_once: int | None = 1 if takes_one_row(patcher.model) else None
 
     def __call__(self, x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
         """One prediction per prompt and latent, in one batch: x (B, C, ...) -> (len(prompts), B, C, ...).
@@ -125,7 +128,13 @@ class Denoiser:
     def _encoded(self, conditioning: list, latents: Tensor) -> dict:
         converted = comfy.sampler_helpers.convert_cond(conditioning)
         (entry, *more) = comfy.samplers.encode_model_conds(
-            self.patcher.model.extra_conds, converted, latents, self.device, "positive", latent_image=latents
+            self.patcher.model.extra_conds,
+            converted,
+            latents,
+            self.device,
+            "positive",
+            latent_image=latents,
+            latent_shapes=self.shapes or [latents.shape],  # models of films with sound do not run without
         )
         if more:
             raise ValueError("A prompt must be a single conditioning here, not several combined.")

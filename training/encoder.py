@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from ..sliders.layers import can_act_on
 from ..sliders.slider import TEXT_ENCODER_PREFIXES, Slider
 from .in_place import borrowed, fingerprint
+from .keeping import Keeper, acting_in, digest_of
 from .loop import Training
 from .new_layers import NewLayers
 from .objectives import textual_target
 from .points import Point
 from .recipe import Concept, EncoderRecipe
-from .run import Keeper, Trained, Watch, acting_in, digest_of, info_of
+from .run import Trained, Watch, info_of
 
 
 class Encoder:

@@ -75,7 +75,8 @@ class Training:
         # Gradients that pass through half-precision layers vanish unless the loss is scaled up
         half = denoiser.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(denoiser.device.type, enabled=half)
-        self._at_once: int | None = None  # most rows that memory has had room for, if it ran out
+        # Most rows at once: that the model takes, or that memory has had room for, if it ran out
+        self._at_once: int | None = denoiser.at_once
         self._recompute = recipe.memory == BLOCKS_TWICE
         self._changing = False  # whether the optimiser is at work
         self._carefully = False  # unless the model turns out to need it, see `differentiable`

@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..sliders.bank import LayerBank
+from ..sliders.early import runs_early
 from ..sliders.layers import is_linear, weight_shape
 from ..sliders.matching import layer_names
 from ..sliders.slider import Adapted, Change, Dense, LowRank
@@ -20,7 +21,8 @@ from .recipe import Recipe
 class NewLayers:
     """A new slider's changes, on the model that is borrowed, as the recipe asks for them.
 
-    names: the names in a file of the layers that may be trained, by path; the diffusion model's if not given.
+    names: the names in a file of the layers that may be trained, by path; the diffusion model's if not given, but for
+        those that prepare prompts: the host runs them once, before any prediction that could teach them.
     by_name: the changes by those names; their tensors are the parameters that learn.
     Raises ValueError if the recipe's choice takes no layer of the model.
     """
@@ -34,7 +36,8 @@ class NewLayers:
     ):
         self.scale = recipe.scale
         self.by_name: dict[str, LowRank | Dense] = {}
-        names = layer_names(patcher) if names is None else names
+        if names is None:
+            names = {p: name for p, name in layer_names(patcher).items() if not runs_early(patcher.model, p)}
         modules = {path: patcher.model.get_submodule(path) for path in names}
         paths = [path for path, module in modules.items() if recipe.convolutions or is_linear(module)]
         placed = {}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +15,13 @@ from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..sliders.runtime import acting_on
 from ..sliders.slider import Slider, SliderInfo
-from . import checkpoint
 from .denoiser import Denoiser
 from .in_place import Loan, borrowed, family, fingerprint
+from .keeping import Keeper, acting_in, digest_of, parts_of
 from .loop import Progress, Training
 from .new_layers import NewLayers
+from .packed import Shapes, packed, pictures_of
 from .points import Point, Points
 from .preview import Embed, HalfDone, Looks, Reach, Strip
 from .recipe import Recipe, TextualRecipe, VisualRecipe
@@ -75,17 +73,20 @@ def train_slider(
     """Train a textual slider on the model in place.
 
     conditionings: the host's CONDITIONING for every prompt of the recipe.
-    latents: (B, C, ...) of the size to train at; B images a step. Only their shape matters.
+    latents: (B, C, ...) of the size to train at, or the host's nested ones of films with sound; B images a step.
+        Only their shapes matter.
     Returns None if it was stopped before the first step. Raises ValueError for layers the model does not have,
     FloatingPointError if training diverges at once; the model is given back as it was in every case.
     """
+
+    latents, shapes = packed(latents)
 
     def points(denoiser: Denoiser, layers: NewLayers, generator: torch.Generator) -> TextualPoints:
         return TextualPoints(denoiser, layers, recipe, tuple(latents.shape), generator)
 
     questions = max(len(concept.prompts()) for concept in recipe.concepts) + 1
     prompt = recipe.concepts[0].target
-    return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, watch=watch)
+    return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, shapes=shapes, watch=watch)
 
 
 def train_visual(
@@ -123,31 +124,33 @@ def train(
     questions: int = 1,
     data: Sequence[Tensor] = (),
     facts: Mapping[str, Any] | None = None,
+    shapes: Shapes = None,
     watch: Watch | None = None,
 ) -> Trained | None:
     """Train a slider on points of any kind; see `train_slider`.
 
     preview_prompt: what the previews show. questions: predictions per latent that are asked for in one batch.
     data: what the points are made of beside the recipe, to tell runs apart. facts: for the slider's header, what it
-        was given.
+        was given. shapes: of the parts that the latents are packed of; what is looked at is the pictures.
     """
     watch = watch or Watch()
     generator = torch.Generator().manual_seed(recipe.seed)
     memory = patcher.model.memory_required([latents.shape[0] * questions, *latents.shape[1:]])
     with borrowed(patcher, memory_required=int(memory)) as loan:
         layers = NewLayers(patcher, recipe, generator)
-        denoiser = Denoiser(patcher, {p: ordinary(c) for p, c in conditionings.items()})
+        denoiser = Denoiser(patcher, {p: ordinary(c) for p, c in conditionings.items()}, shapes)
         look = partial(HalfDone, denoiser, layers, preview_prompt, tuple(latents.shape[1:]), recipe.seed)
         looks = Looks()
         strip = Strip(look(), looks, watch.preview_every)
-        embed = watch.embed and _given_back(loan, watch.embed)
+        embed = watch.embed and _given_back(loan, watch.embed, shapes)
         reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
         model_hash = fingerprint(patcher.model)
         encoded = [part for conditioning in conditionings.values() for part in parts_of(conditioning)]
-        digest = digest_of(recipe.digest(), model_hash, *acting_in(patcher), tuple(latents.shape), *encoded, *data)
+        given = (tuple(latents.shape), *(shapes or ()), *encoded, *data)
+        digest = digest_of(recipe.digest(), model_hash, *acting_in(patcher), *given)
         keeper = Keeper(watch, training, name, digest)
-        shown = Shown(loan, strip, looks, watch)
+        shown = Shown(loan, strip, looks, watch, shapes)
 
         def after_step(progress: Progress, point: Point) -> None:
             keeper.after_step()
@@ -160,17 +163,18 @@ def train(
         if not progress.steps:
             return None
         progress.looks = looks.share
-        facts = {"latent_shape": list(latents.shape[1:]), "batch": len(latents), **(facts or {})}
+        size = pictures_of(latents, shapes).shape[1:]
+        facts = {"latent_shape": list(size), "batch": len(latents), **(facts or {})}
         info = info_of(recipe, progress, family(patcher), model_hash, facts)
         return Trained(Slider(name, layers.finished(), info), progress)
 
 
-def _given_back(loan: Loan, embed: Embed) -> Embed:
+def _given_back(loan: Loan, embed: Embed, shapes: Shapes) -> Embed:
     """`embed`, while the host may move the model to make room for others."""
 
     def embedded(latents: Tensor) -> Tensor:
         with loan.returned():
-            return embed(latents)
+            return embed(pictures_of(latents, shapes))
 
     return embedded
 
@@ -190,49 +194,11 @@ def info_of(
     )
 
 
-class Keeper:
-    """Keeps a run's state in a file, if it is to. digest: what runs that may continue each other share."""
-
-    def __init__(self, watch: Watch, training: Training, name: str, digest: str):
-        self.training, self.every = training, watch.checkpoint_every
-        self.file = watch.checkpoints and checkpoint.file_for(watch.checkpoints, name, digest)
-
-    def go_on(self) -> None:
-        state, steps = checkpoint.restored(self.file) if self.file else None, self.training.recipe.steps
-        if state is not None and len(state["losses"]) > steps:  # of a longer run, which this one leaves alone
-            self.file = self.file.with_stem(f"{self.file.stem} {steps} steps")
-            state = checkpoint.restored(self.file)
-        if state is not None:
-            self.training.restore(state)
-
-    def after_step(self) -> None:
-        if self.every and self.training.progress.steps % self.every == 0:
-            self.keep()
-
-    @contextmanager
-    def kept_in_any_case(self) -> Iterator[None]:
-        """Whatever ends the block, what was learned by then is kept."""
-        try:
-            yield
-        finally:
-            if self.training.progress.steps:
-                self.keep()
-
-    def keep(self) -> None:
-        """A file that cannot be written is no reason to end a run."""
-        if not self.file:
-            return
-        try:
-            checkpoint.store(self.file, self.training.state())
-        except OSError as error:
-            logging.warning("Training goes on, but its checkpoint %s cannot be written: %s", self.file, error)
-
-
 class Shown:
     """The previews of a run. One that fails, for want of memory say, is the last: the run goes on without."""
 
-    def __init__(self, loan: Loan, strip: Strip, looks: Looks, watch: Watch):
-        self.loan, self.strip, self.looks, self.watch = loan, strip, looks, watch
+    def __init__(self, loan: Loan, strip: Strip, looks: Looks, watch: Watch, shapes: Shapes):
+        self.loan, self.strip, self.looks, self.watch, self.shapes = loan, strip, looks, watch, shapes
         self._failed = False
 
     def after_step(self, progress: Progress) -> None:
@@ -241,35 +207,12 @@ class Shown:
             return
         try:
             with self.looks.timed():
-                latents = self.strip.latents(progress.steps)
+                latents = pictures_of(self.strip.latents(progress.steps), self.shapes)
                 with self.loan.returned():
                     self.watch.progress(progress, latents)
         except (RuntimeError, OSError) as error:  # memory running out is a RuntimeError
             self._failed = True
             logging.warning("Training goes on without previews, as one failed: %s", error)
-
-
-def acting_in(patcher: ModelPatcher) -> list[str]:
-    """What acts on the model beside its weights, to tell runs apart: sliders applied to it, and patches."""
-    acting = acting_on(patcher)
-    sliders = [(p.slider.fingerprint, p.strength, p.gates, p.branch) for p in acting.stack] if acting else []
-    patches = [(key, [(patch[0], patch[2]) for patch in given]) for key, given in sorted(patcher.patches.items())]
-    return [repr(each) for each in (*sliders, *patches)]
-
-
-def parts_of(conditioning: list) -> list[Tensor]:
-    """All tensors of a CONDITIONING, the encodings and what stands beside them."""
-    options = [option for _, own in conditioning for _, option in sorted(own.items())]
-    return [part for part in (*(encoding for encoding, _ in conditioning), *options) if isinstance(part, Tensor)]
-
-
-def digest_of(*values: object) -> str:
-    """A short hash of tensors and of whatever prints the same when it is the same."""
-    digest = hashlib.sha256()
-    for value in values:
-        text = value.detach().float().cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
-        digest.update(text)
-    return digest.hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:

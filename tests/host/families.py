@@ -9,8 +9,11 @@ from concept_sliders.tests.host.tiny_families.later import LATER
 from concept_sliders.tests.host.tiny_families.transformers import TRANSFORMERS
 from concept_sliders.tests.host.tiny_families.unets import UNETS
 from concept_sliders.tests.host.tiny_families.videos import VIDEOS
+from concept_sliders.tests.host.tiny_families.wan import WANS
+from concept_sliders.tests.host.tiny_families.with_pictures import WITH_PICTURES
+from concept_sliders.tests.host.tiny_families.with_sound import WITH_SOUND
 
-FAMILIES: dict[str, Family] = {**UNETS, **TRANSFORMERS, **LATER, **VIDEOS}
+FAMILIES: dict[str, Family] = {**UNETS, **TRANSFORMERS, **LATER, **VIDEOS, **WANS, **WITH_PICTURES, **WITH_SOUND}
 
 _HEAD = """# Families of models
 
@@ -24,9 +27,9 @@ of them; with `CONCEPT_SLIDERS_WRITE_TABLES=1` it writes the file anew.
 - **names**: how the layers of a file may begin; each of the stock loader's ways acts, sweeps and gates as its patches
   do. After the semicolon: ways that the stock loader does not know, and that are read here as the same layers.
 - **sweeps**: rows of one batch at strengths of their own are the runs they would be alone.
-- **gates**: a gate at 0.4 is a run that changes over to the patched model by hand.
-- **early layers** are those that prepare prompts before sampling begins, such as Anima's adapter. The host patches
-  them, so that they have neither rows nor gates.
+- **gates**: a gate at 0.4 is a run that changes over to the patched model by hand. Early layers are those that
+  prepare prompts before sampling begins, such as Anima's adapter: the host patches them, and there they have neither
+  rows nor gates, and are not trained.
 - **trains**: a textual slider trains in place, and not a bit of the model changes.
 - **saves**: a slider comes back from its file acting the same to the bit.
 """

@@ -18,12 +18,14 @@ from concept_sliders.sliders.early import runs_early
 from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.matching import Match, layer_names, resolve
+from concept_sliders.sliders.rows import rows_are_frames
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.families import FAMILIES
 from concept_sliders.tests.host.family_names import file_named, names_beyond, names_by_style, respelled
 from concept_sliders.tests.host.tiny import difference, random_slider, traces
+from concept_sliders.training.packed import packed
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.run import train_slider
 from safetensors.torch import load_file, save_file
@@ -70,7 +72,7 @@ class Subject:
         return self.sampled(patched, steps=steps)
 
     def sampled(self, model: ModelPatcher, rows: int = 1, steps: int = STEPS, fresh: bool = True) -> Tensor:
-        """The latent of a short run; every row has the same noise.
+        """The latent of a short run; every row has the same noise. A film and its sound are (rows, 1, numbers).
 
         fresh: forget what the model keeps of earlier runs first, as HiDream O1 does with prompts.
         """
@@ -79,7 +81,7 @@ class Subject:
             model.model.diffusion_model.clear_kv_cache()
         more, less = f.conditioning(2), f.conditioning(3)
         with torch.inference_mode():
-            return comfy.sample.sample(
+            latents = comfy.sample.sample(
                 model,
                 f.noise(rows),
                 steps,
@@ -91,7 +93,8 @@ class Subject:
                 f.empty(rows),
                 disable_pbar=True,
                 seed=5,
-            ).clone()
+            )
+            return packed(latents)[0].clone()
 
     @cached_property
     def bare(self) -> Tensor:
@@ -176,9 +179,10 @@ def namings(subject: Subject) -> str:
 def _on_and_off(subject: Subject, slider: Slider) -> Tensor:
     """The slider at its strength and at 0, after one step: rows of a gated run, or runs of their own for each.
 
-    Layers that prepare prompts have no rows and no gate, see `early`.
+    Layers that prepare prompts have no rows and no gate, see `early`; frames of one film have one strength.
     """
-    if any(runs_early(subject.model.model, path) for path in resolve(subject.model, slider).layers):
+    model, paths = subject.model.model, resolve(subject.model, slider).layers
+    if rows_are_frames(model) or any(runs_early(model, path) for path in paths):
         return torch.cat([subject.acting(Stack.of(slider, strength), steps=1) for strength in (STRENGTH, 0.0)])
     return subject.acting(Stack.of(slider, gate=Gate(0.0, GATE.start)).swept(0, (STRENGTH, 0.0)), steps=1)
 
@@ -258,8 +262,9 @@ def trains(subject: Subject) -> str:
     assert all(torch.isfinite(torch.tensor(trained.progress.losses)))
     learned = sum(bool(layer.up.any()) for layer in trained.slider.layers.values())
     assert learned > len(trained.slider.layers) / 2
+    assert trained.slider.layers.keys() == subject.in_sampling.layers.keys()
     subject.assert_untouched()
-    return "yes"
+    return "yes" if subject.in_sampling is subject.slider else EARLY_OUT
 
 
 CHECKS: dict[str, Callable[[Subject], str]] = {

@@ -4,6 +4,7 @@ import pytest
 import torch
 from concept_sliders.sliders.early import runs_early
 from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.matching import layer_names
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -11,31 +12,31 @@ from concept_sliders.tests.host.family_checks import STRENGTH, Subject, tensors_
 from concept_sliders.tests.host.tiny import difference
 
 
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    return Subject("Anima", tmp_path_factory.mktemp("early"))
+@pytest.fixture(scope="module", params=["Anima", "LTX 2", "LTX 2.3", "MiniMax H3"])
+def subject(request, tmp_path_factory):
+    return Subject(request.param, tmp_path_factory.mktemp("early"))
 
 
 @pytest.fixture(scope="module")
-def of_the_adapter(subject):
-    """A slider of the adapter of prompts alone."""
-    return Slider("adapter", {n: c for n, c in subject.slider.layers.items() if "llm_adapter" in n})
+def of_early_layers(subject):
+    """A slider of the layers that prepare prompts alone."""
+    return Slider("early", {n: c for n, c in subject.slider.layers.items() if n not in subject.in_sampling.layers})
 
 
-def test_a_slider_of_these_layers_alone_acts_as_in_the_stock_loader(subject, of_the_adapter):
-    expected = subject.stock(tensors_of(of_the_adapter))
+def test_a_slider_of_these_layers_alone_acts_as_in_the_stock_loader(subject, of_early_layers):
+    expected = subject.stock(tensors_of(of_early_layers))
     assert difference(expected, subject.bare) > 1e-3
     for way in ("by rows", "merged"):
-        assert difference(subject.acting(Stack.of(of_the_adapter, STRENGTH), way), expected) < 1e-4, way
-    assert torch.equal(subject.acting(Stack.of(of_the_adapter, 0.0)), subject.bare)
+        assert difference(subject.acting(Stack.of(of_early_layers, STRENGTH), way), expected) < 1e-4, way
+    assert torch.equal(subject.acting(Stack.of(of_early_layers, 0.0)), subject.bare)
     subject.sampled(subject.model)  # the host gives patched weights back when the next model runs
     subject.assert_untouched()
 
 
-def test_stacks_applied_one_after_the_other_patch_their_own_layers(subject, of_the_adapter):
-    once = apply_sliders(subject.model, Stack.of(of_the_adapter, STRENGTH))
-    half = apply_sliders(subject.model, Stack.of(of_the_adapter, STRENGTH / 2))
-    halves = apply_sliders(half, Stack.of(of_the_adapter, STRENGTH / 2))
+def test_stacks_applied_one_after_the_other_patch_their_own_layers(subject, of_early_layers):
+    once = apply_sliders(subject.model, Stack.of(of_early_layers, STRENGTH))
+    half = apply_sliders(subject.model, Stack.of(of_early_layers, STRENGTH / 2))
+    halves = apply_sliders(half, Stack.of(of_early_layers, STRENGTH / 2))
     assert difference(subject.sampled(halves), subject.sampled(once)) < 1e-4
 
 
@@ -48,10 +49,10 @@ def test_stacks_applied_one_after_the_other_patch_their_own_layers(subject, of_t
     ],
     ids=["gated", "swept", "branch"],
 )
-def test_what_does_not_hold_still_leaves_them_out_and_says_so(subject, of_the_adapter, caplog, moving):
-    model = apply_sliders(subject.model, moving(Stack.of(of_the_adapter)))
+def test_what_does_not_hold_still_leaves_them_out_and_says_so(subject, of_early_layers, caplog, moving):
+    model = apply_sliders(subject.model, moving(Stack.of(of_early_layers)))
     assert "prepare the prompts, before sampling begins" in caplog.text
-    assert "diffusion_model.llm_adapter" in caplog.text
+    assert next(iter(of_early_layers.layers)) in caplog.text
     assert not model.patches
 
 
@@ -76,4 +77,6 @@ def test_every_layer_that_the_host_runs_early_is_known(subject):
     subject.sampled(watched)
     for handle in handles:
         handle.remove()
-    assert early and all(runs_early(subject.model.model, path + ".") for path in early)
+    names = layer_names(subject.model)
+    assert early & names.keys() == {path for path in names if runs_early(subject.model.model, path)}
+    assert early and all(runs_early(subject.model.model, path) for path in early)

@@ -1,11 +1,13 @@
 """Rows that a model cannot tell apart are evaluated apart, and put together again."""
 
+import comfy.sd
 import pytest
 import torch
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.rows import evaluate_apart, parts_of
+from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.family_checks import STRENGTH, Subject
+from concept_sliders.tests.host.family_checks import STRENGTH, Subject, tensors_of
 from concept_sliders.tests.host.tiny import difference
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,11 @@ def test_parts_hold_every_entry_once_and_share_strengths(chunks, rows, sliders, 
         by_chunk = part.entries.view(len(part.chunks), -1)
         assert (by_chunk // rows == torch.tensor(part.chunks)[:, None]).all()
         assert (by_chunk % rows == by_chunk[0] % rows).all()
+
+
+def test_rows_alike_have_parts_of_their_own_where_the_model_takes_one_row():
+    parts = parts_of(torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])[:, None], chunks=2, alone=True)
+    assert [part.entries.tolist() for part in parts] == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_rows_alike_in_all_chunks_stay_together():
@@ -49,7 +56,7 @@ def test_what_has_an_entry_per_entry_of_the_batch_is_shared_out_with_it():
     assert sorted(seen) == [([0], ["b"]), ([1], ["a"]), ([1, 0], ["a", "b"])]
 
 
-@pytest.mark.parametrize("family", ["PixArt Alpha", "HiDream", "Cosmos"])
+@pytest.mark.parametrize("family", ["PixArt Alpha", "HiDream", "Cosmos", "MiniMax H3"])
 def test_branches_ramps_and_sweeps_at_once(tmp_path, family):
     """Each row of a sweep, on one branch of guidance with a ramp, is the run it would be alone."""
     subject = Subject(family, tmp_path)
@@ -60,3 +67,33 @@ def test_branches_ramps_and_sweeps_at_once(tmp_path, family):
         alone = subject.acting(placed.scaled(value))
         assert difference(batch[row : row + 1], alone) < 1e-4, f"row {row}"
     assert difference(subject.acting(placed.scaled(STRENGTH)), subject.bare) > 1e-5
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    return Subject("SVD", tmp_path_factory.mktemp("film"))
+
+
+def test_frames_of_one_film_have_branches_of_guidance(film):
+    """Its layers over time see all frames of a chunk, and not one frame per row."""
+    with torch.inference_mode():
+        changed, _ = comfy.sd.load_lora_for_models(film.family.build(), None, tensors_of(film.slider), STRENGTH, 0.0)
+        changed.patch_model()
+
+    def by_hand(apply_model, args):
+        chunks = args["cond_or_uncond"]
+        both = (apply_model, changed.model.apply_model)
+        bare, other = (run(args["input"], args["timestep"], **args["c"]) for run in both)
+        parts = zip(chunks, bare.chunk(len(chunks)), other.chunk(len(chunks)), strict=True)
+        return torch.cat([on if chunk == 1 else off for chunk, off, on in parts])
+
+    switching = film.model.clone()
+    switching.set_model_unet_function_wrapper(by_hand)
+    expected = film.sampled(switching, rows=2)
+    acted = film.sampled(apply_sliders(film.model, Stack.of(film.slider, STRENGTH).on("negative")), rows=2)
+    assert difference(acted, expected) < 1e-4 < difference(expected, film.sampled(film.model, rows=2))
+
+
+def test_frames_of_one_film_have_no_strengths_of_their_own(film):
+    with pytest.raises(ValueError, match="frames of one film"):
+        film.acting(Stack.of(film.slider).swept(0, (0.0, STRENGTH)))

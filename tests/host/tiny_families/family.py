@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
+import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.nested_tensor import NestedTensor
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
+OPERATIONS = comfy.ops.manual_cast  # what makes the layers of smaller parts
 TOKENS = 7
 TEXT = 16  # the width of a prompt's encoding, unless a family says otherwise
 POOLED = {"pooled_output": (1, 8)}
 ALL_TOKENS = torch.ones(1, TOKENS, dtype=torch.long)
+
+
+def still(*shape: int) -> Tensor:
+    """The same random numbers for every prompt, such as a picture's latent; in inference mode, as nodes make them."""
+    with torch.inference_mode():
+        return torch.randn(shape, generator=torch.Generator().manual_seed(13))
+
+
+def seen(tokens: int, width: int) -> SimpleNamespace:
+    """What CLIP vision makes of a picture, as far as models read it."""
+    return SimpleNamespace(penultimate_hidden_states=still(1, tokens, width))
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,8 @@ class Family:
     latent: (C, ...), without the batch. context: (tokens, width) of a prompt's encoding. extra: what comes with
     it, by the names of CONDITIONING; a tuple stands for random numbers of that shape. guidance: the scale of
     classifier-free guidance, 1 for none. state: tensors of a checkpoint that the configuration looks at.
-    parts: makers of smaller parts, by path, where the host's class has one size only.
+    parts: makers of smaller parts, by path, where the host's class has one size only. sound: the latent of the
+    sound that belongs to a film, where the host nests both.
     """
 
     config: type
@@ -36,6 +52,7 @@ class Family:
     guidance: float = 3.0
     state: Mapping[str, Tensor] = field(default_factory=dict)
     parts: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    sound: tuple[int, ...] = ()
 
     def build(self, seed: int = 0) -> ModelPatcher:
         """The model, in float32 on the CPU; the same seed gives the same weights."""
@@ -56,14 +73,19 @@ class Family:
         }
         return [[torch.randn(1, *self.context, generator=generator), extra]]
 
-    def empty(self, rows: int = 1) -> Tensor:
+    def empty(self, rows: int = 1) -> Tensor | NestedTensor:
         """An empty latent of that many rows."""
-        return torch.zeros(rows, *self.latent)
+        return self._latents(torch.zeros(rows, *shape) for shape in (self.latent, self.sound) if shape)
 
-    def noise(self, rows: int = 1) -> Tensor:
+    def noise(self, rows: int = 1) -> Tensor | NestedTensor:
         """The same noise in every row."""
-        noise = torch.randn(1, *self.latent, generator=torch.Generator().manual_seed(7))
-        return noise.repeat(rows, *(1 for _ in self.latent))
+        generator = torch.Generator().manual_seed(7)
+        shapes = (shape for shape in (self.latent, self.sound) if shape)
+        noises = (torch.randn(1, *shape, generator=generator) for shape in shapes)
+        return self._latents(noise.repeat(rows, *(1 for _ in noise.shape[1:])) for noise in noises)
+
+    def _latents(self, parts: Iterable[Tensor]) -> Tensor | NestedTensor:
+        return NestedTensor(parts) if self.sound else next(iter(parts))
 
 
 def randomise(module: nn.Module, seed: int) -> None:

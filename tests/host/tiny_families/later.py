@@ -32,6 +32,15 @@ Z_IMAGE = {
     "time_scale": 1000.0,
     "pad_tokens_multiple": 8,
 }
+QWEN = {
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "num_layers": 1,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT,
+    "axes_dims_rope": (8, 12, 12),
+}
 OMNIGEN = {
     "image_model": "omnigen2",
     "hidden_size": 64,
@@ -56,19 +65,7 @@ def small_adapter() -> LLMAdapter:
 LATER: dict[str, Family] = {
     "Lumina 2": Family(host.Lumina2, LUMINA, (16, 8, 8), extra={"attention_mask": ALL_TOKENS}),
     "Z-Image": Family(host.ZImage, Z_IMAGE, (16, 8, 8)),
-    "Qwen-Image": Family(
-        host.QwenImage,
-        {
-            "image_model": "qwen_image",
-            "in_channels": 64,
-            "num_layers": 1,
-            "attention_head_dim": 32,
-            "num_attention_heads": 2,
-            "joint_attention_dim": TEXT,
-            "axes_dims_rope": (8, 12, 12),
-        },
-        (16, 1, 8, 8),
-    ),
+    "Qwen-Image": Family(host.QwenImage, QWEN, (16, 1, 8, 8)),
     "HiDream": Family(
         host.HiDream,
         {

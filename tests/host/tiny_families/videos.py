@@ -48,17 +48,13 @@ COSMOS = {
     "adaln_lora_dim": 8,
 }
 COSMOS_2 = {**COSMOS, "image_model": "cosmos_predict2", "pos_emb_learnable": True}
-WAN = {
-    "image_model": "wan2.1",
-    "model_type": "t2v",
-    "dim": 64,
-    "in_dim": 16,
-    "out_dim": 16,
-    "num_heads": 2,
-    "ffn_dim": 128,
+LTXV = {
+    "image_model": "ltxv",
+    "cross_attention_dim": 64,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "caption_channels": TEXT,
     "num_layers": 1,
-    "freq_dim": 32,
-    "text_dim": TEXT,
 }
 KANDINSKY = {
     "image_model": "kandinsky5",
@@ -115,12 +111,6 @@ VIDEOS: dict[str, Family] = {
         VIDEO,
     ),
     "Cosmos Predict 2": Family(host.CosmosT2IPredict2, COSMOS_2, VIDEO),
-    "Wan 2.1": Family(host.WAN21_T2V, WAN, VIDEO),
-    "Wan 2.1 image to video": Family(host.WAN21_I2V, {**WAN, "model_type": "i2v", "in_dim": 36}, VIDEO),
-    "Wan 2.1 VACE": Family(
-        host.WAN21_Vace, {**WAN, "model_type": "vace", "vace_in_dim": 96, "vace_layers": 1}, VIDEO
-    ),
-    "Wan 2.2 5B": Family(host.WAN22_T2V, {**WAN, "in_dim": 48, "out_dim": 48}, (48, 2, 4, 4)),
     "HunyuanVideo": Family(
         host.HunyuanVideo,
         HUNYUAN,
@@ -147,14 +137,7 @@ VIDEOS: dict[str, Family] = {
     ),
     "LTXV": Family(
         host.LTXV,
-        {
-            "image_model": "ltxv",
-            "cross_attention_dim": 64,
-            "attention_head_dim": 32,
-            "num_attention_heads": 2,
-            "caption_channels": TEXT,
-            "num_layers": 1,
-        },
+        LTXV,
         (128, 2, 4, 4),
         extra={"attention_mask": ALL_TOKENS},
     ),
