@@ -129,6 +129,10 @@ class LayerBank:
         held = {id(t): t for each in joined for t in each.tensors()}
         return sum(t.numel() * t.element_size() for t in held.values()) + self._shelf.size_bytes
 
+    def put_away(self) -> None:
+        """Give back what is kept multiplied out, which is as large as the weights it changes."""
+        self._shelf.clear()
+
     def _kept_for(self, active: frozenset[int]) -> _Acting:
         if active not in self._kept:
             self._kept[active] = acting = _Acting()
@@ -251,12 +255,26 @@ def _hook(
 def join(chosen: Sequence[tuple[int, LowRank | Dense]], device: torch.device, dtype: torch.dtype) -> _Joined:
     """The changes of one layer; those of low rank as A (sum of ranks, in, ...) and B (out, sum of ranks, ...)."""
     low_rank = [(i, change) for i, change in chosen if isinstance(change, LowRank)]
+    if dtype == torch.float16:
+        low_rank = [(i, _balanced(change)) for i, change in low_rank]
     dense = tuple((i, change.to(device, dtype)) for i, change in chosen if isinstance(change, Dense))
     if not low_rank:
         return _Joined(None, None, (), dense)
     down = torch.cat([change.down.to(device, dtype) for _, change in low_rank], dim=0)
     up = torch.cat([change.up.to(device, dtype) for _, change in low_rank], dim=1)
     return _Joined(down, up, tuple(i for i, change in low_rank for _ in range(change.rank)), dense)
+
+
+def _balanced(change: LowRank) -> LowRank:
+    """The same product of factors alike in size: with a small alpha in it, one alone may be too small for float16."""
+    if change.down.requires_grad or change.up.requires_grad:
+        return change
+    down, up = change.down.float(), change.up.float()
+    largest = down.abs().max(), up.abs().max()
+    if not all(largest):
+        return change
+    ratio = (largest[0] / largest[1]).sqrt()
+    return LowRank(down / ratio, up * ratio)
 
 
 def _add_linear(module: nn.Module, x: Tensor, y: Tensor, joined: _Joined, s: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .merging import UPDATES, Layers, Merging, build, change_by, mergings_of
+from .merging import UPDATES, Layers, Merging, build, change_by, comes_from_far, mergings_of
 
 
 @dataclass
@@ -43,9 +43,10 @@ class _Set:
         rebuild = before is None or version != self._version
         self._version = version
         if not rebuild and not torch.equal(before, strengths):
-            limit = min(UPDATES[copy.merged.dtype] for copy in self.copies)
+            coarsest = min((copy.merged.dtype for copy in self.copies), key=UPDATES.get)
             changed = torch.nonzero(before != strengths).flatten()
-            rebuild = self._updates >= limit or 2 * len(changed) > int(strengths.count_nonzero())
+            rebuild = self._updates >= UPDATES[coarsest] or 2 * len(changed) > int(strengths.count_nonzero())
+            rebuild = rebuild or comes_from_far(before, strengths, coarsest)
             self._updates = 0 if rebuild else self._updates + 1
         for merging, copy in zip(mergings, self.copies, strict=True):
             own = merging.own

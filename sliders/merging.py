@@ -12,9 +12,13 @@ from .layers import flat_weight
 from .slider import LowRank
 from .whole import Changes, Patch, on, own_weight, parameters_of, worked_out
 
-# What can be merged. Every update of a merged weight rounds it once more, by half a unit in the last place at most.
-# After so many it is built anew from the layer's own weight: the error stays below (updates + 1) / 2 units.
+# What can be merged. Every update of a merged weight rounds it once more, by half a unit in the last place of what it
+# was or of what it becomes. After so many it is built anew from the layer's own weight: the error stays below
+# (updates + 1) / 2 units of the largest that the weight has been since.
 UPDATES = {torch.float32: 64, torch.float16: 3, torch.bfloat16: 3}
+# Coming back from strengths so many times larger it is built anew at once, or that size's rounding would stay
+FURTHEST = {torch.float32: 64.0, torch.float16: 2.0, torch.bfloat16: 2.0}
+_SMALL = 0.5  # strengths below are as this one: the model's weight, not the slider's change, has the size there
 Layers = Sequence[tuple[nn.Module, str, Changes]]
 
 
@@ -56,6 +60,11 @@ def mergings_of(module: nn.Module, layer: str, changes: Changes) -> Iterator[Mer
         down = torch.cat([c.down.detach().flatten(1) for _, c in low_rank]) if low_rank else None
         up = torch.cat([c.up.detach().flatten(1) for _, c in low_rank], dim=1) if low_rank else None
         yield Merging(module, name, layer, down, up, torch.tensor(columns, dtype=torch.long), others, ())
+
+
+def comes_from_far(before: Tensor, after: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a slider's strength, of (sliders,) each, has become so small that the rounding before it counts."""
+    return bool((before.abs() > FURTHEST[dtype] * after.abs().clamp(min=_SMALL)).any())
 
 
 def bytes_needed(layers: Layers) -> int:

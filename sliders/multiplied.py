@@ -41,6 +41,9 @@ class Shelf:
         """The memory that it takes."""
         return sum(_size(tensor) for shelf in self._kept.values() for tensor in shelf.values())
 
+    def clear(self) -> None:
+        self._kept.clear()
+
     def allow(self, room: float | None) -> None:
         """Let so many bytes more be kept; with None nothing is kept, and nothing that was kept is used."""
         self._room = room

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import comfy.lora
 from comfy.sd import CLIP
 
@@ -29,6 +31,13 @@ def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
             raise ValueError(
                 f"Slider '{place.slider.name}' changes the text encoder, which has no rows, "
                 "so it cannot be swept there; apply it without CLIP, or at one strength."
+            )
+        if place.is_gated or place.branch != "both":
+            logging.warning(
+                "Slider '%s': its %d layers of the text encoder act from the first step on, and on both prompts: an "
+                "encoding has neither gates nor branches.",
+                place.slider.name,
+                len(layers),
             )
         unmatched = tuple(name for name in layers if name not in key_map)
         report(place.slider, len(layers), unmatched, key_map, "text encoder")

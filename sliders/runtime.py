@@ -53,6 +53,8 @@ def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> Mode
     acting = ActingStack(before + stack, matches, way, model.model)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, acting)
+    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _around_a_run)
     if not clone.get_callbacks(CallbacksMP.ON_DETACH, KEY):
         clone.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _give_back)
         clone.add_callback_with_key(CallbacksMP.ON_PREPARE_STATE, KEY, _act_here_too)
@@ -76,6 +78,13 @@ def _act_here_too(model: ModelPatcher, timestep: Tensor, model_options: dict) ->
     """
     wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
     wrappers.setdefault(WrappersMP.APPLY_MODEL, {}).setdefault(KEY, model.get_wrappers(WrappersMP.APPLY_MODEL, KEY))
+
+
+def _around_a_run(executor: Any, *args, **kwargs) -> Tensor:
+    """Around a guider's whole run: what is only true of one run ends with it, however it ends."""
+    patcher = executor.class_obj.model_patcher
+    with workshop_of(patcher.model).one_run(patcher.is_dynamic()):
+        return executor(*args, **kwargs)
 
 
 def _give_back(model: ModelPatcher, unpatch_all: bool) -> None:
@@ -265,7 +274,7 @@ def _percent_to_sigma(base_model: BaseModel, dtype: torch.dtype, run: Run) -> Pe
     model_sampling = base_model.model_sampling
 
     def percent_to_sigma(percent: float) -> float:
-        key = (id(model_sampling), percent)
+        key = (model_sampling, percent)
         if key not in run.levels:
             sigma = float(model_sampling.percent_to_sigma(percent))
             run.levels[key] = torch.tensor(sigma, dtype=dtype).item()

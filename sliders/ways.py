@@ -9,6 +9,7 @@ branch goes by rows.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,12 @@ from torch import Tensor
 from .bank import LayerBank
 from .matching import workshop_of
 from .merging import bytes_needed, bytes_to_build, can_merge
+from .slider import LowRank
 from .workshop import Run
 
 AUTO, BY_ROWS, MERGED = WAYS = ("auto", "by rows", "merged")
-# Evaluations after which merging has paid for itself: 3 at 512 px, 9 at 256 px, by the figures above
-WORTH_IT = 4
+# Evaluations after which merging has paid for itself, by the figures above, and for sums of ranks below `FEW`
+WORTH_IT, WORTH_IT_FOR_FEW, FEW = 4, 10, 32
 _UNKNOWN_STEPS = 20  # where the host does not say how many there are
 
 
@@ -50,23 +52,40 @@ def steady_part(
     if not _lie_ready(bank, x):
         merged.drop()  # the host has moved weights off the device for want of memory: these would only add to it
         return nothing
-    if way == BY_ROWS or run.refused or not still.any() or not _can_be_merged(bank, base_model):
+    if way == BY_ROWS or run.refused or not still.any():
         return nothing
+    if why_not := _why_not_merged(bank, base_model):
+        return _refused(run, way, why_not, nothing)
     if strengths[:, ~steady].any() and bank.are_bound(strengths):
         return nothing  # they are worked out together, or they would be something else
     if merged.holds(bank.layers):
         if not merged.is_ready_for(still):
             room = room_beside(base_model, x)
             merged.at_most = min(states, merged.sets + int(bytes_needed(bank.layers) <= room))
-    elif way == AUTO and (_is_taken(merged.uses, run.merged) or evaluations_left(options) < WORTH_IT):
+    elif way == AUTO and (_is_taken(merged.uses, run.merged) or evaluations_left(options) < worth_it(bank)):
         return nothing
     elif not _is_room(bank, base_model, x):
         run.refused = True
-        return nothing
+        return _refused(run, way, "there is no memory for it", nothing)
     else:
         merged.take(bank.layers)
     run.merged += 1
     return still
+
+
+def worth_it(bank: LayerBank) -> int:
+    """After how many evaluations merging has paid for itself: few sliders cost little by rows, see above."""
+    low_rank = all(isinstance(change, LowRank) for _, _, changes in bank.layers for _, change in changes)
+    ranks = max((sum(c.rank for _, c in changes) for _, _, changes in bank.layers), default=0) if low_rank else 0
+    return WORTH_IT_FOR_FEW if low_rank and ranks < FEW else WORTH_IT
+
+
+def _refused(run: Run, way: str, why: str, nothing: Tensor) -> Tensor:
+    """Nothing is merged; where that was asked for by name, the log says why, once a run."""
+    if way == MERGED and not run.told:
+        run.told = True
+        logging.warning("Sliders act by rows although they are to be merged: %s.", why)
+    return nothing
 
 
 def _is_taken(uses: int, of_them_in_this_run: int) -> bool:
@@ -106,13 +125,17 @@ def _lie_ready(bank: LayerBank, x: Tensor) -> bool:
     )
 
 
-def _can_be_merged(bank: LayerBank, base_model: BaseModel) -> bool:
-    """Whether the layers' weights are plain tensors, and stay as they are."""
+def _why_not_merged(bank: LayerBank, base_model: BaseModel) -> str:
+    """Why the layers' weights cannot be stood in for; "" where they are plain tensors, and stay as they are."""
     patcher = getattr(base_model, "current_patcher", None)
-    if patcher is not None and (patcher.is_dynamic() or patcher.current_hooks is not None):
-        return False  # weights are paged in as they are used, or rewritten between evaluations
+    if patcher is not None and patcher.is_dynamic():
+        return "ComfyUI pages the model's weights in as they are used"
+    if patcher is not None and patcher.current_hooks is not None:
+        return "weight hooks rewrite the model's weights between evaluations"
     waiting = any(
         getattr(module, "weight_function", None) or getattr(module, "bias_function", None)
         for module, _, _ in bank.layers
     )
-    return not waiting and can_merge(bank.layers)
+    if waiting or not can_merge(bank.layers):
+        return "some of the model's weights are quantised, in 8 bits, or patched as they are used"
+    return ""

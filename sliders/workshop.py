@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary, ref
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .bank import LayerBank
 from .merged import MergedWeights
@@ -24,13 +25,15 @@ class Run:
     """What is only true of one sampling run.
 
     sigmas: by which the host's runs are told apart. merged: evaluations with merged weights, of any stack. refused:
-    whether merging is not to be tried again. levels: sigmas by the fraction of sampling.
+    whether merging is not to be tried again. told: whether it was said why not. levels: sigmas by the model's
+    sampling, which is kept so that no other takes its place, and the fraction of sampling.
     """
 
     sigmas: ref[Tensor] | None = None
     merged: int = 0
     refused: bool = False
-    levels: dict[tuple[int, float], float] = field(default_factory=dict)
+    told: bool = False
+    levels: dict[tuple[nn.Module, float], float] = field(default_factory=dict)
 
 
 class Workshop:
@@ -59,6 +62,25 @@ class Workshop:
         """The memory of everything that `clear` gives back."""
         merged = self.merged.size_bytes + self.merged.products_bytes
         return merged + sum(bank.size_bytes for bank, _ in self._banks.values())
+
+    @contextmanager
+    def one_run(self, paged: bool) -> Iterator[None]:
+        """Around a whole sampling run. One that does not end well leaves nothing merged: the next begins afresh.
+
+        paged: whether the host pages the model's weights. It then counts on memory that it knows nothing of here:
+        what is as large as weights is not kept.
+        """
+        whole = False
+        try:
+            yield
+            whole = True
+        finally:
+            self._run = Run()  # the next one may be over the same tensor of noise levels
+            if not whole:
+                self.merged.drop()
+            if paged:
+                for bank, _ in self._banks.values():
+                    bank.put_away()
 
     def run_of(self, sigmas: Tensor | None) -> Run:
         """The sampling run over these noise levels, the host's own tensor; without any, a run of one evaluation."""

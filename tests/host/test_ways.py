@@ -2,6 +2,8 @@
 
 import comfy.lora
 import comfy.model_management
+import comfy.sample
+import comfy.samplers
 import comfy.sd
 import pytest
 import torch
@@ -12,10 +14,16 @@ from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.matching import layer_names, workshop_of
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.tiny import difference, random_slider, sample, tiny_model, traces
+from concept_sliders.tests.host.tiny import condition, difference, random_slider, sample, tiny_model, traces
 
 WAYS = ways.WAYS[1:]
 FAMILY = "SD15"
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """The sliders of these tests are few, their runs are short: the rule is to merge all the same."""
+    monkeypatch.setattr(ways, "FEW", 0)
 
 
 @pytest.fixture
@@ -185,10 +193,10 @@ def test_the_rule(model, monkeypatch):
     assert merged_of(model).uses == 0
     few = ways.evaluations_left({"sample_sigmas": torch.tensor([3.0, 2.0, 1.0, 0.0]), "sigmas": torch.tensor([2.0])})
     assert few == 2
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device, both=False: (0, 0) if both else 0)
-    without_room = sample(apply_sliders(model, stack), FAMILY)
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.model_management, "get_free_memory", lambda device, both=False: (0, 0) if both else 0)
+        without_room = sample(apply_sliders(model, stack), FAMILY)
     assert merged_of(model).uses == 0
-    monkeypatch.undo()
     assert difference(sample(apply_sliders(model, stack), FAMILY), without_room) < 1e-4
     assert merged_of(model).uses == 6
 
@@ -224,7 +232,7 @@ def test_a_stack_after_one_that_was_cancelled_is_merged(model):
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         sample(one, FAMILY)
     handle.remove()
-    assert 0 < merged_of(model).uses < ways.WORTH_IT
+    assert merged_of(model).uses == merged_of(model).size_bytes == 0
     sample(two, FAMILY)
     assert merged_of(model).uses == 6
 
@@ -302,3 +310,59 @@ def test_compiled_models(model, way, sliders_first):
             acted = apply_sliders(compiled, Stack.of(slider, strength), way)
         assert difference(sample(acted, FAMILY), want) < 1e-4
     assert difference(sample(compiled, FAMILY), bare) < 1e-4
+
+
+@pytest.mark.parametrize(("ranks", "steps", "merges"), [(2, 9, False), (2, 10, True), (32, 3, False), (32, 4, True)])
+def test_few_sliders_are_merged_for_longer_runs_only(model, monkeypatch, ranks, steps, merges):
+    monkeypatch.setattr(ways, "FEW", 32)
+    stack = Stack.of(random_slider(model, rank=ranks), 0.3)
+    sample(apply_sliders(model, stack), FAMILY, steps=steps)
+    assert (merged_of(model).uses > 0) == merges
+
+
+def test_a_run_that_was_cut_off_between_evaluations_leaves_nothing_merged(model):
+    """The next one is the same to the bit as on a model without history, although one slider was only turned."""
+    stack = Stack.of(random_slider(model, 1), 0.7) + Stack.of(random_slider(model, 2), -0.4)
+    turned = Stack.of(random_slider(model, 1), 0.7) + Stack.of(random_slider(model, 2), -0.3)
+
+    class Cancelled(Exception):
+        pass
+
+    def cancel(step, *_):
+        raise Cancelled
+
+    sample(apply_sliders(model, stack, "merged"), FAMILY)
+    with pytest.raises(Cancelled):
+        sample(apply_sliders(model, turned, "merged"), FAMILY, callback=cancel)
+    again = sample(apply_sliders(model, turned, "merged"), FAMILY)
+    assert torch.equal(again, sample(apply_sliders(tiny_model(FAMILY), turned, "merged"), FAMILY))
+
+
+def test_a_run_over_the_same_tensor_of_noise_levels_is_another_run(model):
+    """Custom samplers are given the same one again and again: that merging was refused once is no reason to."""
+    sigmas = torch.linspace(10.0, 0.0, 6)
+    acted = apply_sliders(model, Stack.of(random_slider(model), 0.7), "merged")
+    run = workshop_of(model.model).run_of(sigmas)
+    run.refused = True
+    custom(acted, sigmas)  # still this run, as far as anyone can tell
+    assert merged_of(model).uses == 0
+    custom(acted, sigmas)
+    assert merged_of(model).uses == 5
+
+
+def custom(model, sigmas):
+    """By the host's way for custom samplers."""
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    more, less = condition(FAMILY, 2), condition(FAMILY, 3)
+    euler = comfy.samplers.ksampler("euler")
+    with torch.inference_mode():
+        return comfy.sample.sample_custom(model, noise, 3.0, euler, sigmas, more, less, torch.zeros_like(noise))
+
+
+@pytest.mark.parametrize("refuse", ["paged", "hooks", "quantised"])
+def test_asked_for_merged_and_not_merged_is_said_once(model, monkeypatch, caplog, refuse):
+    reasons = {"paged": "pages", "hooks": "hooks", "quantised": "quantised"}
+    acted = apply_sliders(model, Stack.of(random_slider(model), 0.7), "merged")
+    monkeypatch.setattr(ways, "_why_not_merged", lambda *_: reasons[refuse])
+    sample(acted, FAMILY)
+    assert caplog.text.count(f"although they are to be merged: {reasons[refuse]}") == 1

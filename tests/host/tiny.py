@@ -75,8 +75,10 @@ def sample(
     last=None,
     latent=None,
     noise=None,
+    steps=STEPS,
+    callback=None,
 ):
-    """A latent of the model after `STEPS` steps with CFG 3; every row has the same noise."""
+    """A latent of the model after some steps with CFG 3; every row has the same noise."""
     channels = FAMILIES[family][2]
     if latent is None:
         latent = torch.zeros(rows, channels, 8, 8)
@@ -86,7 +88,7 @@ def sample(
         return comfy.sample.sample(
             model,
             noise,
-            STEPS,
+            steps,
             3.0,
             sampler,
             "normal",
@@ -96,6 +98,7 @@ def sample(
             start_step=start,
             last_step=last,
             disable_noise=start is not None,
+            callback=callback,
             seed=5,
         ).clone()
 
