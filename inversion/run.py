@@ -19,6 +19,7 @@ from ..training.denoiser import Denoiser
 from ..training.differentiable import differentiable
 from ..training.in_place import borrowed, family
 from ..training.recompute import recomputed
+from ..training.refetched import refetched
 from ..training.rollouts import classifier_free
 from ..training.run import ordinary
 from .asking import Asked
@@ -198,6 +199,7 @@ class _Run:
             try:
                 with ExitStack() as during:
                     during.enter_context(differentiable(self.carefully))
+                    during.enter_context(refetched(self.patcher.model))
                     if self.recompute:
                         during.enter_context(recomputed(self.denoiser.network))
                     return fit(predict, embedding, step, recipe.inner_steps, rate, tolerance)
