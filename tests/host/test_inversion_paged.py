@@ -7,6 +7,7 @@ import torch
 from concept_sliders.inversion import run
 from concept_sliders.inversion.run import invert
 from concept_sliders.tests.host.inverting import recipe
+from concept_sliders.tests.host.paging import DynamicOnTheCpu
 from concept_sliders.tests.host.test_training_paged import paged
 from concept_sliders.tests.host.test_training_precisions import typed_model
 from concept_sliders.tests.host.tiny import FAMILIES, condition, tiny_model, traces
@@ -59,6 +60,15 @@ def test_without_fetching_them_again_they_would_be_others(monkeypatch):
     monkeypatch.setattr(run, "refetched", nullcontext)
     with suppress(FloatingPointError):  # so wrong that they are no numbers
         assert not torch.allclose(losses(fitted(model, "SD15")), losses(still), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("family", GUIDED)
+def test_the_hosts_own_paging_patcher(family):
+    still, model = fitted(tiny_model(family), family), DynamicOnTheCpu.of(tiny_model(family))
+    made = fitted(model, family)
+    assert sum(hasattr(module, "_v") for module in model.model.modules()) > 15
+    torch.testing.assert_close(losses(made), losses(still))
+    assert made.fingerprint == still.fingerprint
 
 
 @pytest.mark.parametrize("family", GUIDED)
