@@ -4,7 +4,9 @@
 
 In units of one forward pass at batch 1 of the same model. The floor of null-text is a forward and a backward pass for
 every inner step made; beside it stand the plain inversion and the two predictions that guidance takes. Memory is what
-a step keeps for backward, weights not counted, beside a training step of a slider of rank 4 on the same latent.
+an inner step keeps for backward, weights not counted, and the most that it holds at once beyond the model: on CUDA by
+the allocator, elsewhere by following every tensor. Beside them stand those of a training step of a slider of rank 4
+on the same latent, with the slider and its optimiser.
 """
 
 from __future__ import annotations
@@ -19,20 +21,42 @@ from pathlib import Path
 
 import _models
 import torch
+from _live import peak_memory
 from comfy.patcher_extension import WrappersMP
 from concept_sliders.inversion import run
+from concept_sliders.inversion.null_text import Embedding, Step, fit
 from concept_sliders.inversion.recipe import InversionRecipe
 from concept_sliders.inversion.run import invert
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.training.denoiser import Denoiser
 from concept_sliders.training.differentiable import differentiable
 from concept_sliders.training.in_place import borrowed
+from concept_sliders.training.loop import Training
 from concept_sliders.training.new_layers import NewLayers
+from concept_sliders.training.points import Point
 from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.refetched import refetched
 from concept_sliders.training.run import ordinary
 
 log = logging.getLogger("bench")
 BOUND = 2.5  # times the floor, the aim
+CONCEPT = Concept("person", "old person", "young person")
+
+
+class OnePoint:
+    """Points of a training: this one, again and again."""
+
+    def __init__(self, point: Point):
+        self.point = point
+
+    def __next__(self) -> Point:
+        return self.point
+
+    def state(self) -> dict:
+        return {}
+
+    def restore(self, state: dict) -> None:
+        pass
 
 
 class Bench:
@@ -103,12 +127,11 @@ class Bench:
         }
 
     def memory(self) -> dict:
-        """Bytes kept for backward: by an inner step of null-text, and by a training step at rank 4."""
-        concept = Concept("person", "old person", "young person")
+        """Bytes of an inner step of null-text and of a training step at rank 4: kept for backward, and at most."""
         with borrowed(self.model):
             denoiser = Denoiser(self.model, {"": ordinary(self.prompts[0])})
             sigma, x = torch.tensor(0.5, device=denoiser.device), self.latents.to(denoiser.device)
-            layers = NewLayers(self.model, TextualRecipe(concepts=(concept,)), torch.Generator().manual_seed(0))
+            layers = NewLayers(self.model, TextualRecipe(concepts=(CONCEPT,)), torch.Generator().manual_seed(0))
             sizes, hooks = self.saved()
             with differentiable(False), layers.acting(torch.ones(1, 1)), hooks:
                 denoiser(x, sigma, [""])
@@ -118,8 +141,39 @@ class Bench:
             sizes, hooks = self.saved()
             with differentiable(False), hooks:
                 denoiser(x, sigma, ["null"])
-        inner = sum(sizes.values())
-        return {"model": self.name, "inner step": inner, "training step": training, "ratio": inner / training}
+            inner = sum(sizes.values())
+            peaks = self.inner_peak(denoiser, x, sigma), self.training_peak(denoiser, x, sigma)
+        return {
+            "model": self.name,
+            "inner step": inner,
+            "training step": training,
+            "ratio": inner / training,
+            "inner step, peak": peaks[0],
+            "training step, peak": peaks[1],
+            "ratio, peak": peaks[0] / peaks[1],
+        }
+
+    def inner_peak(self, denoiser: Denoiser, x: torch.Tensor, sigma: torch.Tensor) -> int:
+        """Bytes that one inner step holds at most: forward, backward, and Adam's step of the embedding."""
+        context, options = ordinary(self.prompts[1])[0]
+
+        def predict(x: torch.Tensor, embedding: Embedding, rows: torch.Tensor) -> torch.Tensor:
+            denoiser.put("null", [[embedding[0], options]])
+            return denoiser(x, sigma, ["null"])[0]
+
+        with peak_memory(denoiser.device) as peak, differentiable(False), refetched(self.model.model):
+            step = Step(x, sigma, sigma / 2, x, denoiser.ask(x, sigma, [""])[0], 7.5)
+            fit(predict, (context.to(x),), step, 1, 1e-2, 0.0)
+        return peak.bytes
+
+    def training_peak(self, denoiser: Denoiser, x: torch.Tensor, sigma: torch.Tensor) -> int:
+        """The same of a training step, from a fresh slider on."""
+        point = Point(x, sigma, torch.zeros_like(x), torch.ones(1, 1, device=x.device), "")
+        recipe = TextualRecipe(concepts=(CONCEPT,), steps=1)
+        with peak_memory(denoiser.device) as peak:
+            layers = NewLayers(self.model, recipe, torch.Generator().manual_seed(0))
+            Training(denoiser, layers, OnePoint(point), recipe, torch.Generator()).run(lambda: False, lambda *_: None)
+        return peak.bytes
 
     def saved(self) -> tuple[dict[int, int], AbstractContextManager]:
         sizes: dict[int, int] = {}
@@ -155,13 +209,15 @@ def main() -> None:
             rows.append(row)
             log.info("%s", ", ".join(f"{key} {_shown(value)}" for key, value in row.items() if value is not None))
         rows.append(bench.memory())
-        log.info(
-            "%s kept for backward: %.1f MB, a training step at rank 4 %.1f MB: %.2f of it",
-            name,
-            rows[-1]["inner step"] / 1e6,
-            rows[-1]["training step"] / 1e6,
-            rows[-1]["ratio"],
-        )
+        for what, kind in (("kept for backward", ""), ("most at once beyond the model", ", peak")):
+            log.info(
+                "%s %s: %.1f MB, a training step at rank 4 %.1f MB: %.2f of it",
+                name,
+                what,
+                rows[-1][f"inner step{kind}"] / 1e6,
+                rows[-1][f"training step{kind}"] / 1e6,
+                rows[-1][f"ratio{kind}"],
+            )
         del bench
         gc.collect()
     if options.out:

@@ -26,6 +26,7 @@ from torch import Tensor
 from .checks import own_fingerprint
 from .inversion import Inversion
 from .rows import taken
+from .windows import first_misplaced
 
 KEY = "concept_sliders.inversion"
 _RELATIVE = 1e-4  # within which noise levels are the same
@@ -103,6 +104,7 @@ class InversionRun:
         first = self.first_step(sigmas)
         self.check_sampler(sampler)
         self.check_guider(guider)
+        self.check_sampling(guider)
         if first == 0:
             rows = self.rows(latent_image)
             noise, latent_image = self.start(guider, sampler, sigmas, rows)
@@ -151,6 +153,21 @@ class InversionRun:
             raise ValueError(
                 f"This inversion's embeddings are fitted to a cfg of {fitted_to:g}; the sampler's is {cfg:g}. Set it "
                 f"to {fitted_to:g}, or invert again at the cfg wanted."
+            )
+
+    def check_sampling(self, guider: CFGGuider) -> None:
+        """Raises ValueError for a model whose percent of sampling would make embeddings act at others' steps."""
+        inversion = self.inversion
+        if inversion.distinct == 1:
+            return
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        level = first_misplaced(inversion.windows, inversion.sigmas.tolist(), sampling.percent_to_sigma)
+        if level is not None:
+            raise ValueError(
+                "The model's sampling is not the one that this inversion was made with: a ModelSampling node (one "
+                f"that sets a shift, say) is there or missing. At step {level + 1} of {inversion.steps} other "
+                "embeddings than its own would be active. Wire in the model as it was inverted, or invert again with "
+                "this one."
             )
 
     def rows(self, latent_image: Tensor) -> Tensor:

@@ -36,6 +36,13 @@ class Down:
     def move(self, x: Tensor) -> None:
         self.x, self.moved = x, self.moved + 1
 
+    def on(self, device: torch.device) -> Down:
+        """A copy with its tensors there."""
+        there = Down(self.x.to(device), _there(self.embedding, device))
+        there.moved, there.losses, there.passes = self.moved, list(self.losses), self.passes
+        there._kept = [_there(kept, device) for kept in self._kept]
+        return there
+
     def said(self) -> str:
         return ", loss {:.3g} to {:.3g}".format(*self.losses[-1]) if self.losses else ""
 
@@ -48,6 +55,10 @@ class Down:
         """(rows,): distance from the clean latents as a share of their size; NaN if it is not all the way down."""
         apart = ((self.x - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)).cpu()
         return apart if self.moved == steps else torch.full_like(apart, float("nan"))
+
+
+def _there(embedding: Embedding, device: torch.device) -> Embedding:
+    return tuple(part.to(device) for part in embedding)
 
 
 def losses_of(downs: Sequence[Down]) -> tuple[tuple[float, float], ...]:

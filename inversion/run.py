@@ -19,6 +19,7 @@ from ..training.denoiser import Denoiser
 from ..training.differentiable import differentiable
 from ..training.in_place import borrowed, family
 from ..training.recompute import recomputed
+from ..training.refetched import refetched
 from ..training.rollouts import classifier_free
 from ..training.run import ordinary
 from .asking import Asked
@@ -29,6 +30,7 @@ from .null_text import Embedding, Fitted, Step, fit
 from .recipe import InversionRecipe
 from .rows import checked_rows, single_entry
 from .trajectory import euler, upwards
+from .unfinished import Standing, Unfinished, digest_of_inputs
 from .windows import windows
 
 
@@ -53,14 +55,16 @@ def invert(
     negative: list,
     recipe: InversionRecipe,
     tell: Tell = lambda told: None,
+    unfinished: Unfinished | None = None,
 ) -> Inversion:
     """Invert pictures on the model in place.
 
     latents: (B, C, ...) as a VAE encodes them, in the host's scale of LATENT. positive, negative: CONDITIONING,
     one prompt for all pictures or one each; fitting starts from the negative.
-    Cancelling keeps the steps done. Raises InterruptProcessingException if it is cancelled before the first of
-    them, ValueError for what cannot be inverted, FloatingPointError where the model gives no finite numbers, the
-    host's out-of-memory error if not even one picture fits. The model is given back as it was in every case.
+    Cancelling keeps the steps done; with the same `unfinished` the same inversion goes on from them, and gives what
+    it would have given at once. Raises InterruptProcessingException if it is cancelled before the first of them,
+    ValueError for what cannot be inverted, FloatingPointError where the model gives no finite numbers, the host's
+    out-of-memory error if not even one picture fits. The model is given back as it was in every case.
     """
     latents = checked_latents(patcher, latents)
     checked_model(patcher, recipe)
@@ -72,7 +76,15 @@ def invert(
     memory = patcher.model.memory_required([2 * len(latents), *latents.shape[1:]])
     with borrowed(patcher, memory_required=int(memory)):
         run = _Run(patcher, latents, ordinary([list(prompt)]), ordinary([list(own)])[0], recipe, tell)
-        return run.result()
+        if unfinished is None:
+            return run.result()
+        digest = digest_of_inputs(latents, positive, negative, recipe)
+        run.go_on(unfinished.take(patcher, digest))
+        try:
+            return run.result()
+        finally:
+            if run.cancelled:
+                unfinished.keep(patcher, digest, run.standing())
 
 
 class _Run:
@@ -97,12 +109,28 @@ class _Run:
         self.at_once = len(latents)
         self.recompute = self.carefully = False
         self.parts_done, self.cancelled = 0, False
+        self.trajectory: Tensor | None = None  # (n + 1, B, C, ...), from the noise down
+        self.downs: dict[tuple[int, int], Down] = {}
+
+    def go_on(self, standing: Standing | None) -> None:
+        """From where a run with the same inputs stood, if it is known."""
+        if standing is not None:
+            device = self.denoiser.device
+            self.trajectory, self.at_once = standing.trajectory.to(device), standing.at_once
+            self.downs = {group: down.on(device) for group, down in standing.downs.items()}
+
+    def standing(self) -> Standing:
+        """Where it stands, once it has begun to come down."""
+        cpu = torch.device("cpu")
+        downs = {group: down.on(cpu) for group, down in self.downs.items()}
+        return Standing(self.trajectory.to(cpu), downs, self.at_once)
 
     def result(self) -> Inversion:
-        trajectory = torch.cat(self._in_groups(self._upwards), dim=1)  # (n + 1, B, C, ...), from the noise down
+        if self.trajectory is None:
+            self.trajectory = torch.cat(self._in_groups(self._upwards), dim=1)
         self.parts_done = len(self.clean) * self.recipe.steps
-        downs = self._in_groups(lambda rows: self._downwards(trajectory[:, rows], rows))
-        return self._inversion(trajectory[0], downs)
+        downs = self._in_groups(lambda rows: self._downwards(self.trajectory[:, rows], rows))
+        return self._inversion(self.trajectory[0], downs)
 
     def _in_groups(self, work: Callable[[Tensor], Any]) -> list:
         """What work(rows) returns for all rows, group by group, in groups that memory has room for."""
@@ -153,15 +181,17 @@ class _Run:
     def _downwards(self, trajectory: Tensor, rows: Tensor) -> Down:
         """Sampling of some rows under guidance, along the trajectory if the embeddings are fitted to it."""
         asked, recipe = self._asked(rows), self.recipe
-        down, levels = Down(trajectory[0], self._embedding(rows)), zip(self.sigmas[:-1], self.sigmas[1:])
+        down = self.downs.setdefault((int(rows[0]), len(rows)), Down(trajectory[0], self._embedding(rows)))
+        self.parts_done += down.moved * len(rows)
         try:
-            for number, ((sigma, following), target) in enumerate(zip(levels, trajectory[1:])):
+            for number in range(down.moved, recipe.steps):
                 if self.cancelled:  # in another group
                     break
                 comfy.model_management.throw_exception_if_processing_interrupted()
+                (sigma, following), target = self.sigmas[number : number + 2], trajectory[number + 1]
                 scale, d_prompt = asked.loss_scale(following), asked.prompt(down.x, sigma)
                 step = Step(down.x, sigma, following, target, d_prompt, recipe.cfg, scale)
-                if recipe.method == "null-text":
+                if recipe.method == "null-text" and down.done == number:  # unless it was cut off after its fitting
                     down.keep(self._fit(asked, step, down.embedding, number))
                 d = self._guided(asked, step, down.embedding)
                 foreseen = down.x - sigma * d
@@ -198,6 +228,7 @@ class _Run:
             try:
                 with ExitStack() as during:
                     during.enter_context(differentiable(self.carefully))
+                    during.enter_context(refetched(self.patcher.model))
                     if self.recompute:
                         during.enter_context(recomputed(self.denoiser.network))
                     return fit(predict, embedding, step, recipe.inner_steps, rate, tolerance)

@@ -21,15 +21,24 @@ def windows(sigmas: Sequence[float], percent_to_sigma: Callable[[float], float])
     percents = [percent_of(sigma, percent_to_sigma) for sigma in levels]
     borders = [0.0, *((one + other) / 2 for one, other in zip(percents[:-1], percents[1:])), 1.0]
     found = list(zip(borders[:-1], borders[1:]))
-    for level, sigma in enumerate(levels):
-        active = [i for i, (start, end) in enumerate(found) if _contains(start, end, sigma, percent_to_sigma)]
-        if active != [level]:
-            raise ValueError(
-                f"Inversion: step {level + 1} of {len(levels)}, noise level {sigma:.4g}, cannot be told from its "
-                "neighbours by the model's percent of sampling; take fewer steps, or another scheduler."
-            )
+    level = first_misplaced(found, sigmas, percent_to_sigma)
+    if level is not None:
+        raise ValueError(
+            f"Inversion: step {level + 1} of {len(levels)}, noise level {levels[level]:.4g}, cannot be told from its "
+            "neighbours by the model's percent of sampling; take fewer steps, or another scheduler."
+        )
     return found
 
 
-def _contains(start: float, end: float, sigma: float, percent_to_sigma: Callable[[float], float]) -> bool:
-    return percent_to_sigma(end) <= sigma <= percent_to_sigma(start)
+def first_misplaced(
+    found: Sequence[tuple[float, float]], sigmas: Sequence[float], percent_to_sigma: Callable[[float], float]
+) -> int | None:
+    """The first level, but for the last, at which its own window of `found` is not the only one that is active.
+
+    None if each is. sigmas: (n + 1,). found: n windows of percent.
+    """
+    bounds = [(percent_to_sigma(end), percent_to_sigma(start)) for start, end in found]
+    for level, sigma in enumerate(sigmas[:-1]):
+        if [i for i, (low, high) in enumerate(bounds) if low <= sigma <= high] != [level]:
+            return level
+    return None

@@ -11,9 +11,14 @@ from ..inversion.files import load_inversion, save_inversion
 from ..inversion.inversion import Inversion
 from ..inversion.recipe import METHODS, POOLED, InversionRecipe
 from ..inversion.run import invert
+from ..inversion.unfinished import Unfinished
 from .folders import find_inversion, free_path, inversion_names
 from .sockets import InversionSocket
+from .stopped import fingerprint, node_id_of, note_stopped
 from .watching import watch_inversion
+
+_NOTES = "inversion"  # what the notes of cancelled runs are called
+_UNFINISHED: dict[str, Unfinished] = {}  # by node, as long as the host runs
 
 
 class InvertImage(io.ComfyNode):
@@ -26,7 +31,7 @@ class InvertImage(io.ComfyNode):
             search_aliases=["null text", "null-text inversion", "ddim inversion", "real image", "edit photo"],
             description="Finds a noise latent, and an encoding of the negative prompt for every step, from which the "
             "sampler euler makes this picture again under guidance. With sliders on the model it makes it changed. "
-            "Cancelling keeps the steps done.",
+            "Cancelling keeps the steps done; queued again it goes on from them.",
             inputs=[
                 io.Model.Input("model", tooltip="Without sliders: they come in when the picture is sampled again."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode. Each of a batch is inverted."),
@@ -43,14 +48,23 @@ class InvertImage(io.ComfyNode):
                 ),
             ],
             outputs=_outputs(),
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        return fingerprint(_NOTES, node_id_of(cls))
 
     @classmethod
     def execute(
         cls, model, latent: dict, positive: list, negative: list, mask=None, vae=None, **settings
     ) -> io.NodeOutput:
         recipe = InversionRecipe(**settings)
-        inversion = invert(model, latent["samples"], positive, negative, recipe, watch_inversion(model, vae))
+        node_id, watch = node_id_of(cls), watch_inversion(model, vae)
+        unfinished = _UNFINISHED.setdefault(node_id, Unfinished()) if node_id is not None else Unfinished()
+        inversion = invert(model, latent["samples"], positive, negative, recipe, watch, unfinished)
+        if unfinished.standing is not None:  # cancelled
+            note_stopped(_NOTES, node_id, inversion.done, inversion.steps)
         # (B, H, W) -> (B, 1, H, W), as SetLatentNoiseMask has it
         noise_mask = latent.get("noise_mask") if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
         return handed_on(inversion, noise_mask)

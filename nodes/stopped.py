@@ -1,9 +1,9 @@
 """Notes about runs that were stopped, so that the same graph, queued again, goes on with them.
 
 ComfyUI keeps what a node has put out, and does not run it again while its inputs and its fingerprint are the same.
-A run that was stopped puts out the slider so far. It leaves a note on disk, by which the node's fingerprint changes:
-the node runs again, and goes on from its checkpoint. The note stays when that run is finished, and with it the
-fingerprint.
+A run that was stopped puts out the slider, or the inversion, so far. It leaves a note on disk, by which the node's
+fingerprint changes: the node runs again, and goes on from its checkpoint, or from what is kept of it. The note stays
+when that run is finished, and with it the fingerprint.
 """
 
 import time
@@ -11,22 +11,27 @@ from glob import escape
 from pathlib import Path
 
 import folder_paths
+from comfy_api.latest import io
 
 from ..sliders.writing import written_whole
 from ..training.checkpoint import plain_name
-from ..training.loop import Progress
 
 
 def checkpoint_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "slider_checkpoints"
 
 
-def note_stopped(name: str, node_id: str | None, progress: Progress, steps: int) -> None:
+def node_id_of(node: type[io.ComfyNode]) -> str | None:
+    """Outside the graph there is none."""
+    return node.hidden.unique_id if node.hidden else None
+
+
+def note_stopped(name: str, node_id: str | None, done: int, steps: int) -> None:
     """A run of this node ended before its last step. Outside a graph, without an id, nothing is noted."""
     if node_id is None:
         return
     with written_whole(checkpoint_folder() / f"{plain_name(name)}{_of_node(node_id)}") as partial:
-        partial.write_text(f"stopped after step {progress.steps} of {steps}, {time.time_ns()}", encoding="utf-8")
+        partial.write_text(f"stopped after step {done} of {steps}, {time.time_ns()}", encoding="utf-8")
 
 
 def fingerprint(name: str | None, node_id: str | None) -> str:

@@ -10,7 +10,7 @@ from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, Te
 from ..training.run import Trained, Watch, train_slider, train_visual
 from ..training.visual import encoded
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
-from .stopped import fingerprint, note_stopped
+from .stopped import fingerprint, node_id_of, note_stopped
 from .training_inputs import (
     checkpoint_inputs,
     keeping_inputs,
@@ -256,11 +256,6 @@ def called(name: str) -> str:
     return name.strip() or "slider"
 
 
-def node_id_of(node: type[io.ComfyNode]) -> str | None:
-    """Outside the graph there is none."""
-    return node.hidden.unique_id if node.hidden else None
-
-
 def handed_on(
     trained: Trained | None, recipe: Recipe, name: str, node: type[io.ComfyNode], watch: Watch
 ) -> io.NodeOutput:
@@ -268,5 +263,5 @@ def handed_on(
         raise InterruptProcessingException()  # cancelled before there was anything to keep
     node_id = node_id_of(node)
     if trained.progress.stopped and watch.checkpoints:  # without them a second run could not go on with it
-        note_stopped(name, node_id, trained.progress, recipe.steps)
+        note_stopped(name, node_id, trained.progress.steps, recipe.steps)
     return io.NodeOutput(Stack.of(trained.slider), ui=told(trained.progress, recipe.steps, node_id))

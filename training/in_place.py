@@ -88,13 +88,20 @@ def family(patcher: ModelPatcher) -> str:
     return type(patcher.model.model_config).__name__
 
 
+_NETWORK = "diffusion_model."  # the part of a diffusion model whose weights are learned
+
+
 def fingerprint(model: nn.Module, originals: Mapping[str, Tensor] | None = None) -> str:
     """A short hash of a model's weights: names, shapes and the first values of every tensor.
 
-    originals: by name, what counts in the place of weights that are patched at the moment.
+    Of a diffusion model its network counts alone: the tables of noise levels beside it are replaced by nodes that set
+    the sampling's shift. originals: by name, what counts in the place of weights that are patched at the moment.
     """
     digest = hashlib.sha256()
+    within = _NETWORK if hasattr(model, "diffusion_model") else ""
     for name, tensor in sorted({**model.state_dict(), **(originals or {})}.items()):
+        if not name.startswith(within):
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         if tensor.is_floating_point():
             digest.update(tensor.flatten()[:32].float().cpu().numpy().tobytes())

@@ -3,15 +3,18 @@
 from dataclasses import replace
 
 import comfy.hooks
-import comfy.model_sampling
+import comfy.model_management
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from concept_sliders.inversion.carrying import InversionHook, inversion_in, negative_conditioning
+from concept_sliders.inversion.checks import own_fingerprint
 from concept_sliders.nodes.composing import SweepSliders
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.inverting import STEPS, by_sampler_custom, inverted, ksampled
 from concept_sliders.tests.host.tiny import difference, random_slider
+from concept_sliders.training.in_place import fingerprint
 
 import nodes
 
@@ -90,15 +93,58 @@ def test_another_schedule_is_refused(pocket, pictures, inversion):
 
 
 def test_another_shift_of_the_schedule_is_refused(pocket, pictures, inversion):
-    shifted = pocket[0].clone()
+    refused("the sampler runs 4 steps", ksampled, shifted(pocket[0]), inversion, pictures.positive)
 
-    class Shifted(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-        pass
 
-    sampling = Shifted(pocket[0].model.model_config)
-    sampling.set_parameters(shift=5.0)
-    shifted.add_object_patch("model_sampling", sampling)
-    refused("the sampler runs 4 steps", ksampled, shifted, inversion, pictures.positive)
+def shifted(model):
+    """A clone of the model, as a ModelSampling node gives it out."""
+    return ModelSamplingSD3().patch(model, shift=5.0)[0]
+
+
+def load(model):
+    comfy.model_management.load_models_gpu([model])
+
+
+def test_the_same_noise_levels_under_another_shift_are_refused(pocket, pictures, inversion):
+    """There the host would have other embeddings active. Whatever was loaded before."""
+    other = shifted(pocket[0])
+    for loaded in (pocket[0], other):
+        load(loaded)
+        message = "The model's sampling is not the one .* At step 2 of 4 other embeddings"
+        refused(message, by_sampler_custom, other, inversion, pictures.positive)
+    assert torch.isfinite(by_sampler_custom(pocket[0], inversion, pictures.positive)).all()
+
+
+def test_an_inversion_of_a_model_with_another_shift_is_that_models(pocket, pictures):
+    other = shifted(pocket[0])
+    made = inverted(other, pictures, inner_steps=1, refinement=0)
+    bare = inverted(pocket[0], pictures, inner_steps=1, refinement=0)
+    assert made.fingerprint == bare.fingerprint  # the weights are the same
+    for loaded in (pocket[0], other):
+        load(loaded)
+        again = by_sampler_custom(other, made, pictures.positive)
+        sizes = pictures.latents.flatten(1).norm(dim=1)
+        errors = (again - pictures.latents).flatten(1).norm(dim=1) / sizes
+        torch.testing.assert_close(errors, made.error, rtol=1e-2, atol=1e-3)
+    refused("The model's sampling is not the one", by_sampler_custom, pocket[0], made, pictures.positive)
+
+
+def test_one_embedding_for_all_steps_holds_at_any_shift(pocket, pictures):
+    made = inverted(pocket[0], pictures, method="negative prompt")
+    plain, other = (by_sampler_custom(m, made, pictures.positive) for m in (pocket[0], shifted(pocket[0])))
+    torch.testing.assert_close(other, plain)
+
+
+def test_the_hash_of_a_model_is_of_its_weights_alone(pocket):
+    model = pocket[0].clone()
+    other = shifted(model)
+    seen = []
+    for loaded in (model, other, model):
+        load(loaded)
+        seen += [fingerprint(model.model), own_fingerprint(model), own_fingerprint(other)]
+    assert len(set(seen)) == 1
+    (name, weight), *_ = model.model.diffusion_model.named_parameters()
+    assert fingerprint(model.model, {f"diffusion_model.{name}": weight + 1}) != seen[0]
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_ancestral", "uni_pc"])

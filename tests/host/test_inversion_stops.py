@@ -6,6 +6,7 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from concept_sliders.inversion import run
 from concept_sliders.inversion.run import invert
+from concept_sliders.inversion.unfinished import Unfinished
 from concept_sliders.tests.host.families import FAMILIES
 from concept_sliders.tests.host.inverting import STEPS, by_sampler_custom, inverted, recipe
 from concept_sliders.tests.host.tiny import difference, traces
@@ -56,6 +57,67 @@ def test_cancelling_keeps_the_steps_done_and_says_so(pocket, pictures, inversion
     assert all(torch.equal(later, made.embeddings[after - 1]) for later in made.embeddings[after:])
     again = by_sampler_custom(pocket[0], made, pictures.positive)
     assert torch.isfinite(again).all()
+
+
+def stopping(moment, told=None):
+    """Cancels at the first part of a run that is told so."""
+
+    def tell(so_far):
+        if told is not None:
+            told.append(so_far.text)
+        if so_far.text.startswith(moment):
+            comfy.model_management.interrupt_current_processing()
+
+    return tell
+
+
+def goes_on(pocket, pictures, tell, unfinished, **changes):
+    with torch.inference_mode():
+        latents, positive, negative = pictures.latents, pictures.positive, pictures.negative
+        return invert(pocket[0], latents, positive, negative, recipe(**changes), tell, unfinished)
+
+
+def assert_same(one, other):
+    for name in ("noise", "embeddings", "error", "sigmas"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert one.losses == other.losses and one.done == other.done == STEPS
+    assert one.report() == other.report()
+
+
+def test_a_cancelled_inversion_goes_on_where_it_stood_to_the_bit(pocket, pictures, inversion):
+    unfinished, told = Unfinished(), []
+    for step in (1, 3):
+        made = goes_on(pocket, pictures, stopping(f"step {step} "), unfinished)
+        assert made.done == step and unfinished.standing is not None
+    assert_same(goes_on(pocket, pictures, lambda t: told.append(t), unfinished), inversion)
+    assert [t.text.split(" of ")[0] for t in told] == [f"step {STEPS}"]
+    assert told[-1].done == told[-1].of
+    assert unfinished.standing is None
+
+
+def test_so_do_pictures_that_go_one_by_one(pocket, pictures, monkeypatch):
+    failing(monkeypatch, rows=1, times=0)
+    whole, told = inverted(pocket[0], pictures), []
+    unfinished, second = Unfinished(), []
+
+    def in_the_second(so_far):
+        second.append(so_far.text.startswith("step 2 "))
+        if sum(second) == 2:
+            comfy.model_management.interrupt_current_processing()
+
+    assert goes_on(pocket, pictures, in_the_second, unfinished).done == 2
+    assert_same(goes_on(pocket, pictures, lambda t: told.append(t.text[:6]), unfinished), whole)
+    assert told == ["step 3", "step 4"]
+
+
+def test_another_inversion_begins_anew(pocket, pictures):
+    few = {"steps": 2, "inner_steps": 1, "refinement": 0}
+    for model, changes in ((pocket[0].clone(), {}), (pocket[0], {"cfg": 4.0})):
+        unfinished, told = Unfinished(), []
+        goes_on(pocket, pictures, stopping("step 1 "), unfinished, **few)
+        tell = stopping("never", told)
+        made = goes_on((model, *pocket[1:]), pictures, tell, unfinished, **{**few, **changes})
+        assert made.done == 2 and told[0].startswith("inversion, step 1")
 
 
 @pytest.mark.parametrize("moment", ["inversion, step 2", f"inversion, step {STEPS}"])

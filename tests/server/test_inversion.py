@@ -1,8 +1,16 @@
-"""Inverting and editing on a running server: the example, an inversion kept in a file, and a run that is not its."""
+"""Inverting and editing on a running server: the example, an inversion kept in a file, and a run that is not its.
+
+And an inversion that is cancelled, and the same graph queued again.
+"""
+
+import time
 
 import pytest
+import torch
 from concept_sliders.devtools.server import ServerError
 from concept_sliders.devtools.workflow import add, change, named
+from concept_sliders.inversion.files import load_inversion
+from concept_sliders.tests.server.listening import listening
 from PIL import Image
 
 CELL, GAP = 128, 4
@@ -44,3 +52,67 @@ def test_a_sampler_that_does_not_fit_is_told_why(server, example):
     prompt = example("edit_a_real_image", {"KSamplerSelect": {"sampler_name": "dpmpp_2m"}})
     with pytest.raises(ServerError, match="An inversion is undone by the sampler euler alone"):
         server.wait(server.post(prompt))
+
+
+STEPS = 6
+
+
+def inverting(name, seed=1):
+    """A graph that inverts one drawing and saves what comes of it; and the id of its node."""
+    prompt = {}
+    pocket = add(prompt, "ConceptSlidersLoadPocketModel")
+    portrait = add(prompt, "ConceptSlidersDrawPortrait", seed=seed, count=1)
+    latent = add(prompt, "VAEEncode", pixels=[portrait, 0], vae=[pocket, 2])
+    positive, negative = (
+        add(prompt, "CLIPTextEncode", text=text, clip=[pocket, 1]) for text in ("portrait of a person", "")
+    )
+    node = add(
+        prompt,
+        "ConceptSlidersInvertImage",
+        model=[pocket, 0],
+        latent=[latent, 0],
+        positive=[positive, 0],
+        negative=[negative, 0],
+        method="null-text",
+        steps=STEPS,
+        cfg=3.0,
+        scheduler="simple",
+        refinement=1,
+        inner_steps=30,
+        learning_rate=0.05,
+        tolerance=0.0,
+        pooled="held",
+    )
+    add(prompt, "ConceptSlidersSaveInversion", inversion=[node, 4], name=name)
+    return prompt, node
+
+
+def saved(server, entry):
+    (file,) = [
+        text.removeprefix("Saved ")
+        for out in entry["outputs"].values()
+        for text in out.get("text", ())
+        if text.startswith("Saved ")
+    ]
+    return load_inversion(server.base / "models" / "inversions" / file)
+
+
+def test_a_cancelled_inversion_queued_again_goes_on_and_a_finished_one_is_kept(server):
+    prompt, node = inverting("cancelled")
+    with listening(server, "inverting") as heard:
+        first = server.post(prompt, "inverting")
+        end = time.monotonic() + 120
+        while not any(done > STEPS for _, done, _ in heard.progress):  # the upward steps, and one down
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        server.interrupt()
+        part = saved(server, server.wait(first))
+    assert 1 <= part.done < STEPS
+
+    with listening(server, "inverting") as heard:
+        whole = saved(server, server.wait(server.post(prompt, "inverting")))
+    assert whole.done == STEPS and torch.equal(whole.embeddings[: part.done], part.embeddings[: part.done])
+    assert min(done for at, done, _ in heard.progress if at == node and done) > STEPS + part.done
+
+    again = server.wait(server.post(prompt, "inverting"))
+    assert set(dict(again["status"]["messages"])["execution_cached"]["nodes"]) == set(prompt)

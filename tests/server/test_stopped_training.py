@@ -1,45 +1,13 @@
 """A training that is cancelled on a running server, and the same graph queued again."""
 
-import asyncio
-import contextlib
-import struct
-import threading
 import time
 
-import aiohttp
 import pytest
 from concept_sliders.devtools.workflow import add
 from concept_sliders.sliders.files import load_slider
+from concept_sliders.tests.server.listening import listening
 
-TEXT = 3  # the host's kind of message for text on a node
 STEPS = 60
-
-
-@contextlib.contextmanager
-def listening(server, client_id):
-    """[(node, text)]: what the server tells this client to show on nodes."""
-    told, ready, done = [], threading.Event(), threading.Event()
-
-    async def listen():
-        url = f"{server.url}/ws?clientId={client_id}"
-        async with aiohttp.ClientSession() as session, session.ws_connect(url) as socket:
-            ready.set()
-            while not done.is_set():
-                with contextlib.suppress(asyncio.TimeoutError):
-                    message = await socket.receive(timeout=0.2)
-                    if message.type is aiohttp.WSMsgType.BINARY:
-                        kind, length = struct.unpack(">II", message.data[:8])
-                        if kind == TEXT:
-                            told.append((message.data[8 : 8 + length].decode(), message.data[8 + length :].decode()))
-
-    thread = threading.Thread(target=lambda: asyncio.run(listen()))
-    thread.start()
-    assert ready.wait(30)
-    try:
-        yield told
-    finally:
-        done.set()
-        thread.join(30)
 
 
 @pytest.fixture
@@ -90,7 +58,7 @@ def steps_done(server, entry):
 def test_a_cancelled_training_queued_again_goes_on_and_a_finished_one_is_kept(server, graph):
     prompt, train = graph
     folder = server.base / "output" / "slider_checkpoints"
-    with listening(server, "told") as told:
+    with listening(server, "told") as heard:
         first = server.post(prompt, "told")
         end = time.monotonic() + 120
         while not list(folder.glob("stopped *.pt")):
@@ -100,13 +68,13 @@ def test_a_cancelled_training_queued_again_goes_on_and_a_finished_one_is_kept(se
         stopped = server.wait(first)
     part = steps_done(server, stopped)
     assert 1 <= part < STEPS
-    assert told and {node for node, _ in told} == {train}
-    assert told[0][1].startswith(f"step 1 of {STEPS}, loss ")
+    assert {node for node, _ in heard.texts} == {train}
+    assert heard.texts[0][1].startswith(f"step 1 of {STEPS}, loss ")
 
-    with listening(server, "told") as told:
+    with listening(server, "told") as heard:
         whole = server.wait(server.post(prompt, "told"))
     assert steps_done(server, whole) == STEPS
-    assert told[0][1].startswith(f"step {part + 1} of {STEPS}")  # it went on, and did not begin anew
+    assert heard.texts[0][1].startswith(f"step {part + 1} of {STEPS}")  # it went on, and did not begin anew
 
     again = server.wait(server.post(prompt, "told"))
     assert set(dict(again["status"]["messages"])["execution_cached"]["nodes"]) == set(prompt)
