@@ -25,9 +25,9 @@ from .whole import Changes, on, own_weight, parameters_of, worked_out
 _ABSENT = object()
 
 
-def needs_stand_in(module: nn.Module, changes: Sequence[Any]) -> bool:
+def needs_stand_in(module: nn.Module, changes: Changes) -> bool:
     """Whether one of these changes of a module is of a parameter that no formula knows."""
-    return any(not has_formula(module, parameter) for change in changes for parameter in parameters_of(change))
+    return any(not has_formula(module, parameter) for _, change in changes for parameter in parameters_of(change))
 
 
 def by_formula(module: nn.Module, changes: Changes) -> Changes:
