@@ -8,7 +8,8 @@ A: the sliders' down-projections, concatenated (sum of ranks x in). B: their up-
 (out x sum of ranks). s: each slider's strength in row b, repeated over its rank. For a convolution A has the
 layer's kernel, stride, padding and dilation, and B is 1x1. This is the way by rows; `merged` has the other one,
 for strengths that are the same in all rows. A change that is no product of low rank acts as a layer of its own: it is
-multiplied out, and kept so where there is room for that.
+multiplied out, and kept so where there is room for that. A parameter that no layer's formula knows, such as a block's
+own, is replaced for the time of the evaluation, and has one strength for all rows.
 """
 
 from __future__ import annotations
@@ -26,10 +27,9 @@ from torch import Tensor, nn
 from .layers import along, convolve, dense_output, is_linear, weight_shape
 from .multiplied import Shelf, patch_hook
 from .slider import Dense, LowRank
+from .spread import KEPT_SETS, Spread, differing
+from .stand_ins import StandIns, by_formula
 from .whole import Change, Changes, Patch, bound_together, on
-
-# Gates change the set of active sliders a few times during sampling; keeping more would only hold memory
-_KEPT_SETS = 4
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class LayerBank:
         self.has_patches = any(isinstance(c, Patch) for _, _, changes in self.layers for _, c in changes)
         self._kept: OrderedDict[frozenset[int], _Acting] = OrderedDict()
         self._shelf = Shelf()
+        self._stand_ins = StandIns(self.layers, self._shelf)
 
     @contextmanager
     def acting(self, strengths: Tensor, room: float | None = inf) -> Iterator[None]:
@@ -85,10 +86,11 @@ class LayerBank:
         room: the bytes that changes may take which are multiplied out, beyond those that are kept already; what
             there is no room for is multiplied out anew in every call. None: everything is, and nothing is kept,
             as the layers' own weights change between calls.
-        Raises ValueError where changes that do not add up differ between rows, see `are_apart`; and, from the
-        layer, where the batch does not divide into the rows, or a change does not fit.
+        Raises ValueError where changes differ between rows that cannot, see `are_apart`; and, from the layer, where
+        the batch does not divide into the rows, or a change does not fit.
         """
         strengths = _fewest_rows(strengths.detach().to("cpu", torch.float32))
+        self._stand_ins.check(strengths)
         if self.are_apart(strengths):
             raise ValueError("Sliders whose changes do not add up cannot differ between the rows of one evaluation.")
         acting = self._kept_for(_active(strengths))
@@ -97,7 +99,8 @@ class LayerBank:
         try:
             for module, hook in acting.hooks:
                 handles.append(module.register_forward_hook(hook, with_kwargs=True))
-            yield
+            with self._stand_ins.acting(strengths[0]):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -108,9 +111,11 @@ class LayerBank:
         return any(True for _ in self._bound(strengths))
 
     def are_apart(self, strengths: Tensor) -> bool:
-        """Whether such changes have strengths, (rows, sliders), that differ between rows."""
-        different = set(torch.nonzero((strengths != strengths[:1]).any(dim=0)).flatten().tolist())
-        return bool(different) and any(not different.isdisjoint(sliders) for sliders in self._bound(strengths))
+        """Whether such changes, or those with stand-ins, have strengths that differ between rows."""
+        different = differing(strengths)
+        if different.isdisjoint(self._stand_ins.sliders):
+            return bool(different) and any(not different.isdisjoint(sliders) for sliders in self._bound(strengths))
+        return True
 
     def _bound(self, strengths: Tensor) -> Iterator[set[int]]:
         """The sliders that are bound together, for each parameter where there are such."""
@@ -137,10 +142,10 @@ class LayerBank:
         if active not in self._kept:
             self._kept[active] = acting = _Acting()
             for index, (module, name, changes) in enumerate(self.layers):
-                chosen = tuple((i, change) for i, change in changes if i in active)
+                chosen = by_formula(module, tuple((i, change) for i, change in changes if i in active))
                 acting.hooks += [(module, hook) for hook in _hooks(index, name, chosen, acting, self._shelf)]
         self._kept.move_to_end(active)
-        while len(self._kept) > _KEPT_SETS:
+        while len(self._kept) > KEPT_SETS:
             self._kept.popitem(last=False)
         return self._kept[active]
 
@@ -155,40 +160,6 @@ class _Acting:
         self.spread = Spread()
         self.joined: dict[tuple, _Joined] = {}
         self.hooks: list[tuple[nn.Module, Callable[..., Tensor]]] = []
-
-
-class Spread:
-    """Strengths, (rows, sliders), spread over the channels and the batch of each layer that asks."""
-
-    def __init__(self) -> None:
-        self.strengths = torch.zeros(1, 0)
-        self._kept: dict[tuple, Tensor] = {}
-        self._spread: OrderedDict[tuple, dict[tuple, Tensor]] = OrderedDict()
-
-    def at(self, strengths: Tensor) -> Tensor:
-        """Set the strengths, on the CPU; returns those before. What was spread of them last is spread still."""
-        before, self.strengths = self.strengths, strengths
-        key = (strengths.shape, strengths.numpy().tobytes())
-        self._kept = self._spread.setdefault(key, {})
-        self._spread.move_to_end(key)
-        while len(self._spread) > _KEPT_SETS:
-            self._spread.popitem(last=False)
-        return before
-
-    def over(self, columns: tuple[int, ...], x: Tensor, name: str) -> Tensor:
-        """The factor of each channel of A x: (1, sum of ranks), or (batch of x, sum of ranks)."""
-        rows = self.strengths.shape[0]
-        batch = x.shape[0] if rows > 1 else 1
-        if batch % rows:
-            raise ValueError(
-                f"Layer {name} runs on a batch of {batch}, which cannot be shared out over strengths for {rows} rows."
-            )
-        key = (columns, batch, x.device, x.dtype)
-        if key not in self._kept:
-            with torch.inference_mode(False), torch.no_grad():  # or training could not use it
-                s = self.strengths[:, list(columns)]  # (rows, sliders) -> (rows, sum of ranks)
-                self._kept[key] = s.repeat_interleave(batch // rows, dim=0).to(x.device, x.dtype)
-        return self._kept[key]
 
 
 def _active(strengths: Tensor) -> frozenset[int]:
@@ -246,7 +217,7 @@ def _hook(
             y = add(module, x, y, joined, spread.over(joined.columns, x, name))
         for slider, change in joined.dense:
             s = along(spread.over((slider,), x, name), y, channel=None)
-            y = y + s * dense_output(module, x, change.differences, name).to(y.dtype)
+            y = y + s * dense_output(module, x, change.differences).to(y.dtype)
         return y
 
     return add_change

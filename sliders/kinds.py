@@ -235,7 +235,9 @@ def _plain(name: str, parts: dict[str, Tensor]) -> Change:
     for part in (BIAS, "w_norm", "b_norm"):
         _fit(name, part not in parts or parts[part].ndim == 1, "difference", parts)
     if {BIAS, "diff"} <= parts.keys():
-        _fit(name, parts["diff"].ndim >= 1 and parts["diff"].shape[0] == parts[BIAS].shape[0], "difference", parts)
+        shape = parts["diff"].shape
+        outputs = shape[:2] if len(shape) > 2 else shape[:1]  # those of a transposed convolution come second
+        _fit(name, parts[BIAS].shape[0] in outputs, "difference", parts)
     return _kept(parts)
 
 

@@ -50,11 +50,19 @@ def convolve(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None =
     return function(x, weight, bias, module.stride, padding, module.dilation, module.groups)
 
 
-def dense_output(module: nn.Module, x: Tensor, differences: Mapping[str, Tensor], name: str) -> Tensor:
+def has_formula(module: nn.Module, parameter: str) -> bool:
+    """Whether `dense_output` knows what a change of this parameter adds to the layer's output."""
+    if parameter == "bias":
+        return is_linear(module) or isinstance(module, (*_CONVOLUTIONS, nn.GroupNorm, nn.LayerNorm))
+    norms = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return parameter == "weight" and (is_linear(module) or isinstance(module, (*_CONVOLUTIONS, *norms)))
+
+
+def dense_output(module: nn.Module, x: Tensor, differences: Mapping[str, Tensor]) -> Tensor:
     """What a layer would give with these, "weight" or "bias" or both, for its parameters, and zeros for the others.
 
     All these layers are linear in (weight, bias), so that adding it to the layer's own output is changing both.
-    Raises ValueError for a layer of another kind.
+    For parameters that `has_formula` only.
     """
     weight, bias = differences.get("weight"), differences.get("bias")
     if weight is None and bias is not None:  # a bias alone is the same everywhere
@@ -68,12 +76,7 @@ def dense_output(module: nn.Module, x: Tensor, differences: Mapping[str, Tensor]
         return F.group_norm(x, module.num_groups, weight, bias, module.eps)
     if isinstance(module, nn.LayerNorm):
         return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
-    if isinstance(module, nn.RMSNorm) and bias is None:
-        return F.rms_norm(x, module.normalized_shape, weight, module.eps)
-    raise ValueError(
-        f"Layer {name} is a {type(module).__name__}: its change cannot differ between the rows of a batch. "
-        "Give the slider one strength, and let it be merged."
-    )
+    return F.rms_norm(x, module.normalized_shape, weight, module.eps)
 
 
 def flat_weight(weight: Tensor) -> Tensor:

@@ -64,6 +64,10 @@ class Shelf:
         shelf.move_to_end(at)
         return shelf[at]
 
+    def forget(self, of: Hashable) -> None:
+        """What was kept of a change is not true any more."""
+        self._kept.pop(of, None)
+
 
 def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
@@ -77,19 +81,17 @@ def patch_hook(
     index: of the layer. chosen: its changes, in order. spread: has the strengths of each call.
     """
     together = bound_together(chosen)
-    alone = [
-        (place, i, c) for place, (i, c) in enumerate(chosen) if isinstance(c, Patch) and c.parameter not in together
-    ]
+    alone = [(i, c) for i, c in chosen if isinstance(c, Patch) and c.parameter not in together]
     if not together and not alone:
         return None
 
     def add_change(module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> Tensor:
         x = args[0] if args else kwargs["input"]
-        for place, slider, patch in alone:
-            key = (index, place, slider, x.device, x.dtype)
+        for slider, patch in alone:
+            key = (index, patch, x.device, x.dtype)
             change = shelf.take(key, None, lambda patch=patch: _multiplied(patch, module, name, x))
             factor = along(spread.over((slider,), x, name), y, channel=None)
-            y = y + factor * dense_output(module, x, {patch.parameter: change}, name).to(y.dtype)
+            y = y + factor * dense_output(module, x, {patch.parameter: change}).to(y.dtype)
         for parameter in together:
             own, strengths = on(parameter, chosen), spread.strengths[0]
             at = tuple((i, float(strengths[i])) for i, _ in own)
@@ -98,7 +100,7 @@ def patch_hook(
                 at,
                 lambda parameter=parameter, own=own, s=strengths: _together(own, parameter, module, s, name, x),
             )
-            y = y + dense_output(module, x, {parameter: change}, name).to(y.dtype)
+            y = y + dense_output(module, x, {parameter: change}).to(y.dtype)
         return y
 
     return add_change

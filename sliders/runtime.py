@@ -29,6 +29,7 @@ from .matching import KEY, HostPatch, Match, resolve, workshop_of
 from .rows import Part, evaluate_apart, must_be_apart, parts_of, rows_are_frames, takes_one_row
 from .slider import LowRank
 from .stack import Stack
+from .stand_ins import needs_stand_in
 from .ways import WAYS, room_beside, steady_part
 from .workshop import Run
 
@@ -113,7 +114,10 @@ class ActingStack:
                 if runs_early(base_model, path):
                     continue
                 self.placement[path] = (*self.placement.get(path, ()), *((index, change) for change in changes))
-        self.relative = any(match.relative for match in matches)
+        # Whether what acts depends on the model's own weights
+        self.relative = any(match.relative for match in matches) or any(
+            needs_stand_in(base_model.get_submodule(path), changes) for path, changes in self.placement.items()
+        )
         self._steady = torch.tensor([placed.is_steady for placed in stack])
         self._states = stack.steady_states
         self._base_model = weakref.ref(base_model)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from concept_sliders.sliders.bank import LayerBank
 from concept_sliders.sliders.slider import LowRank
+from concept_sliders.sliders.whole import Patch
 from torch import nn
 
 LAYERS = {
@@ -200,3 +201,29 @@ def test_memory_is_bounded_over_many_active_sets():
         with bank.acting(torch.eye(12)[index : index + 1]):
             torch.testing.assert_close(layer(x), expected)
     assert len(bank._kept) <= 4
+
+
+class Added(Patch):
+    """A difference that is worked out when it is needed."""
+
+    relative, linear = False, True
+
+    def __init__(self, parameter, difference) -> None:
+        self.parameter, self._difference = parameter, difference
+
+    def changed(self, weight, strength, name):
+        return weight.add_(self._difference, alpha=strength)
+
+
+def test_what_is_kept_multiplied_out_is_found_again_by_what_it_is():
+    """Not by its place among the changes that act, which is another one beside another slider."""
+    layer, x = nn.Linear(5, 5).requires_grad_(False), torch.randn(3, 5)
+    by = [{"weight": torch.randn(5, 5), "bias": torch.randn(5)} for _ in range(2)]
+    patches = [(0, Added("weight", by[0]["weight"])), *((1, Added(name, by[1][name])) for name in ("weight", "bias"))]
+    bank = LayerBank({layer: patches})
+    for strengths in ((0.5, 2.0), (0.0, 2.0), (0.5, 0.0)):
+        weight = layer.weight + strengths[0] * by[0]["weight"] + strengths[1] * by[1]["weight"]
+        with bank.acting(torch.tensor([strengths])):
+            y = layer(x)
+        expected = nn.functional.linear(x, weight, layer.bias + strengths[1] * by[1]["bias"])
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
