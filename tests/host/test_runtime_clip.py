@@ -44,6 +44,15 @@ def test_equals_the_stock_loader(clip, slider, tmp_path):
     assert torch.equal(encoded(clip), bare)
 
 
+@pytest.mark.parametrize("stack_of", [lambda s: Stack.of(s, gate=Gate(0.3)), lambda s: Stack.of(s).on("positive")])
+def test_gates_and_branches_do_not_reach_the_text_and_that_is_said(clip, slider, caplog, stack_of):
+    apply_to_clip(clip, stack_of(slider))
+    assert "its 2 layers of the text encoder act from the first step on, and on both prompts" in caplog.text
+    caplog.clear()
+    apply_to_clip(clip, Stack.of(slider, 0.5))
+    assert not caplog.text
+
+
 def test_a_sweep_cannot_reach_the_text(clip, slider):
     with pytest.raises(ValueError, match="'words' changes the text encoder.*cannot be swept"):
         apply_to_clip(clip, Stack.of(slider).swept(0, (0.0, 1.0)))

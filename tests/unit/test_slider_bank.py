@@ -227,3 +227,15 @@ def test_what_is_kept_multiplied_out_is_found_again_by_what_it_is():
             y = layer(x)
         expected = nn.functional.linear(x, weight, layer.bias + strengths[1] * by[1]["bias"])
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_keeps_small_alphas():
+    """As files of a high rank have it: alpha / rank in the up-projection makes it too small for float16 alone."""
+    layer, x = nn.Linear(64, 64, bias=False), torch.randn(8, 64)
+    change = LowRank(torch.randn(128, 64) / 8, torch.randn(64, 128) * 1e-7)
+    expected = x @ (change.up @ change.down).T
+    half = layer.half()
+    nn.init.zeros_(half.weight)
+    with torch.no_grad(), LayerBank({half: [(0, change)]}).acting(torch.tensor([[1.0]])):
+        y = half(x.half()).float()
+    assert ((y - expected).norm() / expected.norm()) < 0.02

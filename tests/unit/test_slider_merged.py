@@ -184,3 +184,19 @@ def test_memory_is_known_before_it_is_taken():
     assert can_merge(layers)
     model["linear"].weight = nn.Parameter(torch.zeros(10, 12, dtype=torch.float8_e4m3fn), requires_grad=False)
     assert not can_merge(layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_back_from_far_leaves_no_coarser_rounding(dtype):
+    """An update from a strength of a thousand would leave that size's rounding, or infinity in half precision."""
+    model = small_model(dtype)
+    layers = changes_of(model, 4)
+    near, far = torch.full((4,), 0.5), torch.tensor([1e6, 0.5, 0.5, 0.5])
+    merged, fresh = MergedWeights(), MergedWeights()
+    for each in (merged, fresh):
+        each.take(layers)
+    for strengths in (near, far, near):
+        with merged.acting(strengths):
+            back = present(layers)
+    with fresh.acting(near):
+        assert all(map(torch.equal, back, present(layers)))
