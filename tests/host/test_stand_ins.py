@@ -16,6 +16,7 @@ from concept_sliders.sliders.files import load_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.layers import has_formula
 from concept_sliders.sliders.matching import workshop_of
+from concept_sliders.sliders.rows import rows_are_frames
 from concept_sliders.sliders.runtime import acting_on, apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -104,7 +105,8 @@ def test_all_of_them_on_every_family(subject):
     bare = subject.sampled(subject.model, steps=1)
     for way in ("by rows", "merged", "auto"):
         assert difference(subject.acting(Stack.of(slider, STRENGTH), way, steps=1), alone[1:]) < 1e-4, way
-    assert difference(subject.acting(Stack.of(slider).swept(0, VALUES), steps=1), alone) < 1e-4
+    if not rows_are_frames(subject.model.model):
+        assert difference(subject.acting(Stack.of(slider).swept(0, VALUES), steps=1), alone) < 1e-4
     assert difference(alone[1:], bare) > 1e-5 or subject.name in SILENT
     assert objects(subject.model) == before
     subject.assert_untouched()
