@@ -22,7 +22,7 @@ from .differentiable import PlainRotary
 @contextmanager
 def recomputed(model: nn.Module) -> Iterator[None]:
     """Within the block the model's blocks are run again in backward, which belongs inside as well."""
-    blocks = list(_blocks(model))
+    blocks = list(blocks_of(model))
     own = [(block, vars(block).get("forward")) for block in blocks]
     try:
         for block in blocks:
@@ -36,7 +36,7 @@ def recomputed(model: nn.Module) -> Iterator[None]:
                 vars(block)["forward"] = forward
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost modules with layers of their own that stand in a list: a transformer's blocks, a UNet's."""
     containers = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
     for child in module.children():
@@ -44,7 +44,7 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
         if listed and any(True for _ in child.children()):
             yield child
         else:
-            yield from _blocks(child)
+            yield from blocks_of(child)
 
 
 def _again(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
