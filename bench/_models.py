@@ -18,9 +18,11 @@ import comfy.sample
 import comfy.supported_models
 import comfy.utils
 import torch
+from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.layers import weight_shape
 from concept_sliders.sliders.matching import layer_names
 from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.stack import Stack
 
 UNET = {
     "use_checkpoint": False,
@@ -106,6 +108,15 @@ def random_slider(model, names: dict[str, str], seed: int, rank: int = 4) -> Sli
         fresh = LowRank.fresh(weight_shape(model.model.get_submodule(path), name), rank, generator)
         layers[name] = LowRank(fresh.down, torch.randn(fresh.up.shape, generator=generator) * 0.02)
     return Slider(f"slider {seed}", layers)
+
+
+def stack_of(sliders: list[Slider], strengths: list[float], gate: Gate | None = None) -> Stack:
+    return sum((Stack.of(s, v, gate) for s, v in zip(sliders, strengths, strict=True)), Stack())
+
+
+def tensors_of(slider: Slider) -> dict[str, torch.Tensor]:
+    pairs = ((n, p, t) for n, layer in slider.layers.items() for p, t in (("down", layer.down), ("up", layer.up)))
+    return {f"{name}.lora_{part}.weight": tensor for name, part, tensor in pairs}
 
 
 @dataclass

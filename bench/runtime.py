@@ -21,6 +21,7 @@ import comfy.hooks
 import comfy.model_management
 import comfy.sd
 import torch
+from _models import stack_of, tensors_of
 from _products import shared_down, shortest, two_products
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.matching import workshop_of
@@ -31,15 +32,6 @@ from concept_sliders.sliders.stack import Stack
 LAYERS = 150
 GATE = Gate(0.4)
 log = logging.getLogger("bench")
-
-
-def stack_of(sliders: list[Slider], strengths: list[float], gate: Gate | None = None) -> Stack:
-    return sum((Stack.of(s, v, gate) for s, v in zip(sliders, strengths, strict=True)), Stack())
-
-
-def tensors_of(slider: Slider) -> dict[str, torch.Tensor]:
-    pairs = ((n, p, t) for n, layer in slider.layers.items() for p, t in (("down", layer.down), ("up", layer.up)))
-    return {f"{name}.lora_{part}.weight": tensor for name, part, tensor in pairs}
 
 
 class Bench:
@@ -174,11 +166,11 @@ class Bench:
         )
         self.sampler.run(lambda: self.model, steps=1)  # the host gives the weights back
 
-    def _patched(self, files: list[dict[str, torch.Tensor]], strengths: list[float]):
-        """The model behind a chain of stock loaders."""
-        model = self.model
+    def _patched(self, files: list[dict[str, torch.Tensor]], strengths: list[float], load=None):
+        """The model behind a chain of stock loaders. load: the host's function, for weight patches by default."""
+        model, load = self.model, load or comfy.sd.load_lora_for_models
         for tensors, strength in zip(files, strengths, strict=True):
-            model, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
+            model, _ = load(model, None, tensors, strength, 0.0)
         return model
 
     def hooked(self, sliders: list[Slider], strengths: list[float]):
@@ -206,13 +198,19 @@ class Bench:
             self.note("stock hooks, gated", count, step=run.step / self.bare, change=lead, gate=switch)
         return run
 
-    def stock_bypass(self) -> None:
-        sliders, _, _ = self.sliders(1)
-        tensors = tensors_of(sliders[0])
-        step, run = self.against_bare(
-            lambda: comfy.sd.load_bypass_lora_for_models(self.model, None, tensors, 0.5, 0.0)[0]
+    def stock_bypass(self, count: int) -> None:
+        sliders, before, after = self.sliders(count)
+        files = [tensors_of(slider) for slider in sliders]
+        load = comfy.sd.load_bypass_lora_for_models
+        first = self.sampler.run(partial(self._patched, files, before, load))
+        step, run = self.against_bare(partial(self._patched, files, after, load))
+        self.note(
+            "stock bypass loader",
+            count,
+            step=step,
+            change=run.lead(run.step) / self.bare,
+            first=first.lead(first.step) / self.bare,
         )
-        self.note("stock bypass loader", 1, step=step, change=run.lead(run.step) / self.bare)
 
     def picture(self, count: int, steps: int) -> None:
         """A whole picture after one strength has changed."""
@@ -243,6 +241,24 @@ class Bench:
         self.note(f"sweep of {values}, stock / ours", 1, step=stock / ours)
 
 
+def ours(bench: Bench, count: int) -> None:
+    bench.ours("by rows", count)
+    bench.ours("merged", count)
+    if count > 1:
+        bench.mixed_gates(count)
+
+
+WAYS = {
+    "floor": Bench.floor,
+    "ours": ours,
+    "shared down": Bench.shared_down,
+    "one hook each": Bench.public_code,
+    "stock loaders": Bench.stock_patches,
+    "stock hooks": Bench.stock_gate,
+    "stock bypass": Bench.stock_bypass,
+}
+
+
 def table(rows: list[dict]) -> str:
     columns = ("way", "sliders", "step", "change", "gate", "first", "gigabytes", "picture")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
@@ -259,23 +275,16 @@ def main() -> None:
     parser.add_argument("--picture", type=int, default=20, help="steps of a whole picture; 0 leaves it out")
     parser.add_argument("--sweep", type=int, default=4, help="strengths of a sweep; 0 leaves it out")
     parser.add_argument("--stock-up-to", type=int, default=50, help="most sliders the stock ways are tried with")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="some of them")
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     bench = Bench(options)
     for count in options.counts:
-        bench.floor(count)
-        bench.ours("by rows", count)
-        bench.ours("merged", count)
-        bench.shared_down(count)
-        if count > 1:
-            bench.mixed_gates(count)
-        bench.public_code(count)
-        if count <= options.stock_up_to:
-            bench.stock_patches(count)
-            bench.stock_gate(count)
-    bench.stock_bypass()
+        for way in options.ways:
+            if count <= options.stock_up_to or not way.startswith("stock"):
+                WAYS[way](bench, count)
     if options.sweep:
         bench.sweep(options.sweep)
     if options.picture:
