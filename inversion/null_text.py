@@ -16,6 +16,10 @@ Embedding = tuple[Tensor, ...]  # what the model reads of a prompt, such as (B, 
 PredictNull = Callable[[Tensor, Embedding, Tensor], Tensor]
 
 _SMALLEST = 1e-30
+_NOT_READ = (
+    "Inversion: this model does not read the embedding of the negative prompt, so there is nothing to fit. Choose "
+    "the method 'plain' or 'negative prompt'."
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def fit(
 
     As published, a row whose loss is below the tolerance makes the step of that loss and is then done; rows do not
     know of each other. No more than `steps` steps each. The graph of a step does not outlive it.
-    Raises FloatingPointError for a loss that is no finite number.
+    Raises FloatingPointError for a loss that is no finite number, ValueError if there is nothing to fit.
     """
     leaves = tuple(part.detach().clone().requires_grad_() for part in embedding)
     adam = torch.optim.Adam(leaves, lr=rate)
@@ -89,6 +93,8 @@ def _descend(
     """One step of Adam for some rows; their losses before it, (rows,)."""
     with torch.enable_grad():
         d_null = predict(step.x[rows], tuple(leaf[rows] for leaf in leaves), rows)
+    if not d_null.requires_grad:
+        raise ValueError(_NOT_READ)
     with torch.no_grad():
         landed = step.landed(d_null.detach(), rows)
         losses, slope = step.losses(landed, rows), step.slope(landed, rows)
@@ -97,7 +103,7 @@ def _descend(
         slope /= size.view(-1, *(1 for _ in slope.shape[1:]))
     gradients = torch.autograd.grad(d_null, leaves, slope, allow_unused=True)
     if gradients[0] is None:
-        raise ValueError("The model does not read the embedding of the negative prompt: there is nothing to fit.")
+        raise ValueError(_NOT_READ)
     before = [leaf.detach().clone() for leaf in leaves]
     with torch.no_grad():
         for leaf, gradient in zip(leaves, gradients):
