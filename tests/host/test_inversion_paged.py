@@ -66,7 +66,7 @@ def test_without_fetching_them_again_they_would_be_others(monkeypatch):
 def test_the_hosts_own_paging_patcher(family):
     still, model = fitted(tiny_model(family), family), DynamicOnTheCpu.of(tiny_model(family))
     made = fitted(model, family)
-    assert sum(hasattr(module, "_v") for module in model.model.modules()) > 15
+    assert sum(getattr(module, "comfy_cast_weights", False) for module in model.model.modules()) > 15
     torch.testing.assert_close(losses(made), losses(still))
     assert made.fingerprint == still.fingerprint
 
