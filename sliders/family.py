@@ -19,6 +19,7 @@ _FAMILIES = tuple(
     for family, pattern in (
         # UNets
         ("Stable Cascade", r"(down|up)_blocks_\d+_\d+_(attention|channelwise|kv_mapper|mapper)|lora_prior_"),
+        ("SVD", rf"(?=.*{_UNET}).*(_time_stack_|_time_pos_embed_|_temporal_)"),
         ("SDXL", r"(add|class)_embedding|(down|up|input|output)_blocks_\S*transformer_blocks_[2-9]"),
         ("SDXL", r"(mid_block|middle_block)_\S*transformer_blocks_[1-9]"),
         ("SDXL", rf"(?=.*{_UNET})(?=.*(lora_te2|text_encoder_2)_text_model)"),
@@ -97,7 +98,8 @@ _FAMILIES = tuple(
             rf"{_OWN}blocks_\d+_(attn[12]_(Wqkv|kv_proj|q_proj|out_proj)|skip_linear|default_modulation)",
         ),
         ("PixArt", rf"{_OWN}blocks_\d+_(cross_attn_(kv_linear|q_linear|proj)|attn_(qkv|proj)) |csize_embedder"),
-        ("PixArt or Hunyuan-DiT", rf"{_OWN}blocks_\d+_mlp_fc\d "),
+        ("MiniMax H3", r"(video|audio)_patch_proj|blocks_\d+_(attn_(qkv|out)_proj|adaln_proj_linear) "),
+        ("PixArt, Hunyuan-DiT or MiniMax H3", rf"{_OWN}blocks_\d+_mlp_fc\d "),
         ("LTX", r"patchify_proj|transformer_blocks_\d+_(audio_|video_)"),
         ("PixArt, LTX or SD3", r"transformer_blocks_\d+_attn[12]_"),
         (

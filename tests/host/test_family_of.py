@@ -28,8 +28,30 @@ CALLED = {
     "Wan 2.1 VACE": "Wan",
     "Wan 2.2 5B": "Wan",
     "LTXV": "LTX",
+    "Wan 2.1 control": "Wan",
+    "Wan 2.1 camera": "Wan",
+    "Wan 2.2 camera": "Wan",
+    "HuMo": "Wan",
+    "Wan 2.2 S2V": "Wan",
+    "Wan 2.2 Animate": "Wan",
+    "SCAIL": "Wan",
+    "Wan 2.2 5B image to video": "Wan",
+    "SD 1 instruct pix2pix": "SD 1",
+    "Stable Zero123": "SD 1",
+    "Flux Fill": "Flux",
+    "Flux Canny and Depth": "Flux",
+    "Flux Kontext": "Flux",
+    "LongCat-Image": "Flux",
+    "Hunyuan3D 2": "Flux",
+    "Qwen-Image Edit": "Qwen-Image",
+    "HunyuanVideo image to video": "HunyuanVideo",
+    "LTXV image to video": "LTX",
+    "LTX 2": "LTX",
+    "LTX 2.3": "LTX",
+    "Cosmos Predict 2 image to video": "Cosmos Predict 2",
+    "CogVideoX image to video": "CogVideoX",
 }
-UNETS = ("SD 1", "SD 1 inpainting", "SD 2", "SDXL", "SDXL refiner")
+UNETS = ("SD 1", "SD 1 inpainting", "SD 1 instruct pix2pix", "Stable Zero123", "SVD", "SD 2", "SDXL", "SDXL refiner")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

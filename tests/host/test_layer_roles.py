@@ -31,6 +31,9 @@ JOINT = (
     "JoyImage",
     "Mochi",
     "CogVideoX",
+    "LongCat-Image",
+    "Hunyuan3D",
+    "MiniMax",
 )
 
 

@@ -13,6 +13,7 @@ from concept_sliders.training.differentiable import differentiable
 from concept_sliders.training.in_place import borrowed
 from concept_sliders.training.loop import Training
 from concept_sliders.training.new_layers import NewLayers
+from concept_sliders.training.packed import packed
 from concept_sliders.training.points import Point
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.recompute import blocks_of, recomputed
@@ -48,14 +49,14 @@ def pocket():
         return model, {PROMPT: clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))}
 
 
-def gradients(model, conditionings, points, prepare=None, recipe=RECIPE):
+def gradients(model, conditionings, points, prepare=None, recipe=RECIPE, shapes=None):
     """The gradients of one step, and the training that made them."""
     with borrowed(model):
         layers = NewLayers(model, recipe, torch.Generator().manual_seed(1))
         for change in layers.by_name.values():  # at zero the down-projections would learn nothing yet
             torch.nn.init.constant_(change.up, 0.01)
         plain = {prompt: ordinary(conditioning) for prompt, conditioning in conditionings.items()}
-        training = Training(Denoiser(model, plain), layers, points, recipe, torch.Generator())
+        training = Training(Denoiser(model, plain, shapes), layers, points, recipe, torch.Generator())
         if prepare:
             prepare(training)
         training._gradient(points.point)
@@ -150,14 +151,14 @@ def test_blocks_run_twice_give_the_same_gradient_on(family):
     with torch.inference_mode():
         model = FAMILIES[family].build()
         conditionings = {PROMPT: FAMILIES[family].conditioning(1)}
-        shape = FAMILIES[family].empty(1).shape[1:]
-    points = Points(2, shape)
-    whole, _ = gradients(model, conditionings, points)
+        latents, shapes = packed(FAMILIES[family].empty(1))
+    points = Points(2, latents.shape[1:])
+    whole, _ = gradients(model, conditionings, points, shapes=shapes)
 
     def recompute(training):
         training._recompute = True
 
-    twice, _ = gradients(model, conditionings, points, recompute)
+    twice, _ = gradients(model, conditionings, points, recompute, shapes=shapes)
     close(whole, twice)
 
 
