@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import _models
@@ -42,16 +43,16 @@ The tiny models of the tests show how settings compare on each family; their fig
 """
 
 
-def measured(model, conditionings: dict, empty: torch.Tensor, batch: int, settings: dict) -> float:
+def measured(model, conditionings: dict, empty: Callable[[int], torch.Tensor], batch: int, settings: dict) -> float:
     """The peak of one run in MiB."""
     recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, visits=2, **settings)
-    latents = empty.expand(batch, *empty.shape[1:])
+    latents = empty(batch)
     with torch.inference_mode(), peak_memory(model.load_device) as peak:
         train_slider(model, conditionings, recipe, latents, "memory", Watch(preview_every=0))
     return peak.bytes / 2**20
 
 
-def row(name: str, model, conditionings: dict, empty: torch.Tensor) -> list[str]:
+def row(name: str, model, conditionings: dict, empty: Callable[[int], torch.Tensor]) -> list[str]:
     size = sum(p.numel() * p.element_size() for p in model.model.parameters()) / 2**20
     peaks = [measured(model, conditionings, empty, batch, settings) for _, batch, settings in SETTINGS]
     cells = [name, f"{size:.3g}", *(f"{peak:.3g}" for peak in peaks)]
@@ -65,7 +66,7 @@ def tiny_rows() -> list[list[str]]:
         with torch.inference_mode():
             model = family.build()
             conditionings = {prompt: family.conditioning(n) for n, prompt in enumerate((*CONCEPT.prompts(), ""))}
-        rows.append(row(f"{name}, tiny", model, conditionings, family.empty(1)))
+        rows.append(row(f"{name}, tiny", model, conditionings, family.empty))
     return rows
 
 
@@ -74,7 +75,7 @@ def sd15_row(side: int) -> list[str]:
         model = _models.full_size("sd15")
         context = _models.SIZES["sd15"][1]["context_dim"]
         conditionings = {prompt: [[torch.randn(1, 77, context), {}]] for prompt in (*CONCEPT.prompts(), "")}
-    return row(f"SD1.5 size, {8 * side} px", model, conditionings, torch.zeros(1, 4, side, side))
+    return row(f"SD1.5 size, {8 * side} px", model, conditionings, lambda batch: torch.zeros(batch, 4, side, side))
 
 
 def main() -> None:
