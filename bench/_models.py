@@ -21,6 +21,7 @@ import torch
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.layers import weight_shape
 from concept_sliders.sliders.matching import layer_names
+from concept_sliders.sliders.patches import host_tensors
 from concept_sliders.sliders.slider import LowRank, Slider
 from concept_sliders.sliders.stack import Stack
 
@@ -115,8 +116,8 @@ def stack_of(sliders: list[Slider], strengths: list[float], gate: Gate | None = 
 
 
 def tensors_of(slider: Slider) -> dict[str, torch.Tensor]:
-    pairs = ((n, p, t) for n, layer in slider.layers.items() for p, t in (("down", layer.down), ("up", layer.up)))
-    return {f"{name}.lora_{part}.weight": tensor for name, part, tensor in pairs}
+    """A slider's tensors by the stock loader's keys."""
+    return {key: t for name, change in slider.layers.items() for key, t in host_tensors(name, change).items()}
 
 
 @dataclass

@@ -95,8 +95,7 @@ class Stacks:
             self.strengths = torch.randn(len(self.sliders), generator=self.generator) * chosen
         gates = (None, None, None, Gate(0.3), Gate(0.3, 0.8), Gate(0.2, 1.0, ramp=0.4))
         gate = gates[self._below(len(gates))]
-        placed = (Stack.of(s, float(v), gate) for s, v in zip(self.sliders, self.strengths, strict=True))
-        stack = sum(placed, Stack())
+        stack = _models.stack_of(self.sliders, self.strengths.tolist(), gate)
         if self._chance(0.15):
             stack = stack.swept(self._below(len(stack)), torch.randn(ROWS, generator=self.generator).tolist())
         if self._chance(0.15):

@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ..training.run import digest_of
+from ..training.keeping import digest_of
 from .down import Down
 from .recipe import InversionRecipe
 

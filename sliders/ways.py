@@ -1,10 +1,10 @@
 """Which way sliders act: merged, by rows, or some of them so and some so.
 
-Measured at SD1.5's size with fifty sliders (`bench/runtime.py`), in evaluations with guidance: merged weights cost
-0.8 when they are built at 512 px, 2.4 at 256 px, a tenth or less when one slider is turned, and nothing afterwards;
-acting by rows costs 0.3 and 0.6 at first, nothing to change, and 0.2 in every evaluation. So what holds still for a
-few evaluations is merged where the weights and the memory allow, and what differs between rows, ramps, or acts on one
-branch goes by rows.
+Measured at SD1.5's size (`bench/runtime.py`), in evaluations with guidance: with fifty sliders, merged weights cost
+0.6 when they are built at 512 px, 1.1 at 256 px, a tenth or less when one slider is turned, and nothing afterwards;
+acting by rows costs 0.15 and 0.6 at first, nothing to change, and 0.2 in every evaluation, but with one to ten
+sliders less than 0.1. So what holds still for a few evaluations is merged where the weights and the memory allow, and
+what differs between rows, ramps, or acts on one branch goes by rows.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def steady_part(
     if way == BY_ROWS or run.refused or not still.any():
         return nothing
     if why_not := _why_not_merged(bank, base_model):
-        return _refused(run, way, why_not, nothing)
+        _say_why_not(run, way, why_not)
+        return nothing
     if strengths[:, ~steady].any() and bank.are_bound(strengths):
         return nothing  # they are worked out together, or they would be something else
     if merged.holds(bank.layers):
@@ -66,7 +67,8 @@ def steady_part(
         return nothing
     elif not _is_room(bank, base_model, x):
         run.refused = True
-        return _refused(run, way, "there is no memory for it", nothing)
+        _say_why_not(run, way, "there is no memory for it")
+        return nothing
     else:
         merged.take(bank.layers)
     run.merged += 1
@@ -75,17 +77,15 @@ def steady_part(
 
 def worth_it(bank: LayerBank) -> int:
     """After how many evaluations merging has paid for itself: few sliders cost little by rows, see above."""
-    low_rank = all(isinstance(change, LowRank) for _, _, changes in bank.layers for _, change in changes)
-    ranks = max((sum(c.rank for _, c in changes) for _, _, changes in bank.layers), default=0) if low_rank else 0
-    return WORTH_IT_FOR_FEW if low_rank and ranks < FEW else WORTH_IT
+    ranks = (sum(c.rank if isinstance(c, LowRank) else FEW for _, c in changes) for _, _, changes in bank.layers)
+    return WORTH_IT_FOR_FEW if max(ranks, default=0) < FEW else WORTH_IT
 
 
-def _refused(run: Run, way: str, why: str, nothing: Tensor) -> Tensor:
+def _say_why_not(run: Run, way: str, why: str) -> None:
     """Nothing is merged; where that was asked for by name, the log says why, once a run."""
     if way == MERGED and not run.told:
         run.told = True
         logging.warning("Sliders act by rows although they are to be merged: %s.", why)
-    return nothing
 
 
 def _is_taken(uses: int, of_them_in_this_run: int) -> bool:

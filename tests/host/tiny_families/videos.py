@@ -48,6 +48,16 @@ COSMOS = {
     "adaln_lora_dim": 8,
 }
 COSMOS_2 = {**COSMOS, "image_model": "cosmos_predict2", "pos_emb_learnable": True}
+COGVIDEOX = {
+    "image_model": "cogvideox",
+    "num_attention_heads": 1,
+    "attention_head_dim": 64,
+    "time_embed_dim": 32,
+    "num_layers": 1,
+    "text_embed_dim": TEXT,
+    "max_text_seq_length": TOKENS,
+    "use_rotary_positional_embeddings": True,
+}
 LTXV = {
     "image_model": "ltxv",
     "cross_attention_dim": 64,
@@ -169,16 +179,7 @@ VIDEOS: dict[str, Family] = {
     ),
     "CogVideoX": Family(
         host.CogVideoX_T2V,
-        {
-            "image_model": "cogvideox",
-            "num_attention_heads": 1,
-            "attention_head_dim": 64,
-            "time_embed_dim": 32,
-            "num_layers": 1,
-            "text_embed_dim": TEXT,
-            "max_text_seq_length": TOKENS,
-            "use_rotary_positional_embeddings": True,
-        },
+        COGVIDEOX,
         VIDEO,
     ),
     "ACE-Step": Family(

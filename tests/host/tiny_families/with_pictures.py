@@ -2,11 +2,11 @@
 
 import comfy.supported_models as host
 import torch
-from concept_sliders.tests.host.tiny_families.family import ALL_TOKENS, POOLED, TEXT, TOKENS, Family, still
+from concept_sliders.tests.host.tiny_families.family import ALL_TOKENS, POOLED, TEXT, Family, still
 from concept_sliders.tests.host.tiny_families.later import QWEN
 from concept_sliders.tests.host.tiny_families.transformers import FLUX
 from concept_sliders.tests.host.tiny_families.unets import UNET, WIDE_UNET
-from concept_sliders.tests.host.tiny_families.videos import COSMOS_2, HUNYUAN, LTXV, VIDEO
+from concept_sliders.tests.host.tiny_families.videos import COGVIDEOX, COSMOS_2, HUNYUAN, LTXV, VIDEO
 from concept_sliders.tests.host.tiny_families.wan import WAN
 
 # One level of the UNet: inpainting is tested with two
@@ -105,17 +105,7 @@ WITH_PICTURES: dict[str, Family] = {
     ),
     "CogVideoX image to video": Family(
         host.CogVideoX_I2V,
-        {
-            "image_model": "cogvideox",
-            "in_channels": 32,
-            "num_attention_heads": 1,
-            "attention_head_dim": 64,
-            "time_embed_dim": 32,
-            "num_layers": 1,
-            "text_embed_dim": TEXT,
-            "max_text_seq_length": TOKENS,
-            "use_rotary_positional_embeddings": True,
-        },
+        {**COGVIDEOX, "in_channels": 32},
         VIDEO,
     ),
     "Hunyuan3D 2": Family(
