@@ -30,7 +30,7 @@ from .null_text import Embedding, Fitted, Step, fit
 from .recipe import InversionRecipe
 from .rows import checked_rows, single_entry
 from .trajectory import euler, upwards
-from .unfinished import Standing, Unfinished, digest_of_inputs
+from .unfinished import Standing, digest_of_inputs, keep, take
 from .windows import windows
 
 
@@ -55,14 +55,14 @@ def invert(
     negative: list,
     recipe: InversionRecipe,
     tell: Tell = lambda told: None,
-    unfinished: Unfinished | None = None,
+    place: str | None = None,
 ) -> Inversion:
     """Invert pictures on the model in place.
 
     latents: (B, C, ...) as a VAE encodes them, in the host's scale of LATENT. positive, negative: CONDITIONING,
     one prompt for all pictures or one each; fitting starts from the negative.
-    Cancelling keeps the steps done; with the same `unfinished` the same inversion goes on from them, and gives what
-    it would have given at once. Raises InterruptProcessingException if it is cancelled before the first of them,
+    Cancelling keeps the steps done; in the same `place`, such as a node of a graph, the same inversion on the same
+    patcher goes on from them, and gives what it would have given at once. Raises InterruptProcessingException if it is cancelled before the first of them,
     ValueError for what cannot be inverted, FloatingPointError where the model gives no finite numbers, the host's
     out-of-memory error if not even one picture fits. The model is given back as it was in every case.
     """
@@ -76,15 +76,15 @@ def invert(
     memory = patcher.model.memory_required([2 * len(latents), *latents.shape[1:]])
     with borrowed(patcher, memory_required=int(memory)):
         run = _Run(patcher, latents, ordinary([list(prompt)]), ordinary([list(own)])[0], recipe, tell)
-        if unfinished is None:
+        if place is None:
             return run.result()
         digest = digest_of_inputs(latents, positive, negative, recipe)
-        run.go_on(unfinished.take(patcher, digest))
+        run.go_on(take(patcher, place, digest))
         try:
             return run.result()
         finally:
             if run.cancelled:
-                unfinished.keep(patcher, digest, run.standing())
+                keep(patcher, place, digest, run.standing())
 
 
 class _Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,28 +27,43 @@ class Standing:
     at_once: int
 
 
+@dataclass(frozen=True)
 class Unfinished:
-    """The last run that was cancelled in some place, such as a node of a graph, if it is still to be finished.
+    """The last run that was cancelled in some place, such as a node of a graph, as the model it ran on keeps it.
 
-    It goes on for the same model only, which is known by its object and its patches, with the same inputs.
+    It is an attachment of the host's patcher: it goes when the model goes, and clones of the model have none of it.
     """
 
-    def __init__(self) -> None:
-        self.standing: Standing | None = None
-        self._model: weakref.ref | None = None
-        self._patches: Any = None
-        self._digest = ""
+    digest: str
+    standing: Standing | None
 
-    def take(self, patcher: ModelPatcher, digest: str) -> Standing | None:
-        """What is kept of this run, which is then kept no more."""
-        standing, self.standing = self.standing, None
-        if standing is None or self._model() is not patcher:
-            return None
-        return standing if (self._patches, self._digest) == (patcher.patches_uuid, digest) else None
+    def on_model_patcher_clone(self) -> Unfinished:
+        return Unfinished("", None)
 
-    def keep(self, patcher: ModelPatcher, digest: str, standing: Standing) -> None:
-        self.standing, self._model = standing, weakref.ref(patcher)
-        self._patches, self._digest = patcher.patches_uuid, digest
+
+def take(patcher: ModelPatcher, place: str, digest: str) -> Standing | None:
+    """What the model keeps of this very run in this place; whatever it keeps there, it keeps no more."""
+    kept = patcher.get_attachment(_key(place))
+    patcher.remove_attachments(_key(place))
+    return kept.standing if kept is not None and kept.digest == _of_model(patcher, digest) else None
+
+
+def keep(patcher: ModelPatcher, place: str, digest: str, standing: Standing) -> None:
+    patcher.set_attachments(_key(place), Unfinished(_of_model(patcher, digest), standing))
+
+
+def is_kept(patcher: ModelPatcher, place: str) -> bool:
+    """Whether a run in this place was cancelled, and not yet queued again."""
+    kept = patcher.get_attachment(_key(place))
+    return kept is not None and kept.standing is not None
+
+
+def _key(place: str) -> str:
+    return f"concept_sliders.unfinished.{place}"
+
+
+def _of_model(patcher: ModelPatcher, digest: str) -> str:
+    return f"{digest} {patcher.patches_uuid}"
 
 
 def digest_of_inputs(latents: Tensor, positive: list, negative: list, recipe: InversionRecipe) -> str:

@@ -11,14 +11,13 @@ from ..inversion.files import load_inversion, save_inversion
 from ..inversion.inversion import Inversion
 from ..inversion.recipe import METHODS, POOLED, InversionRecipe
 from ..inversion.run import invert
-from ..inversion.unfinished import Unfinished
+from ..inversion.unfinished import is_kept
 from .folders import find_inversion, free_path, inversion_names
 from .sockets import InversionSocket
 from .stopped import fingerprint, node_id_of, note_stopped
 from .watching import watch_inversion
 
 _NOTES = "inversion"  # what the notes of cancelled runs are called
-_UNFINISHED: dict[str, Unfinished] = {}  # by node, as long as the host runs
 
 
 class InvertImage(io.ComfyNode):
@@ -61,9 +60,8 @@ class InvertImage(io.ComfyNode):
     ) -> io.NodeOutput:
         recipe = InversionRecipe(**settings)
         node_id, watch = node_id_of(cls), watch_inversion(model, vae)
-        unfinished = _UNFINISHED.setdefault(node_id, Unfinished()) if node_id is not None else Unfinished()
-        inversion = invert(model, latent["samples"], positive, negative, recipe, watch, unfinished)
-        if unfinished.standing is not None:  # cancelled
+        inversion = invert(model, latent["samples"], positive, negative, recipe, watch, node_id)
+        if node_id is not None and is_kept(model, node_id):  # cancelled
             note_stopped(_NOTES, node_id, inversion.done, inversion.steps)
         # (B, H, W) -> (B, 1, H, W), as SetLatentNoiseMask has it
         noise_mask = latent.get("noise_mask") if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])

@@ -6,7 +6,7 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from concept_sliders.inversion import run
 from concept_sliders.inversion.run import invert
-from concept_sliders.inversion.unfinished import Unfinished
+from concept_sliders.inversion.unfinished import is_kept
 from concept_sliders.tests.host.families import FAMILIES
 from concept_sliders.tests.host.inverting import STEPS, by_sampler_custom, inverted, recipe
 from concept_sliders.tests.host.tiny import difference, traces
@@ -71,10 +71,10 @@ def stopping(moment, told=None):
     return tell
 
 
-def goes_on(pocket, pictures, tell, unfinished, **changes):
+def goes_on(pocket, pictures, tell, place, **changes):
     with torch.inference_mode():
         latents, positive, negative = pictures.latents, pictures.positive, pictures.negative
-        return invert(pocket[0], latents, positive, negative, recipe(**changes), tell, unfinished)
+        return invert(pocket[0], latents, positive, negative, recipe(**changes), tell, place)
 
 
 def assert_same(one, other):
@@ -85,38 +85,39 @@ def assert_same(one, other):
 
 
 def test_a_cancelled_inversion_goes_on_where_it_stood_to_the_bit(pocket, pictures, inversion):
-    unfinished, told = Unfinished(), []
+    model, told = pocket[0], []
     for step in (1, 3):
-        made = goes_on(pocket, pictures, stopping(f"step {step} "), unfinished)
-        assert made.done == step and unfinished.standing is not None
-    assert_same(goes_on(pocket, pictures, lambda t: told.append(t), unfinished), inversion)
+        made = goes_on(pocket, pictures, stopping(f"step {step} "), "a node")
+        assert made.done == step and is_kept(model, "a node")
+    assert not is_kept(model.clone(), "a node") and not is_kept(model, "another node")
+    assert_same(goes_on(pocket, pictures, lambda t: told.append(t), "a node"), inversion)
     assert [t.text.split(" of ")[0] for t in told] == [f"step {STEPS}"]
     assert told[-1].done == told[-1].of
-    assert unfinished.standing is None
+    assert not is_kept(model, "a node") and not model.attachments
 
 
 def test_so_do_pictures_that_go_one_by_one(pocket, pictures, monkeypatch):
     failing(monkeypatch, rows=1, times=0)
     whole, told = inverted(pocket[0], pictures), []
-    unfinished, second = Unfinished(), []
+    second = []
 
     def in_the_second(so_far):
         second.append(so_far.text.startswith("step 2 "))
         if sum(second) == 2:
             comfy.model_management.interrupt_current_processing()
 
-    assert goes_on(pocket, pictures, in_the_second, unfinished).done == 2
-    assert_same(goes_on(pocket, pictures, lambda t: told.append(t.text[:6]), unfinished), whole)
+    assert goes_on(pocket, pictures, in_the_second, "a node").done == 2
+    assert_same(goes_on(pocket, pictures, lambda t: told.append(t.text[:6]), "a node"), whole)
     assert told == ["step 3", "step 4"]
 
 
 def test_another_inversion_begins_anew(pocket, pictures):
     few = {"steps": 2, "inner_steps": 1, "refinement": 0}
     for model, changes in ((pocket[0].clone(), {}), (pocket[0], {"cfg": 4.0})):
-        unfinished, told = Unfinished(), []
-        goes_on(pocket, pictures, stopping("step 1 "), unfinished, **few)
+        told = []
+        goes_on(pocket, pictures, stopping("step 1 "), "a node", **few)
         tell = stopping("never", told)
-        made = goes_on((model, *pocket[1:]), pictures, tell, unfinished, **{**few, **changes})
+        made = goes_on((model, *pocket[1:]), pictures, tell, "a node", **{**few, **changes})
         assert made.done == 2 and told[0].startswith("inversion, step 1")
 
 

@@ -1,5 +1,6 @@
 """Sliders together with the rest of the host: other LoRAs, hooks, merges, regions, control, short memory, dtypes."""
 
+import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.hooks
 import comfy.lora
@@ -26,6 +27,9 @@ from concept_sliders.tests.host.tiny import (
     tensors_of,
     tiny_model,
 )
+from concept_sliders.tests.host.tiny_families.family import randomise
+from concept_sliders.tests.host.tiny_families.unets import UNET
+from nodes import ControlNetApplyAdvanced
 
 WAYS = ways.WAYS[1:]
 FAMILY = "SD15"
@@ -134,30 +138,33 @@ def test_regions_have_their_rows(model):
     rows_equal_single_runs(model, regions, condition(FAMILY, 3))
 
 
+def controlled(start: float = 0.0, end: float = 1.0) -> tuple[list, list]:
+    """Both prompts with a ControlNet of the host's own class, with random weights, for a part of sampling."""
+    config = {name: value for name, value in UNET.items() if name != "out_channels"}
+    network = comfy.cldm.cldm.ControlNet(hint_channels=3, num_head_channels=8, **config)
+    randomise(network, 4)
+    control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
+    picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(4))
+    prompts = condition(FAMILY, 2), condition(FAMILY, 3)
+    return ControlNetApplyAdvanced().apply_controlnet(*prompts, control, picture, 1.0, start, end)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("part", [(0.0, 1.0), (0.3, 0.7)])
+def test_under_a_controlnet_sliders_act_as_the_stock_loaders_do(model, way, part):
+    slider = random_slider(model)
+    with torch.inference_mode():
+        bare = sample_with(model, *controlled(*part))
+        assert difference(bare, sample(model, FAMILY)) > 1e-2
+        acted = sample_with(apply_sliders(model, Stack.of(slider, 0.7), way), *controlled(*part))
+        stock, _ = comfy.sd.load_lora_for_models(model, None, tensors_of(slider), 0.7, 0.0)
+        assert difference(acted, sample_with(stock, *controlled(*part))) < 1e-4
+        assert difference(sample_with(model, *controlled(*part)), bare) == 0.0
+
+
 def test_control_has_its_rows(model):
-    ((tensor, options),) = condition(FAMILY, 2)
-    positive = [[tensor, {**options, "control": Control()}]]
-    bare = sample_with(model, positive, condition(FAMILY, 3))
-    assert difference(bare, sample(model, FAMILY)) > 1e-3
-    rows_equal_single_runs(model, positive, condition(FAMILY, 3))
-
-
-class Control(comfy.controlnet.ControlBase):
-    """The same push on the middle block for every picture."""
-
-    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        generator = torch.Generator().manual_seed(0)
-        push = 0.5 * torch.randn(1, 64, 4, 4, generator=generator)
-        return {"middle": [push.expand(x_noisy.shape[0], -1, -1, -1)], "output": []}
-
-    def pre_run(self, model, percent_to_timestep_function):
-        pass
-
-    def copy(self):
-        return Control()
-
-    def inference_memory_requirements(self, dtype):
-        return 0
+    with torch.inference_mode():
+        rows_equal_single_runs(model, *controlled())
 
 
 def test_batches_split_for_want_of_memory(model, monkeypatch):
