@@ -62,9 +62,10 @@ def invert(
     latents: (B, C, ...) as a VAE encodes them, in the host's scale of LATENT. positive, negative: CONDITIONING,
     one prompt for all pictures or one each; fitting starts from the negative.
     Cancelling keeps the steps done; in the same `place`, such as a node of a graph, the same inversion on the same
-    patcher goes on from them, and gives what it would have given at once. Raises InterruptProcessingException if it is cancelled before the first of them,
-    ValueError for what cannot be inverted, FloatingPointError where the model gives no finite numbers, the host's
-    out-of-memory error if not even one picture fits. The model is given back as it was in every case.
+    patcher goes on from them, and gives what it would have given at once. The model is given back as it was in every
+    case. Raises InterruptProcessingException if it is cancelled before the first step, ValueError for what cannot be
+    inverted, FloatingPointError where the model gives no finite numbers, the host's out-of-memory error if not even
+    one picture fits.
     """
     latents = checked_latents(patcher, latents)
     checked_model(patcher, recipe)

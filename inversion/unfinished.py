@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor

@@ -29,6 +29,7 @@ from concept_sliders.tests.host.tiny import (
 )
 from concept_sliders.tests.host.tiny_families.family import randomise
 from concept_sliders.tests.host.tiny_families.unets import UNET
+
 from nodes import ControlNetApplyAdvanced
 
 WAYS = ways.WAYS[1:]

@@ -7,7 +7,6 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
-from comfy_extras.nodes_torch_compile import TorchCompileModel
 from concept_sliders.sliders import merged as merging
 from concept_sliders.sliders import ways
 from concept_sliders.sliders.gate import Gate
@@ -272,24 +271,3 @@ def test_one_branch_of_guidance(model, way, branch):
     assert difference(outputs[branch][on], outputs["both"][on]) < 1e-5
     assert difference(outputs[branch][off], outputs["bare"][off]) < 1e-6
     assert difference(outputs["both"][off], outputs["bare"][off]) > 1e-2
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("sliders_first", [True, False])
-def test_compiled_models(model, way, sliders_first):
-    """Sliders act on a compiled model too, whether they were applied before or after, and however they change."""
-    slider = random_slider(model)
-    expected = [sample(apply_sliders(model, Stack.of(slider, s), way), FAMILY) for s in (1.0, -0.5)]
-    bare = sample(model, FAMILY)
-    torch.compiler.reset()
-    (compiled,) = TorchCompileModel.execute(model, "cudagraphs").args
-    assert difference(sample(compiled, FAMILY), bare) < 1e-4
-    for strength, want in zip((1.0, -0.5), expected, strict=True):
-        if sliders_first:
-            (acted,) = TorchCompileModel.execute(
-                apply_sliders(model, Stack.of(slider, strength), way), "cudagraphs"
-            ).args
-        else:
-            acted = apply_sliders(compiled, Stack.of(slider, strength), way)
-        assert difference(sample(acted, FAMILY), want) < 1e-4
-    assert difference(sample(compiled, FAMILY), bare) < 1e-4
