@@ -1,6 +1,6 @@
 """Photographs' stand-ins inverted, made again, and edited: drawings of the pocket world that no training has seen.
 
-    python3 dev.py bench real --folder FOLDER [--count 32] [--steps 50] [--cfg 7.5] [--named]
+    python3 dev.py bench real --folder FOLDER [--count 32] [--steps 50] [--cfg 7.5] [--learning-rate 0.1] [--named]
 
 How near the reconstructions come, in PSNR of the pictures; how far sliders move the probe's readings on them, beside
 generated pictures of the same prompts; and a sheet of originals, reconstructions and edits. The captions say nothing
@@ -46,7 +46,7 @@ SLIDERS = {"age": "age", "smile": "smile", "eyes": "eye_size"}  # files of the p
 READ = [name for name in COLUMNS if name not in ("flat colour", "ink sketch", "pastel", "spoiled")]
 SHOWN = 8
 METHODS = {
-    "null-text": {"refinement": 2, "learning_rate": 0.1},
+    "null-text": {"refinement": 2},
     "negative prompt": {"method": "negative prompt", "refinement": 2},
     "plain": {"method": "plain", "cfg": 1.0},
 }
@@ -54,8 +54,8 @@ PARTS = ("reconstructions", "generated", "edits")
 
 
 class Bench:
-    def __init__(self, folder: Path, count: int, steps: int, cfg: float, gate: float, named: bool):
-        self.folder, self.steps, self.cfg = folder, steps, cfg
+    def __init__(self, folder: Path, count: int, steps: int, cfg: float, rate: float, gate: float, named: bool):
+        self.folder, self.steps, self.cfg, self.rate = folder, steps, cfg, rate
         self.gate, self.opens = Gate(gate), int(gate * steps)  # the step that sliders first act in
         folder.mkdir(parents=True, exist_ok=True)
         self.probe, people = load_probe(), portraits(count, SEED)
@@ -87,7 +87,8 @@ class Bench:
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             log.info("%s: inverting", name)
-            recipe = InversionRecipe(**{"steps": self.steps, "cfg": self.cfg, **METHODS[name]})
+            settings = {"steps": self.steps, "cfg": self.cfg, "learning_rate": self.rate, **METHODS[name]}
+            recipe = InversionRecipe(**settings)
             with torch.inference_mode():
                 made = invert(self.model, self.latents, self.positive, self.negative, recipe)
             save_inversion(made, path)
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32, help="drawings")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=7.5)
+    parser.add_argument("--learning-rate", type=float, default=0.1, help="of null-text; published: 0.01")
     parser.add_argument("--gate", type=float, default=0.5, help="from which part of sampling on sliders act")
     parser.add_argument("--named", action="store_true", help="captions may name what sliders turn")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -189,7 +191,15 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     comfy.utils.set_progress_bar_enabled(False)
-    bench = Bench(options.folder, options.count, options.steps, options.cfg, options.gate, options.named)
+    bench = Bench(
+        options.folder,
+        options.count,
+        options.steps,
+        options.cfg,
+        options.learning_rate,
+        options.gate,
+        options.named,
+    )
     figures = {}
     if "reconstructions" in options.parts:
         figures["psnr"] = bench.reconstructions()
