@@ -22,8 +22,9 @@ from comfy.hooks import EnumHookType, HookGroup
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from .checks import own_fingerprint
+from .checks import GUIDANCE_PATCHES, own_fingerprint
 from .inversion import Inversion
 from .rows import taken
 from .windows import first_misplaced
@@ -40,11 +41,17 @@ def negative_conditioning(inversion: Inversion) -> list:
     conditioning = []
     for step, (start, end) in enumerate(inversion.windows[: inversion.distinct]):
         encoding, options = inversion.entry(step)
-        options = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
+        options = tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, options)
         if inversion.distinct > 1:
             options |= {"start_percent": start, "end_percent": end}
         conditioning.append([encoding.to(device), _Options(options, hooks)])
     return conditioning
+
+
+def positive_conditioning(inversion: Inversion) -> list:
+    """CONDITIONING of the prompt that the pictures were inverted with."""
+    device = comfy.model_management.intermediate_device()
+    return [list(tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, inversion.positive))]
 
 
 def inversion_in(conditioning: list) -> Inversion | None:
@@ -104,12 +111,10 @@ class InversionRun:
         first = self.first_step(sigmas)
         self.check_sampler(sampler)
         self.check_guider(guider)
+        self.check_guidance(guider)
         self.check_sampling(guider)
-        if first == 0:
-            rows = self.rows(latent_image)
-            noise, latent_image = self.start(guider, sampler, sigmas, rows)
-        else:  # the later part of a run in two: what it goes on from is the first part's affair
-            rows = self.same_rows(latent_image)
+        rows = self.rows(latent_image) if first == 0 else self.same_rows(latent_image)
+        noise, latent_image = self.start(guider, sampler, sigmas, rows, latent_image if first else None)
         guider.conds = {name: self.for_rows(entries, rows) for name, entries in guider.conds.items()}
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
@@ -123,8 +128,8 @@ class InversionRun:
             raise ValueError(
                 f"This inversion holds for {self.inversion.steps} steps of the scheduler {recipe.scheduler!r}, noise "
                 f"levels {_levels(own)}; the sampler runs {len(given) - 1} steps, {_levels(given)}. Wire the sigmas "
-                "of the inversion into SamplerCustom, or set the same steps and scheduler and a denoise of 1 in "
-                "KSampler; or invert again for the steps wanted."
+                f"of the inversion into SamplerCustom, or set {recipe.steps} steps, this scheduler and a denoise of "
+                "1 in KSampler; or invert again for the steps wanted."
             )
         return first
 
@@ -146,13 +151,27 @@ class InversionRun:
         if found != inversion.fingerprint:
             raise ValueError(
                 f"This inversion was made with another model: of the family {inversion.family}, weights "
-                f"{inversion.fingerprint}; the sampler's are {found}. Load that model, or invert with this one."
+                f"{inversion.fingerprint}; the sampler's are {found}. Load that model, at the same precision, or "
+                "invert with this one."
             )
         fitted_to = inversion.recipe.cfg if inversion.recipe.method == "null-text" else cfg
         if cfg is not None and not isclose(cfg, fitted_to, rel_tol=_RELATIVE):
             raise ValueError(
                 f"This inversion's embeddings are fitted to a cfg of {fitted_to:g}; the sampler's is {cfg:g}. Set it "
                 f"to {fitted_to:g}, or invert again at the cfg wanted."
+            )
+
+    def check_guidance(self, guider: CFGGuider) -> None:
+        """Raises ValueError for guidance that fitted embeddings are not fitted to, whatever its scale."""
+        if self.inversion.recipe.method != "null-text":
+            return
+        told = [name for name in GUIDANCE_PATCHES if guider.model_options.get(name)]
+        if type(guider).predict_noise is not CFGGuider.predict_noise:
+            told.append(type(guider).__name__)
+        if told:
+            raise ValueError(
+                "This inversion's embeddings are fitted to plain guidance by the cfg; the sampler's is another "
+                f"({', '.join(told)}). Take out the node that changes it, or use CFGGuider."
             )
 
     def check_sampling(self, guider: CFGGuider) -> None:
@@ -190,18 +209,25 @@ class InversionRun:
             )
         return torch.arange(pictures) if pictures > 1 else torch.zeros(len(latent_image), dtype=torch.long)
 
-    def start(self, guider: CFGGuider, sampler: Any, sigmas: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def start(
+        self, guider: CFGGuider, sampler: Any, sigmas: Tensor, rows: Tensor, later: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(noise, latent) from which the host makes exactly the inversion's first latent, (rows, C, ...) each.
 
+        later: the latent that the first part of a run in two has left, which its second part goes on from.
         The host mixes the two by the model's noise_scaling, which is linear. A flow model's at the noise level 1
         keeps nothing of the latent; and a mask holds what is outside it to the latent. So that is the picture, and
         the noise is what leads from it to the first latent.
         """
         patcher, inversion = guider.model_patcher, self.inversion
         sampling, inner = patcher.get_model_object("model_sampling"), patcher.model
-        x, clean = (inner.process_latent_in(latent[rows]) for latent in (inversion.noise, inversion.clean))
+        clean = inner.process_latent_in(inversion.clean[rows])
         wrap = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=sampling))
-        at = (sigmas[:1].to(x), sampler.max_denoise(wrap, sigmas))
+        at = (sigmas[:1].to(clean), sampler.max_denoise(wrap, sigmas))
+        if later is None:
+            x = inner.process_latent_in(inversion.noise[rows])
+        else:
+            x = sampling.noise_scaling(at[0], torch.zeros_like(clean), inner.process_latent_in(later), at[1])
         of_clean = sampling.noise_scaling(at[0], torch.zeros_like(x), clean, at[1])
         of_noise = sampling.noise_scaling(at[0], torch.ones_like(x), torch.zeros_like(x), at[1])
         return (x - of_clean) / of_noise, inversion.clean[rows]

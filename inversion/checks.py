@@ -8,11 +8,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..sliders.runtime import acting_on
 from ..training.in_place import family, fingerprint
 from .recipe import InversionRecipe
 
 # Patches of guidance that sampling would follow and an inversion does not
-_GUIDANCE_PATCHES = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function")
+GUIDANCE_PATCHES = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function")
 
 
 def checked_latents(patcher: ModelPatcher, latents: Tensor) -> Tensor:
@@ -46,7 +47,12 @@ def checked_model(patcher: ModelPatcher, recipe: InversionRecipe) -> None:
             f"negative prompt has no part, so {recipe.method!r} has nothing to act on. Choose the method 'plain' "
             "with a cfg of 1: it gives a noise latent that sampling leads back to the picture, for sliders to act on."
         )
-    if patched := [name for name in _GUIDANCE_PATCHES if patcher.model_options.get(name)]:
+    if acting_on(patcher) is not None:
+        raise ValueError(
+            "Inversion: the model has sliders on it. A picture is inverted on the bare model: wire in the model from "
+            "before Apply Sliders, and apply them for the sampling."
+        )
+    if patched := [name for name in GUIDANCE_PATCHES if patcher.model_options.get(name)]:
         raise ValueError(
             f"Inversion: the model's guidance is patched ({', '.join(patched)}), by a node such as RescaleCFG; the "
             "inversion would not be of what samples. Wire in the model from before that node."

@@ -17,16 +17,16 @@ from ..sliders.writing import write_whole
 from .inversion import Inversion
 from .recipe import InversionRecipe
 
-_FORMAT, _VERSION = "concept_sliders.inversion", 1
-_OPTION = "option."  # how tensors among the options begin
+_FORMAT, _VERSION = "concept_sliders.inversion", 2
+_OPTION, _POSITIVE = "option.", "positive."  # how tensors beside the two prompts' words begin
+_LIST = "tensors"  # says in the header how many tensors an option is a list of
 _PLAIN = (str, int, float, bool, type(None))
 
 
 def save_inversion(inversion: Inversion, path: str | os.PathLike) -> None:
     """Write an inversion, whole or not at all.
 
-    Raises ValueError if the negative CONDITIONING says something that a file cannot hold, OSError if it cannot be
-    written.
+    Raises ValueError if a prompt says something that a file cannot hold, OSError if it cannot be written.
     """
     tensors = {
         "noise": inversion.noise,
@@ -37,17 +37,12 @@ def save_inversion(inversion: Inversion, path: str | os.PathLike) -> None:
     }
     if inversion.pooled is not None:
         tensors["pooled"] = inversion.pooled
-    plain: dict[str, Any] = {}
-    for name, value in inversion.options.items():
-        if isinstance(value, Tensor):
-            tensors[_OPTION + name] = value
-        elif isinstance(value, _PLAIN):
-            plain[name] = value
-        else:
-            raise ValueError(
-                f"Cannot write the inversion to {path}: its negative prompt holds {name!r}, a "
-                f"{type(value).__name__}; a file takes tensors, numbers and texts."
-            )
+    tensors["positive"], beside = inversion.positive
+    try:
+        plain = _apart(inversion.options, _OPTION, tensors)
+        of_positive = _apart(beside, _POSITIVE, tensors)
+    except TypeError as error:
+        raise ValueError(f"Cannot write the inversion to {path}: {error}.") from error
     about = {
         "version": _VERSION,
         "recipe": inversion.recipe.as_dict(),
@@ -57,9 +52,44 @@ def save_inversion(inversion: Inversion, path: str | os.PathLike) -> None:
         "done": inversion.done,
         "losses": inversion.losses,
         "options": plain,
+        "positive": of_positive,
     }
     contiguous = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
     write_whole(path, contiguous, {_FORMAT: json.dumps(about)}, "inversion")
+
+
+def _apart(options: Mapping[str, Any], begin: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What of a prompt's options is no tensor; those, and lists of them, are put among `tensors`.
+
+    Raises TypeError for anything else.
+    """
+    plain: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Tensor):
+            tensors[begin + name] = value
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(each, Tensor) for each in value):
+            tensors |= {f"{begin}{name}.{at}": each for at, each in enumerate(value)}
+            plain[name] = {_LIST: len(value)}
+        elif isinstance(value, _PLAIN):
+            plain[name] = value
+        else:
+            raise TypeError(
+                f"a prompt holds {name!r}, a {type(value).__name__}; a file takes tensors, numbers and texts"
+            )
+    return plain
+
+
+def _together(plain: Mapping[str, Any], begin: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The options again."""
+    lists = {name: value[_LIST] for name, value in plain.items() if isinstance(value, dict)}
+    members = {f"{begin}{name}.{at}" for name, count in lists.items() for at in range(count)}
+    of_tensors = {
+        key.removeprefix(begin): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(begin) and key not in members
+    }
+    of_lists = {name: [tensors[f"{begin}{name}.{at}"] for at in range(count)] for name, count in lists.items()}
+    return {**plain, **of_tensors, **of_lists}
 
 
 def load_inversion(path: str | os.PathLike) -> Inversion:
@@ -94,15 +124,14 @@ def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _inversion(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Inversion:
-    options = dict(about["options"])
-    options |= {name.removeprefix(_OPTION): t for name, t in tensors.items() if name.startswith(_OPTION)}
     return Inversion(
         noise=tensors["noise"],
         clean=tensors["clean"],
         sigmas=tensors["sigmas"],
         embeddings=tensors["embeddings"],
         pooled=tensors.get("pooled"),
-        options=options,
+        options=_together(about["options"], _OPTION, tensors),
+        positive=(tensors["positive"], _together(about["positive"], _POSITIVE, tensors)),
         windows=tuple((float(start), float(end)) for start, end in about["windows"]),
         recipe=InversionRecipe(**about["recipe"]),
         family=str(about["family"]),
@@ -119,7 +148,7 @@ def _check(found: Inversion) -> None:
     parts = [found.embeddings, *([found.pooled] if found.pooled is not None else [])]
     fits = (
         found.sigmas.ndim == 1
-        and steps == found.recipe.steps == len(found.windows)
+        and steps == len(found.windows)
         and found.noise.shape == found.clean.shape
         and found.error.shape == (pictures,)
         and 0 <= found.done <= steps
@@ -128,5 +157,6 @@ def _check(found: Inversion) -> None:
     if not fits:
         shapes = {name: tuple(getattr(found, name).shape) for name in ("noise", "clean", "sigmas", "embeddings")}
         raise ValueError(f"its parts do not belong together: {shapes}, {len(found.windows)} windows")
-    if not all(torch.isfinite(tensor).all() for tensor in (found.noise, found.clean, found.sigmas, *parts)):
+    finite = (found.noise, found.clean, found.sigmas, found.positive[0], *parts)
+    if not all(torch.isfinite(tensor).all() for tensor in finite):
         raise ValueError("it holds numbers that are not finite")

@@ -23,8 +23,9 @@ class Inversion:
     sigmas: (n + 1,), falling to 0.
     embeddings: (n, B or 1, tokens, width), or (1, ...) if all steps share them.
     pooled: (n, B or 1, width), or None where it is not fitted and stands among the options.
-    options: what else the negative CONDITIONING says. windows: of percent, (start, end) for every step.
-    done: steps whose embedding was found; fewer than n if the run was cancelled.
+    options: what else the negative CONDITIONING says. positive: the prompt it was inverted with, (encoding, options).
+    windows: of percent, (start, end) for every step.
+    done: steps that were made, and whose embedding was found; fewer than n if the run was cancelled.
     losses: for every step done, (first, last), the mean over the pictures.
     error: (B,) distance of the reconstructed latents from `clean`, as a share of their size; NaN if not known.
     family, fingerprint: of the model.
@@ -36,6 +37,7 @@ class Inversion:
     embeddings: Tensor
     pooled: Tensor | None
     options: Mapping[str, Any]
+    positive: tuple[Tensor, Mapping[str, Any]]
     windows: tuple[tuple[float, float], ...]
     recipe: InversionRecipe
     family: str
@@ -82,11 +84,16 @@ class Inversion:
         recipe, lines = self.recipe, []
         count = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
         lines.append(f"{count}, {recipe.method}, {self.steps} steps of {recipe.scheduler}, cfg {recipe.cfg:g}")
-        if recipe.method == "null-text" and self.done < self.steps:
-            lines.append(
-                f"Cancelled after {self.done} of {self.steps} steps: the later ones use the last embedding found, so "
-                "the picture is reproduced less exactly."
+        if self.done < self.steps:
+            fitted = recipe.method == "null-text"
+            what_follows = (
+                "the later ones use the last embedding found, so the picture is reproduced less exactly."
+                if fitted
+                else "nothing is missing but how near it comes."
             )
+            lines.append(f"Cancelled after {self.done} of {self.steps} steps: {what_follows}")
+        if recipe.method == "plain" and recipe.cfg != 1:
+            lines.append("Guidance leads away from a plain inversion: sample it at a cfg of 1.")
         lines.append("reconstruction error, as a share of the latents' size: " + _listed(self.error))
         lines += [
             f"step {number}: loss {first:.3g} to {last:.3g}"

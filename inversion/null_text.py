@@ -69,7 +69,7 @@ def fit(
 
     As published, a row whose loss is below the tolerance makes the step of that loss and is then done; rows do not
     know of each other. No more than `steps` steps each. The graph of a step does not outlive it.
-    Raises FloatingPointError for a loss that is no finite number, ValueError if there is nothing to fit.
+    Raises FloatingPointError for a loss or a gradient that is not finite, ValueError if there is nothing to fit.
     """
     leaves = tuple(part.detach().clone().requires_grad_() for part in embedding)
     adam = torch.optim.Adam(leaves, lr=rate)
@@ -79,8 +79,11 @@ def fit(
         found = _descend(predict, leaves, adam, step, rows)
         for row, loss in zip(rows.tolist(), found.tolist()):
             losses[row].append(loss)
+        level = f"at noise level {float(step.sigma):.3g}"
         if not torch.isfinite(found).all():
-            raise FloatingPointError(f"the loss at noise level {float(step.sigma):.3g} is {float(found.sum()):.3g}")
+            raise FloatingPointError(f"the loss {level} is {float(found.sum()):.3g}")
+        if not all(torch.isfinite(leaf).all() for leaf in leaves):
+            raise FloatingPointError(f"the gradient of the loss {level} is not finite")
         rows = rows[found >= tolerance]
         if not len(rows):
             break

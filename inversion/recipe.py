@@ -18,7 +18,8 @@ class InversionRecipe:
 
     method: "null-text" fits the negative embedding of every step; "negative prompt" puts the positive one in its
         place (arXiv 2305.16807); "plain" leaves the negative as it is.
-    steps: of sampling. cfg: guidance that the picture is to be sampled with. scheduler: the host's name of it.
+    steps: of sampling, as asked of the scheduler, which may make another number. scheduler: the host's name of it.
+    cfg: guidance that the picture is to be sampled with.
     inner_steps: of Adam, at most, in a step. learning_rate: of its first step; it falls to half by the last.
     tolerance: mean squared error, in the latent's own scale, at which the first step is good enough; 0 never stops
         early.
@@ -51,13 +52,13 @@ class InversionRecipe:
                 f"enter there (got cfg {self.cfg:g}). Set the cfg to sample with, such as 7.5, or choose 'plain'."
             )
 
-    def rate_at(self, step: int) -> float:
+    def rate_at(self, step: int, of: int) -> float:
         """Adam's step size: 1e-2 (1 - i / 100) over 50 steps, as published, and stretched over any other number."""
-        return self.learning_rate * (1 - step / (2 * self.steps))
+        return self.learning_rate * (1 - step / (2 * of))
 
-    def tolerance_at(self, step: int) -> float:
+    def tolerance_at(self, step: int, of: int) -> float:
         """The loss that is good enough: 1e-5 + i 2e-5 over 50 steps, as published, and stretched likewise."""
-        return self.tolerance * (1 + 2 * step * PUBLISHED_STEPS / self.steps)
+        return self.tolerance * (1 + 2 * step * PUBLISHED_STEPS / of)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -33,8 +33,9 @@ def single_entry(conditioning: Sequence, name: str) -> tuple[Tensor, dict[str, A
         )
     if not isinstance(encoding, Tensor):
         raise ValueError(f"Inversion: {name} holds no encoded prompt.")
-    if not torch.isfinite(encoding).all():
-        raise ValueError(f"Inversion: {name} holds numbers that are not finite (NaN or infinite).")
+    for part, value in {"the encoding": encoding, **options}.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"Inversion: {part} of {name} holds numbers that are not finite (NaN or infinite).")
     return encoding, dict(options)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,10 +13,11 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..training.denoiser import Denoiser
 from ..training.differentiable import differentiable
-from ..training.in_place import borrowed, family
+from ..training.in_place import Loan, borrowed, family
 from ..training.recompute import recomputed
 from ..training.refetched import refetched
 from ..training.rollouts import classifier_free
@@ -29,23 +29,10 @@ from .inversion import Inversion
 from .null_text import Embedding, Fitted, Step, fit
 from .recipe import InversionRecipe
 from .rows import checked_rows, single_entry
+from .telling import Tell, Teller, Told
 from .trajectory import euler, upwards
-from .unfinished import Standing, digest_of_inputs, keep, take
+from .unfinished import Group, Standing, digest_of_inputs, group_of, keep, take
 from .windows import windows
-
-
-@dataclass(frozen=True)
-class Told:
-    """How a run goes: `done` of `of` parts of it; `text` says of what. preview: (rows, C, ...) clean latents as
-    the model foresees them on the way to the reconstruction, or None."""
-
-    done: int
-    of: int
-    text: str
-    preview: Tensor | None = None
-
-
-Tell = Callable[[Told], None]
 
 
 def invert(
@@ -75,14 +62,17 @@ def invert(
     if recipe.method == "negative prompt":
         own = prompt
     memory = patcher.model.memory_required([2 * len(latents), *latents.shape[1:]])
-    with borrowed(patcher, memory_required=int(memory)):
-        run = _Run(patcher, latents, ordinary([list(prompt)]), ordinary([list(own)])[0], recipe, tell)
+    with borrowed(patcher, memory_required=int(memory)) as loan:
+        run = _Run(loan, latents, ordinary([list(prompt)]), ordinary([list(own)])[0], recipe, tell)
         if place is None:
             return run.result()
         digest = digest_of_inputs(latents, positive, negative, recipe)
         run.go_on(take(patcher, place, digest))
         try:
             return run.result()
+        except InterruptProcessingException:
+            run.cancelled = True
+            raise
         finally:
             if run.cancelled:
                 keep(patcher, place, digest, run.standing())
@@ -93,43 +83,42 @@ class _Run:
 
     def __init__(
         self,
-        patcher: ModelPatcher,
+        loan: Loan,
         latents: Tensor,
         positive: list,
         negative: list,
         recipe: InversionRecipe,
         tell: Tell,
     ):
-        self.patcher, self.recipe, self.tell = patcher, recipe, tell
-        self.denoiser = Denoiser(patcher, {})
-        self.latents, self.clean = latents, patcher.model.process_latent_in(latents.to(self.denoiser.device))
+        self.patcher, self.recipe, self.tell = loan.patcher, recipe, Teller(tell, loan)
+        self.denoiser = Denoiser(self.patcher, {})
+        self.latents, self.clean = latents, self.patcher.model.process_latent_in(latents.to(self.denoiser.device))
         self.sigmas = self.denoiser.sigmas(recipe.steps, recipe.scheduler).float()
+        self.steps = len(self.sigmas) - 1  # some schedulers make one more than they are asked for, or fewer
         self.windows = tuple(windows(self.sigmas.tolist(), self.denoiser.sampling.percent_to_sigma))
         self.positive, (self.encoding, self.options) = positive, negative
         self.fitted_parts = fitted_parts(recipe, self.options)
         self.at_once = len(latents)
         self.recompute = self.carefully = False
         self.parts_done, self.cancelled = 0, False
-        self.trajectory: Tensor | None = None  # (n + 1, B, C, ...), from the noise down
-        self.downs: dict[tuple[int, int], Down] = {}
+        self.ups: dict[Group, list[Tensor]] = {}  # latents met on the way up, from the clean ones
+        self.trajectory: Tensor | None = None  # (n + 1, B, C, ...) of all of them, from the noise down
+        self.downs: dict[Group, Down] = {}
 
     def go_on(self, standing: Standing | None) -> None:
         """From where a run with the same inputs stood, if it is known."""
         if standing is not None:
-            device = self.denoiser.device
-            self.trajectory, self.at_once = standing.trajectory.to(device), standing.at_once
-            self.downs = {group: down.on(device) for group, down in standing.downs.items()}
+            here = standing.on(self.denoiser.device)
+            self.ups, self.trajectory, self.downs, self.at_once = here.ups, here.trajectory, here.downs, here.at_once
 
     def standing(self) -> Standing:
-        """Where it stands, once it has begun to come down."""
-        cpu = torch.device("cpu")
-        downs = {group: down.on(cpu) for group, down in self.downs.items()}
-        return Standing(self.trajectory.to(cpu), downs, self.at_once)
+        return Standing(self.ups, self.trajectory, self.downs, self.at_once).on(torch.device("cpu"))
 
     def result(self) -> Inversion:
         if self.trajectory is None:
             self.trajectory = torch.cat(self._in_groups(self._upwards), dim=1)
-        self.parts_done = len(self.clean) * self.recipe.steps
+            self.ups = {}
+        self.parts_done = len(self.clean) * self.steps
         downs = self._in_groups(lambda rows: self._downwards(self.trajectory[:, rows], rows))
         return self._inversion(self.trajectory[0], downs)
 
@@ -146,6 +135,8 @@ class _Run:
                 if len(rows) == 1 or not comfy.model_management.is_oom(error):
                     raise
                 self.at_once, self.parts_done = len(rows) // 2, before
+                self.ups.pop(group_of(rows), None)
+                self.downs.pop(group_of(rows), None)
                 comfy.model_management.soft_empty_cache()
                 logging.warning("Inversion: no memory for %d at once; going on with %d.", len(rows), self.at_once)
         return found
@@ -155,8 +146,10 @@ class _Run:
 
     def _upwards(self, rows: Tensor) -> Tensor:
         """The plain inversion of some rows: (n + 1, rows, C, ...), from the noise down to the clean latents."""
-        asked, met = self._asked(rows), [self.clean[rows]]
-        for x in upwards(partial(self._first_asked, asked), met[0], self.sigmas, self.recipe.refinement):
+        asked, met = self._asked(rows), self.ups.setdefault(group_of(rows), [self.clean[rows]])
+        self.parts_done += len(rows) * (len(met) - 1)
+        to_go = self.sigmas[: len(self.sigmas) - len(met) + 1]
+        for x in upwards(partial(self._first_asked, asked), met[-1], to_go, self.recipe.refinement):
             level = float(self.sigmas[-1 - len(met)])
             if not torch.isfinite(x).all():
                 raise FloatingPointError(
@@ -164,7 +157,7 @@ class _Run:
                     "(NaN or infinite). Is the picture's latent of this model's own VAE?"
                 )
             met.append(x)
-            self._say(len(rows), f"inversion, step {len(met) - 1} of {self.recipe.steps}")
+            self._say(len(rows), f"inversion, step {len(met) - 1} of {self.steps}")
         return torch.stack(met[::-1])
 
     def _first_asked(self, asked: Asked, x: Tensor, sigma: Tensor) -> Tensor:
@@ -182,10 +175,10 @@ class _Run:
     def _downwards(self, trajectory: Tensor, rows: Tensor) -> Down:
         """Sampling of some rows under guidance, along the trajectory if the embeddings are fitted to it."""
         asked, recipe = self._asked(rows), self.recipe
-        down = self.downs.setdefault((int(rows[0]), len(rows)), Down(trajectory[0], self._embedding(rows)))
+        down = self.downs.setdefault(group_of(rows), Down(trajectory[0], self._embedding(rows)))
         self.parts_done += down.moved * len(rows)
         try:
-            for number in range(down.moved, recipe.steps):
+            for number in range(down.moved, self.steps):
                 if self.cancelled:  # in another group
                     break
                 comfy.model_management.throw_exception_if_processing_interrupted()
@@ -195,12 +188,17 @@ class _Run:
                 if recipe.method == "null-text" and down.done == number:  # unless it was cut off after its fitting
                     down.keep(self._fit(asked, step, down.embedding, number))
                 d = self._guided(asked, step, down.embedding)
+                if not torch.isfinite(d).all():
+                    raise FloatingPointError(f"Inversion: {self._at(number)}: the prediction is not finite.")
                 foreseen = down.x - sigma * d
                 down.move(euler(down.x, sigma, following, d))
-                self._say(len(rows), f"step {number + 1} of {recipe.steps}{down.said()}", foreseen)
+                self._say(len(rows), f"{self._at(number)}{down.said()}", foreseen)
         except InterruptProcessingException:
             self.cancelled = True  # the host has taken the cancel back by raising it
         return down
+
+    def _at(self, number: int) -> str:
+        return f"step {number + 1} of {self.steps}"
 
     def _embedding(self, rows: Tensor) -> Embedding:
         """What is fitted, as the negative prompt has it, for each of the rows."""
@@ -224,7 +222,7 @@ class _Run:
             return asked.negative(x, step.sigma, embedding, rows)
 
         recipe = self.recipe
-        rate, tolerance = recipe.rate_at(number), recipe.tolerance_at(number)
+        rate, tolerance = recipe.rate_at(number, self.steps), recipe.tolerance_at(number, self.steps)
         while True:
             try:
                 with ExitStack() as during:
@@ -234,7 +232,7 @@ class _Run:
                         during.enter_context(recomputed(self.denoiser.network))
                     return fit(predict, embedding, step, recipe.inner_steps, rate, tolerance)
             except FloatingPointError as error:
-                raise FloatingPointError(f"Inversion: step {number + 1} of {recipe.steps}: {error}.") from error
+                raise FloatingPointError(f"Inversion: {self._at(number)}: {error}.") from error
             except RuntimeError as error:
                 self._make_do(len(step.x), error)
 
@@ -253,16 +251,17 @@ class _Run:
 
     def _say(self, rows: int, text: str, preview: Tensor | None = None) -> None:
         self.parts_done += rows
-        self.tell(Told(self.parts_done, 2 * len(self.clean) * self.recipe.steps, text, preview))
+        self.tell(Told(self.parts_done, 2 * len(self.clean) * self.steps, text, preview))
 
     def _inversion(self, noise: Tensor, downs: Sequence[Down]) -> Inversion:
         """The groups' results as one."""
-        steps, fitting = self.recipe.steps, self.recipe.method == "null-text"
-        if fitting and not any(down.done for down in downs):
+        steps, fitting = self.steps, self.recipe.method == "null-text"
+        if not any(down.done if fitting else down.moved for down in downs):
             raise InterruptProcessingException()  # cancelled before there was anything to keep
         own = [self.encoding.detach().float().cpu()[None], None]  # one for all steps
         fitted = [torch.cat(each, dim=1) for each in zip(*(down.parts(steps) for down in downs))] if fitting else own
         options = {name: value for name, value in self.options.items() if name not in self.fitted_parts}
+        ((prompt, beside),) = self.positive
         return Inversion(
             noise=self.patcher.model.process_latent_out(noise).cpu(),
             clean=self.latents.cpu(),
@@ -270,11 +269,12 @@ class _Run:
             embeddings=fitted[0],
             pooled=fitted[1] if len(fitted) > 1 else None,
             options=on_cpu(options),
+            positive=(prompt.detach().float().cpu(), on_cpu(beside)),
             windows=self.windows,
             recipe=self.recipe,
             family=family(self.patcher),
             fingerprint=own_fingerprint(self.patcher),
-            done=min(down.done for down in downs) if fitting else steps,
+            done=min(down.done if fitting else down.moved for down in downs),
             losses=losses_of(downs),
             error=errors_of(downs, self.clean, steps),
         )
@@ -287,4 +287,4 @@ def fitted_parts(recipe: InversionRecipe, options: Mapping[str, Any]) -> tuple[s
 
 
 def on_cpu(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in options.items()}
+    return tree_map(lambda value: value.detach().cpu() if isinstance(value, Tensor) else value, dict(options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
@@ -12,18 +13,34 @@ from ..training.keeping import digest_of
 from .down import Down
 from .recipe import InversionRecipe
 
+Group = tuple[int, int]  # pictures that go together: the first, and how many
 
-@dataclass
+
+def group_of(rows: Tensor) -> Group:
+    """Of rows that follow each other, (n,)."""
+    return int(rows[0]), len(rows)
+
+
+@dataclass(frozen=True)
 class Standing:
-    """The state of a run between two steps, on the CPU.
+    """The state of a run between two steps.
 
-    trajectory: (n + 1, B, C, ...) of the plain inversion. downs: how far each group of pictures is, by its first
-    picture and their number. at_once: the most pictures that a group has.
+    ups: for each group of pictures, its latents at the noise levels met on the way up, (rows, C, ...) each, from the
+    clean ones; trajectory: (n + 1, B, C, ...), once all are up. downs: how far each has come down. at_once: the most
+    pictures that a group has.
     """
 
-    trajectory: Tensor
-    downs: dict[tuple[int, int], Down]
+    ups: dict[Group, list[Tensor]]
+    trajectory: Tensor | None
+    downs: dict[Group, Down]
     at_once: int
+
+    def on(self, device: torch.device) -> Standing:
+        """A copy with its tensors there."""
+        ups = {group: [x.to(device) for x in met] for group, met in self.ups.items()}
+        trajectory = None if self.trajectory is None else self.trajectory.to(device)
+        downs = {group: down.on(device) for group, down in self.downs.items()}
+        return Standing(ups, trajectory, downs, self.at_once)
 
 
 @dataclass(frozen=True)

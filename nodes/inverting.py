@@ -6,7 +6,7 @@ import comfy.samplers
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..inversion.carrying import negative_conditioning
+from ..inversion.carrying import negative_conditioning, positive_conditioning
 from ..inversion.files import load_inversion, save_inversion
 from ..inversion.inversion import Inversion
 from ..inversion.recipe import METHODS, POOLED, InversionRecipe
@@ -131,10 +131,9 @@ def handed_on(inversion: Inversion, noise_mask=None) -> io.NodeOutput:
     latent = {"samples": inversion.noise.clone()}
     if noise_mask is not None:
         latent["noise_mask"] = noise_mask
-    negative, report = negative_conditioning(inversion), inversion.report()
-    return io.NodeOutput(
-        latent, negative, inversion.sigmas.clone(), report, inversion, ui=ui.PreviewText(report)
-    )
+    negative, positive = negative_conditioning(inversion), positive_conditioning(inversion)
+    sigmas, report = inversion.sigmas.clone(), inversion.report()
+    return io.NodeOutput(latent, negative, sigmas, report, inversion, positive, ui=ui.PreviewText(report))
 
 
 def _outputs() -> list:
@@ -146,6 +145,9 @@ def _outputs() -> list:
         io.Sigmas.Output(tooltip="The noise levels it holds for, for SamplerCustom."),
         io.String.Output(display_name="report", tooltip="Losses of every step, and how near the picture it comes."),
         InversionSocket.Output(display_name="inversion", tooltip="All of it, for Save Inversion."),
+        io.Conditioning.Output(
+            display_name="positive", tooltip="The prompt it was inverted with: with another one the picture changes."
+        ),
     ]
 
 

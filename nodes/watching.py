@@ -15,9 +15,8 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..inversion.run import Tell, Told
+from ..inversion.telling import Tell, Told
 from ..training.loop import Progress
-from ..training.preview import Looks
 from ..training.run import Watch
 from .stopped import checkpoint_folder
 from .strip import draw_strip
@@ -85,14 +84,13 @@ def say(text: str, node_id: str | None) -> None:
 
 def watch_inversion(model: ModelPatcher, vae=None) -> Tell:
     """Progress of an inversion on the host's bar, now and then with the pictures it is heading for."""
-    bar, looks = comfy.utils.ProgressBar(1), Looks()
+    bar = comfy.utils.ProgressBar(1)
 
     def tell(so_far: Told) -> None:
         preview = None
-        if so_far.preview is not None and looks.has_time():
-            latents = so_far.preview[:3]
-            with looks.timed():
-                preview = ("JPEG", _strip(model, latents, vae, so_far.text, [""] * len(latents)), 4 * CELL)
+        if so_far.preview is not None:
+            latents = so_far.preview
+            preview = ("JPEG", _strip(model, latents, vae, so_far.text, [""] * len(latents)), 4 * CELL)
         bar.update_absolute(so_far.done, so_far.of, preview)
 
     return tell

@@ -23,6 +23,7 @@ sys.argv = own_arguments
 
 from concept_sliders.pocket.model import load_pocket  # noqa: E402
 from concept_sliders.tests.host.inverting import Pictures, inverted  # noqa: E402
+from concept_sliders.tests.host.tiny import traces  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +51,18 @@ def loras(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", names)
     names["loras"] = ([str(tmp_path)], {".safetensors", ".pt"})
     return tmp_path
+
+
+@pytest.fixture
+def untouched(pocket):
+    """Every weight of the pocket model is the same object with the same bits after each test."""
+
+    def state():
+        model = pocket[0].model
+        return {name: (id(p), p.data_ptr(), p.is_inference()) for name, p in model.named_parameters()}
+
+    before, bits = state(), {name: p.clone() for name, p in pocket[0].model.named_parameters()}
+    yield
+    assert state() == before
+    assert all(torch.equal(p, bits[name]) for name, p in pocket[0].model.named_parameters())
+    assert traces(pocket[0]) == []

@@ -1,6 +1,7 @@
 """What the tests of inversion share: pictures, settings, and the host's samplers on what comes of them."""
 
 import numpy as np
+import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from concept_sliders.inversion.carrying import negative_conditioning
@@ -67,7 +68,7 @@ def ksampled(model, inversion, positive, steps=None, scheduler=None, cfg=3.0, sa
     return nodes.common_ksampler(
         model,
         17,
-        steps or inversion.steps,
+        steps or inversion.recipe.steps,
         cfg,
         sampler,
         scheduler or inversion.recipe.scheduler,
@@ -76,3 +77,13 @@ def ksampled(model, inversion, positive, steps=None, scheduler=None, cfg=3.0, sa
         {"samples": inversion.noise.clone()},
         **more,
     )[0]["samples"]
+
+
+def errors(latents, pictures):
+    """(B,): as an inversion's own."""
+    return (latents - pictures.latents).flatten(1).norm(dim=1) / pictures.latents.flatten(1).norm(dim=1)
+
+
+def refused(message, sample, *args, **kwargs):
+    with pytest.raises(ValueError, match=message):
+        sample(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Inversions that end early, and what cannot be inverted; the model is as it was after each."""
+"""Inversions that end early; the model is as it was after each."""
 
 import comfy.model_management
 import pytest
@@ -7,25 +7,11 @@ from comfy.model_management import InterruptProcessingException
 from concept_sliders.inversion import run
 from concept_sliders.inversion.run import invert
 from concept_sliders.inversion.unfinished import is_kept
-from concept_sliders.tests.host.families import FAMILIES
+from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.host.inverting import STEPS, by_sampler_custom, inverted, recipe
-from concept_sliders.tests.host.tiny import difference, traces
 from concept_sliders.training.recompute import recomputed
 
-
-@pytest.fixture(autouse=True)
-def untouched(pocket):
-    """Every weight is the same object with the same bits after each test."""
-
-    def state():
-        model = pocket[0].model
-        return {name: (id(p), p.data_ptr(), p.is_inference()) for name, p in model.named_parameters()}
-
-    before, bits = state(), {name: p.clone() for name, p in pocket[0].model.named_parameters()}
-    yield
-    assert state() == before
-    assert all(torch.equal(p, bits[name]) for name, p in pocket[0].model.named_parameters())
-    assert traces(pocket[0]) == []
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 def downwards(told):
@@ -121,6 +107,52 @@ def test_another_inversion_begins_anew(pocket, pictures):
         assert made.done == 2 and told[0].startswith("inversion, step 1")
 
 
+@pytest.mark.parametrize("method", ["null-text", "negative prompt"])
+def test_one_that_was_cancelled_on_the_way_up_goes_on_too(pocket, pictures, method):
+    whole, told = inverted(pocket[0], pictures, method=method), []
+    with pytest.raises(InterruptProcessingException):
+        goes_on(pocket, pictures, stopping("inversion, step 3"), "a node", method=method)
+    assert is_kept(pocket[0], "a node")
+    assert_same(goes_on(pocket, pictures, stopping("never", told), "a node", method=method), whole)
+    assert told[0] == f"inversion, step {STEPS} of {STEPS}"
+
+
+def test_a_cancelled_run_that_fits_nothing_says_so_too(pocket, pictures):
+    made = goes_on(pocket, pictures, stopping("step 2 "), "a node", method="negative prompt")
+    assert made.done == 2 and f"Cancelled after 2 of {STEPS} steps" in made.report()
+    again = goes_on(pocket, pictures, lambda told: None, "a node", method="negative prompt")
+    assert "Cancelled" not in again.report()
+
+
+def test_a_preview_may_send_the_model_away(pictures):
+    """As a VAE does that needs its room; patches of the host are on the weights again afterwards."""
+    patched, sent = load_pocket()[0], []
+    name = "diffusion_model.input_blocks.1.0.in_layers.2.weight"
+    weight = patched.model.get_parameter(name)
+    patched.add_patches({name: ("diff", (0.2 * torch.randn_like(weight),))})
+
+    def tell(told):
+        if told.preview is not None:
+            sent.append(told.preview.is_inference())
+            comfy.model_management.free_memory(1e30, torch.device("cpu"))
+
+    expected, made = inverted(patched, pictures), inverted(patched, pictures, tell)
+    assert sent
+    assert_same(made, expected)
+
+
+def test_a_preview_that_fails_is_the_last(pocket, pictures, inversion, caplog):
+    tried = []
+
+    def tell(told):
+        if told.preview is not None:
+            tried.append(told)
+            raise torch.cuda.OutOfMemoryError("no room for the VAE")
+
+    assert_same(inverted(pocket[0], pictures, tell), inversion)
+    assert len(tried) == 1 and "without previews, as one failed: no room for the VAE" in caplog.text
+
+
 @pytest.mark.parametrize("moment", ["inversion, step 2", f"inversion, step {STEPS}"])
 def test_cancelling_before_anything_is_fitted_gives_nothing(pocket, pictures, moment):
     def cancel(told):
@@ -203,64 +235,3 @@ def test_nothing_is_kept_for_backward_beyond_a_step(pocket, pictures, monkeypatc
     monkeypatch.setattr(run, "fit", fit)
     inverted(pocket[0], pictures, inner_steps=1)
     assert most == [0] * STEPS and kept == [0]
-
-
-def spoiled(latents, at, value):
-    latents = latents.clone()
-    latents.view(-1)[at] = value
-    return latents
-
-
-@pytest.mark.parametrize(
-    "latents, message",
-    [
-        (torch.zeros(1, 24, 16, 16), "latent is empty. Wire in a picture"),
-        (torch.ones(1, 4, 8, 8), r"takes latents of 24 channels in 4 dimensions; got the shape \(1, 4, 8, 8\)"),
-        (torch.ones(24, 16, 16), "in 4 dimensions; got the shape"),
-        (spoiled(torch.ones(1, 24, 16, 16), 7, float("nan")), "latent holds numbers that are not finite"),
-    ],
-)
-def test_latents_that_are_no_picture_of_the_model_are_refused(pocket, pictures, latents, message):
-    with pytest.raises(ValueError, match=message):
-        invert(pocket[0], latents, pictures.positive, pictures.negative, recipe())
-
-
-def test_a_size_that_the_model_cannot_take_is_named(pocket, pictures):
-    with pytest.raises(ValueError, match=r"cannot take latents of the shape \(1, 24, 0, 16\)"):
-        invert(pocket[0], torch.ones(1, 24, 0, 16), pictures.positive, pictures.negative, recipe())
-
-
-def test_prompts_that_do_not_fit_the_pictures_are_refused(pocket, pictures):
-    three = pictures.encoded("a man", "a woman", "a person")
-    for prompts in ((three, pictures.negative), (pictures.positive, three)):
-        with pytest.raises(ValueError, match="has 3 prompts for 2 pictures"):
-            invert(pocket[0], pictures.latents, *prompts, recipe())
-
-
-def test_numbers_that_are_not_finite_on_the_way_are_named(pocket, pictures):
-    broken = [[encoding * 1e30, {**options}] for encoding, options in pictures.positive]
-    with torch.inference_mode(), pytest.raises(FloatingPointError, match="noise level .* not finite"):
-        invert(pocket[0], pictures.latents, broken, pictures.negative, recipe())
-
-
-def test_patches_of_guidance_are_refused(pocket, pictures):
-    patched = pocket[0].clone()
-    patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
-    with pytest.raises(ValueError, match="guidance is patched .sampler_post_cfg_function"):
-        invert(patched, pictures.latents, pictures.positive, pictures.negative, recipe())
-
-
-def test_a_guidance_distilled_model_is_told_what_works_and_does():
-    family = FAMILIES["Flux"]
-    with torch.inference_mode():
-        model = family.build()
-        latents = torch.randn(1, *family.latent, generator=torch.Generator().manual_seed(9))
-        prompts = family.conditioning(2), family.conditioning(3)
-        for method in ("null-text", "negative prompt"):
-            with pytest.raises(ValueError, match="Flux has guidance distilled into it.*Choose the method 'plain'"):
-                invert(model, latents, *prompts, recipe(method=method))
-        made = invert(model, latents, *prompts, recipe(method="plain", cfg=1.0, steps=8, refinement=4))
-    again = by_sampler_custom(model, made, prompts[0], cfg=1.0)
-    assert difference(*(model.model.process_latent_in(latent) for latent in (again, latents))) == pytest.approx(
-        float(made.error), abs=2e-4
-    )

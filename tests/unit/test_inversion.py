@@ -125,6 +125,16 @@ def test_a_loss_that_is_no_number_is_an_error(toy):
         fit(lambda *given: predict(*given) * float("nan"), embedding, step, 3, 0.05, 0.0)
 
 
+def test_a_slope_that_is_no_number_is_an_error_even_in_the_last_step(toy):
+    predict, step, embedding = toy
+
+    def steep(x, embedding, rows):
+        return predict(x, embedding, rows) + (embedding[0] - embedding[0].detach()).sqrt().sum()
+
+    with pytest.raises(FloatingPointError, match=r"gradient of the loss at noise level 1\.5 is not finite"):
+        fit(steep, embedding, step, 1, 0.05, 0.0)
+
+
 def test_an_embedding_that_is_not_read_is_an_error(toy):
     _, step, embedding = toy
     blind = torch.zeros(1).requires_grad_()
@@ -134,11 +144,11 @@ def test_an_embedding_that_is_not_read_is_an_error(toy):
 
 def test_the_schedule_of_the_inner_loop_is_the_published_one_at_50_steps():
     recipe = InversionRecipe()
-    assert [recipe.rate_at(i) for i in (0, 10, 49)] == pytest.approx([1e-2 * (1 - i / 100) for i in (0, 10, 49)])
-    assert [recipe.tolerance_at(i) for i in (0, 10, 49)] == pytest.approx([1e-5 + 2e-5 * i for i in (0, 10, 49)])
+    assert [recipe.rate_at(i, 50) for i in (0, 10, 49)] == pytest.approx([1e-2 * (1 - i / 100) for i in (0, 10, 49)])
+    assert [recipe.tolerance_at(i, 50) for i in (0, 10, 49)] == pytest.approx([1e-5 + 2e-5 * i for i in (0, 10, 49)])
     longer = InversionRecipe(steps=200)
-    assert longer.rate_at(199) > 0
-    assert longer.tolerance_at(200) == pytest.approx(recipe.tolerance_at(50))
+    assert longer.rate_at(199, 200) > 0
+    assert longer.tolerance_at(200, 200) == pytest.approx(recipe.tolerance_at(50, 50))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def inversion():
         embeddings=torch.randn(3, 2, 5, 6),
         pooled=torch.randn(3, 2, 7),
         options={"width": 64, "attention_mask": torch.ones(1, 5, dtype=torch.long)},
+        positive=(torch.randn(1, 5, 6), {"height": 32, "reference_latents": [torch.randn(1, 4), torch.randn(1, 3)]}),
         windows=((0.0, 0.3), (0.3, 1 / 1.7), (1 / 1.7, 1.0)),
         recipe=InversionRecipe(steps=3, cfg=7.25, pooled="optimised"),
         family="SDXL",
@@ -43,6 +44,10 @@ def test_an_inversion_comes_back_as_it_was(inversion, tmp_path):
         assert getattr(again, name) == getattr(inversion, name), name
     assert again.options["width"] == 64
     assert torch.equal(again.options["attention_mask"], inversion.options["attention_mask"])
+    assert torch.equal(again.positive[0], inversion.positive[0])
+    beside, expected = again.positive[1], inversion.positive[1]
+    assert beside.keys() == expected.keys() and beside["height"] == 32
+    assert all(map(torch.equal, beside["reference_latents"], expected["reference_latents"]))
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["mine.safetensors"]
     assert again.report() == inversion.report()
 
