@@ -3,9 +3,9 @@
     python3 dev.py bench real --folder FOLDER [--count 32] [--steps 50] [--cfg 7.5] [--learning-rate 0.1] [--named]
 
 How near the reconstructions come, in PSNR of the pictures; how far sliders move the probe's readings on them, beside
-generated pictures of the same prompts; and a sheet of originals, reconstructions and edits. The captions say nothing
-of what the sliders turn, unless --named is given: in guidance a prompt that names it pulls against the slider. Every
-part is kept in the folder, and a run that was broken off goes on.
+generated pictures of the same prompts; a sheet of originals, reconstructions and edits; and which aims are not
+reached. The captions say nothing of what the sliders turn, unless --named is given: in guidance a prompt that names
+it pulls against the slider. Every part is kept in the folder, and a run that was broken off goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -151,13 +151,22 @@ class Bench:
         return {name: float(psnr(pictures, self.images).mean()) for name, pictures in made.items()}
 
     def movements(self, what: str) -> dict[str, dict[str, float]]:
-        """How far each slider moves its own attribute and, on average, the others, from strength -1 to +1."""
+        """How far each slider moves its own attribute and, on average, the others, from strength -1 to +1.
+
+        Of all pictures together, where opposite changes cancel out; and "each": of every picture by itself.
+        """
         moved = {}
         for name, own in SLIDERS.items():
             less, more = (self.probe.read(self.edited(what, name, strength)) for strength in (-1.0, 1.0))
-            by = {column: float((more[column] - less[column]).mean()) for column in READ}
-            moved[name] = {"moved": by.pop(own), "others": float(np.mean([abs(v) for v in by.values()]))}
-            log.info("%-6s on %-10s moved %+.3f, others %.3f", name, what, *moved[name].values())
+            changes = {column: more[column] - less[column] for column in READ}
+            change, others = changes.pop(own), list(changes.values())
+            moved[name] = {
+                "moved": float(change.mean()),
+                "others": float(np.mean([abs(float(other.mean())) for other in others])),
+                "others, each": float(np.mean([float(other.abs().mean()) for other in others])),
+            }
+            told = "%-6s on %-10s moved %+.3f, others %.3f, of each picture %.3f"
+            log.info(told, name, what, *moved[name].values())
         return moved
 
     def sheet(self) -> None:
@@ -211,6 +220,26 @@ def main() -> None:
         figures["edits"] = bench.movements("null-text")
         bench.sheet()
     (options.folder / "real.json").write_text(json.dumps(figures, indent=1))
+    if missed := list(misses(figures, options.cfg)):
+        raise SystemExit("\n".join(missed))
+
+
+def misses(figures: dict, cfg: float) -> Iterator[str]:
+    """What of the aims is not reached, as far as it was measured."""
+    if psnr := figures.get("psnr"):
+        made, plain = psnr["null-text"], psnr[f"plain, sampled at cfg {cfg:g}"]
+        bound = min(psnr["VAE round trip"], psnr["plain, sampled at cfg 1"])
+        if made < bound - 1:
+            yield f"null-text comes to {made:.1f} dB; {bound:.1f} dB can be had, less 1 is allowed"
+        if made < plain + 8:
+            yield f"null-text comes to {made:.1f} dB; plain inversion to {plain:.1f}, 8 more are asked for"
+    if "generated" in figures and "edits" in figures:
+        for name, there in figures["generated"].items():
+            here = figures["edits"][name]
+            if here["moved"] < 2 / 3 * there["moved"]:
+                yield f"{name} moves {here['moved']:.3f}; two thirds of {there['moved']:.3f} are asked for"
+            if here["others"] > there["others"]:
+                yield f"{name} moves the others by {here['others']:.3f}; {there['others']:.3f} on generated pictures"
 
 
 if __name__ == "__main__":
