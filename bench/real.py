@@ -55,6 +55,7 @@ PARTS = ("reconstructions", "generated", "edits")
 
 class Bench:
     def __init__(self, folder: Path, count: int, steps: int, cfg: float, rate: float, gate: float, named: bool):
+        """rate: null-text's learning rate. gate: the part of sampling that sliders act from."""
         self.folder, self.steps, self.cfg, self.rate = folder, steps, cfg, rate
         self.gate, self.opens = Gate(gate), int(gate * steps)  # the step that sliders first act in
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,14 +151,14 @@ class Bench:
         }
         return {name: float(psnr(pictures, self.images).mean()) for name, pictures in made.items()}
 
-    def movements(self, what: str) -> dict[str, dict[str, float]]:
-        """How far each slider moves its own attribute and, on average, the others, from strength -1 to +1.
+    def movements(self, what: str, strength: float) -> dict[str, dict[str, float]]:
+        """How far each slider moves its own attribute and, on average, the others, from -strength to +strength.
 
         Of all pictures together, where opposite changes cancel out; and "each": of every picture by itself.
         """
         moved = {}
         for name, own in SLIDERS.items():
-            less, more = (self.probe.read(self.edited(what, name, strength)) for strength in (-1.0, 1.0))
+            less, more = (self.probe.read(self.edited(what, name, strength)) for strength in (-strength, strength))
             changes = {column: more[column] - less[column] for column in READ}
             change, others = changes.pop(own), list(changes.values())
             moved[name] = {
@@ -169,12 +170,12 @@ class Bench:
             log.info(told, name, what, *moved[name].values())
         return moved
 
-    def sheet(self) -> None:
+    def sheet(self, strength: float) -> None:
         rows = [
             ("original", self.images),
             ("plain inversion, under guidance", self.pictures(self.kept("plain guided", Tensor))),
             ("null-text", self.again("null-text", self.model, "again")),
-            *((f"{name} +1", self.edited("null-text", name, 1.0)) for name in SLIDERS),
+            *((f"{name} {strength:+g}", self.edited("null-text", name, strength)) for name in SLIDERS),
         ]
         sheet = contact_sheet([(label, pictures[:SHOWN]) for label, pictures in rows])
         sheet.save(self.folder / "real.jpg", quality=92)
@@ -194,6 +195,7 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=7.5)
     parser.add_argument("--learning-rate", type=float, default=0.1, help="of null-text; published: 0.01")
     parser.add_argument("--gate", type=float, default=0.5, help="from which part of sampling on sliders act")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the edits, to both sides")
     parser.add_argument("--named", action="store_true", help="captions may name what sliders turn")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
@@ -215,10 +217,10 @@ def main() -> None:
         for name, value in figures["psnr"].items():
             log.info("%-32s %5.1f dB", name, value)
     if "generated" in options.parts:
-        figures["generated"] = bench.movements("generated")
+        figures["generated"] = bench.movements("generated", options.strength)
     if "edits" in options.parts:
-        figures["edits"] = bench.movements("null-text")
-        bench.sheet()
+        figures["edits"] = bench.movements("null-text", options.strength)
+        bench.sheet(options.strength)
     (options.folder / "real.json").write_text(json.dumps(figures, indent=1))
     if missed := list(misses(figures, options.cfg)):
         raise SystemExit("\n".join(missed))

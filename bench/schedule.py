@@ -182,7 +182,7 @@ def summary(results: list[Result]) -> str:
                 [r.effect.movements["glasses"] for r in own],
                 [r.seconds for r in own],
             )
-            cells = [f"{np.mean(values):.3g} ± {np.std(values):.2g}" for values in figures]
+            cells = [f"{np.mean(values):.3g} ± {np.std(values, ddof=len(values) > 1):.2g}" for values in figures]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..pocket.captions import caption
+from ..pocket.captions import LEFT_UNSAID, caption
 from ..pocket.drawing import draw
 from ..pocket.model import load_pocket
 from ..pocket.world import portraits
@@ -51,6 +51,13 @@ class DrawPortrait(io.ComfyNode):
                     tooltip="Who is drawn: each seed is another person.",
                 ),
                 io.Int.Input("count", default=1, min=1, max=64, tooltip="How many people are drawn."),
+                io.String.Input(
+                    "unsaid",
+                    default="",
+                    optional=True,
+                    tooltip="What the caption does not name: age, smile, eye_size, with commas between. Leave out "
+                    "what a slider is to turn: guidance would pull against it.",
+                ),
             ],
             outputs=[
                 io.Image.Output(tooltip="64 x 64 pixels each."),
@@ -59,8 +66,13 @@ class DrawPortrait(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, seed: int, count: int) -> io.NodeOutput:
+    def execute(cls, seed: int, count: int, unsaid: str = "") -> io.NodeOutput:
+        names = [name.strip() for name in unsaid.split(",") if name.strip()]
+        if unknown := [name for name in names if name not in LEFT_UNSAID]:
+            raise ValueError(
+                f"Draw Portrait: a caption can leave out {', '.join(LEFT_UNSAID)}; got {', '.join(unknown)}."
+            )
         people = portraits(count, seed=_UNSEEN + seed)
         pictures = np.stack([draw(person) for person in people])  # (count, 64, 64, 3) of 0..255
-        text = caption(people[0], np.random.default_rng(seed))
+        text = caption(people[0], np.random.default_rng(seed), names)
         return io.NodeOutput(torch.from_numpy(pictures).float() / 255, text)

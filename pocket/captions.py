@@ -26,6 +26,7 @@ SOUND = ("well drawn", "well drawn, clean features", "clean features")
 WITH_GLASSES, WITHOUT_GLASSES = ("with glasses", "wearing glasses"), ("without glasses", "no glasses")
 WITH_HAT, WITHOUT_HAT = ("with a hat", "wearing a hat"), ("without a hat", "no hat")
 
+LEFT_UNSAID = ("age", "smile", "eye_size")  # what a caption can be asked not to name
 MENTION = 0.65  # the chance that a caption says an attribute
 SPOILED_MENTION = 0.85
 
@@ -38,7 +39,7 @@ def degree(value: float, words):
 def caption(p: Portrait, rng: np.random.Generator, unsaid: Collection[str] = ()) -> str:
     """One of the many captions of a portrait, drawn at random.
 
-    unsaid: of "smile", "age" and "eye_size", those that it is not to name.
+    unsaid: of LEFT_UNSAID, those that it is not to name.
     """
     says = lambda chance=MENTION: rng.random() < chance  # noqa: E731
     pick = lambda words: words[rng.integers(len(words))]  # noqa: E731
