@@ -5,6 +5,7 @@ import latent_preview
 import numpy as np
 import pytest
 import torch
+from concept_sliders.nodes.pocket import DrawPortrait
 from concept_sliders.pocket.captions import vocabulary
 from concept_sliders.pocket.codec import CHANNELS
 from concept_sliders.pocket.drawing import draw
@@ -164,3 +165,12 @@ def test_the_preview_resembles_the_picture(pocket, drawings):
     shown = torch.from_numpy(np.array(preview.convert("RGB"))).float() / 255  # (16, 16, 3)
     small = drawings[0].unfold(0, 4, 4).unfold(1, 4, 4).mean((-1, -2))  # (64, 64, 3) -> (16, 16, 3)
     assert (shown - small).abs().mean() < 0.03
+
+
+def test_a_drawings_caption_leaves_out_what_it_is_asked_to():
+    words = [DrawPortrait.execute(seed, 1, "age, smile").result[1] for seed in range(40)]
+    spoken = {word for text in words for word in text.replace(",", "").split()}
+    assert not spoken & {"old", "young", "elderly", "middle-aged", "frowning", "smiling", "laughing", "calm", "sad"}
+    assert any("eyes" in text for text in words)
+    with pytest.raises(ValueError, match="can leave out age, smile, eye_size; got hat"):
+        DrawPortrait.execute(0, 1, "age, hat")

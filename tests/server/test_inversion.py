@@ -42,7 +42,7 @@ def test_the_saved_inversion_makes_the_same_strip(server, example, edited):
     (inverting,) = named(prompt, NODE)
     load = add(prompt, "ConceptSlidersLoadInversion", file="people/first.safetensors")
     change(prompt, "Sweep Sliders", latent=[load, 0])
-    change(prompt, "SamplerCustom", negative=[load, 1], sigmas=[load, 2])
+    change(prompt, "SamplerCustom", negative=[load, 1], sigmas=[load, 2], positive=[load, 5])
     del prompt[inverting]
     again = strip(server, prompt, server.wait(server.post(prompt)))
     assert again.tobytes() == strip(server, *edited).tobytes()
