@@ -24,7 +24,7 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .checks import GUIDANCE_PATCHES, own_fingerprint
+from .checks import GUIDANCE_PATCHES, own_fingerprint, prediction_of
 from .inversion import Inversion
 from .rows import taken
 from .windows import first_misplaced
@@ -175,8 +175,13 @@ class InversionRun:
             )
 
     def check_sampling(self, guider: CFGGuider) -> None:
-        """Raises ValueError for a model whose percent of sampling would make embeddings act at others' steps."""
-        inversion = self.inversion
+        """Raises ValueError for another kind of prediction, or percents that make embeddings act at others' steps."""
+        inversion, found = self.inversion, prediction_of(guider.model_patcher)
+        if found != inversion.prediction:
+            raise ValueError(
+                f"This inversion was made of a model that predicts {inversion.prediction}; the sampler's is taken to "
+                f"predict {found}. A ModelSampling node is there or missing: wire in the model as it was inverted."
+            )
         if inversion.distinct == 1:
             return
         sampling = guider.model_patcher.get_model_object("model_sampling")

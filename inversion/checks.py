@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import comfy.model_sampling
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -61,6 +62,13 @@ def checked_model(patcher: ModelPatcher, recipe: InversionRecipe) -> None:
 
 def is_guidance_distilled(patcher: ModelPatcher) -> bool:
     return bool(patcher.model.model_config.unet_config.get("guidance_embed"))
+
+
+def prediction_of(patcher: ModelPatcher) -> str:
+    """What the model's network is taken to predict, by the host's names, such as "EPS" or "V_PREDICTION"."""
+    kinds = type(patcher.get_model_object("model_sampling")).__mro__
+    names = (kind.__name__ for kind in kinds if kind.__module__ == comfy.model_sampling.__name__)
+    return ", ".join(name for name in names if not name.startswith("ModelSampling"))
 
 
 def own_fingerprint(patcher: ModelPatcher) -> str:

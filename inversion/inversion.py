@@ -28,7 +28,7 @@ class Inversion:
     done: steps that were made, and whose embedding was found; fewer than n if the run was cancelled.
     losses: for every step done, (first, last), the mean over the pictures.
     error: (B,) distance of the reconstructed latents from `clean`, as a share of their size; NaN if not known.
-    family, fingerprint: of the model.
+    family, fingerprint: of the model. prediction: what its network was taken to predict.
     """
 
     noise: Tensor
@@ -42,6 +42,7 @@ class Inversion:
     recipe: InversionRecipe
     family: str
     fingerprint: str
+    prediction: str
     done: int
     losses: tuple[tuple[float, float], ...]
     error: Tensor

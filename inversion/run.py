@@ -23,7 +23,7 @@ from ..training.refetched import refetched
 from ..training.rollouts import classifier_free
 from ..training.run import ordinary
 from .asking import Asked
-from .checks import checked_latents, checked_model, own_fingerprint
+from .checks import checked_latents, checked_model, own_fingerprint, prediction_of
 from .down import Down, errors_of, losses_of
 from .inversion import Inversion
 from .null_text import Embedding, Fitted, Step, fit
@@ -274,6 +274,7 @@ class _Run:
             recipe=self.recipe,
             family=family(self.patcher),
             fingerprint=own_fingerprint(self.patcher),
+            prediction=prediction_of(self.patcher),
             done=min(down.done if fitting else down.moved for down in downs),
             losses=losses_of(downs),
             error=errors_of(downs, self.clean, steps),

@@ -7,14 +7,16 @@ import comfy.model_management
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, KSamplerSelect, SamplerCustomAdvanced
-from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3, RescaleCFG
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from concept_sliders.inversion.carrying import (
     negative_conditioning,
 )
 from concept_sliders.inversion.checks import own_fingerprint
+from concept_sliders.inversion.run import invert
 from concept_sliders.pocket.model import load_pocket
-from concept_sliders.tests.host.inverting import by_sampler_custom, errors, inverted, ksampled, refused
+from concept_sliders.tests.host.families import FAMILIES
+from concept_sliders.tests.host.inverting import by_sampler_custom, errors, inverted, ksampled, recipe, refused
 from concept_sliders.training.in_place import fingerprint
 
 
@@ -61,6 +63,24 @@ def test_an_inversion_of_a_model_with_another_shift_is_that_models(pocket, pictu
         again = by_sampler_custom(other, made, pictures.positive)
         torch.testing.assert_close(errors(again, pictures), made.error, rtol=1e-2, atol=1e-3)
     refused("The model's sampling is not the one", by_sampler_custom, pocket[0], made, pictures.positive)
+
+
+def test_another_prediction_at_the_same_noise_levels_is_refused():
+    """As it is when a v-prediction checkpoint was inverted, and is sampled without the node that says so."""
+    family = FAMILIES["SD 1"]
+    with torch.inference_mode():
+        model, latents = family.build(), torch.randn(1, *family.latent)
+        prompts = family.conditioning(2), family.conditioning(3)
+        made = invert(model, latents, *prompts, recipe(method="negative prompt"))
+    assert made.prediction == "EPS"
+    (other,) = ModelSamplingDiscrete().patch(model, "v_prediction", zsnr=False)
+    message = "a model that predicts EPS; the sampler's is taken to predict V_PREDICTION"
+    refused(message, sampled, other, made, prompts)
+    assert torch.isfinite(sampled(model, made, prompts)).all()
+
+
+def sampled(model, made, prompts):
+    return by_sampler_custom(model, made, prompts[0])
 
 
 def test_one_embedding_for_all_steps_holds_at_any_shift(pocket, pictures):

@@ -27,6 +27,7 @@ def inversion():
         recipe=InversionRecipe(steps=3, cfg=7.25, pooled="optimised"),
         family="SDXL",
         fingerprint="0123456789abcdef",
+        prediction="EPS",
         done=2,
         losses=((0.5, 0.25), (0.125, 0.1)),
         error=torch.tensor([0.01, float("nan")]),
@@ -40,7 +41,7 @@ def test_an_inversion_comes_back_as_it_was(inversion, tmp_path):
     for name in ("noise", "clean", "sigmas", "embeddings", "pooled"):
         assert torch.equal(getattr(again, name), getattr(inversion, name)), name
     assert torch.equal(again.error, inversion.error) or torch.isnan(again.error[1])
-    for name in ("windows", "recipe", "family", "fingerprint", "done", "losses"):
+    for name in ("windows", "recipe", "family", "fingerprint", "prediction", "done", "losses"):
         assert getattr(again, name) == getattr(inversion, name), name
     assert again.options["width"] == 64
     assert torch.equal(again.options["attention_mask"], inversion.options["attention_mask"])
