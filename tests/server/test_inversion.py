@@ -3,10 +3,13 @@
 And an inversion that is cancelled, and the same graph queued again.
 """
 
+import io
 import time
 
+import numpy as np
 import pytest
 import torch
+from concept_sliders.devtools.live import run_live
 from concept_sliders.devtools.server import ServerError
 from concept_sliders.devtools.workflow import add, change, named
 from concept_sliders.inversion.files import load_inversion
@@ -24,14 +27,22 @@ def strip(server, prompt, entry):
 
 @pytest.fixture(scope="module")
 def edited(server, example):
-    """(the example as it was posted, with its inversion saved, and its history entry), run once."""
-    prompt = example("edit_a_real_image")
+    """(the example as it was posted, with its inversion saved, its history entry, what was told), run once."""
+    prompt, told = example("edit_a_real_image"), []
     add(prompt, "ConceptSlidersSaveInversion", inversion=[named(prompt, NODE)[0], 4], name="people/first")
-    return prompt, server.wait(server.post(prompt))
+    return prompt, run_live(server, prompt, told.append), told
+
+
+def test_previews_show_the_picture_that_it_heads_for(edited):
+    pictures = [moment.preview for moment in edited[2] if moment.title == NODE and moment.preview]
+    shown = np.asarray(Image.open(io.BytesIO(pictures[0])).convert("L"), dtype=float)
+    assert shown.shape[1] > 100 and shown.std() > 10  # a strip with something on it
+    steps = [moment.done for moment in edited[2] if moment.title == NODE and moment.of]
+    assert steps == sorted(steps) and steps[-1] == 6  # three up and three down
 
 
 def test_a_picture_is_inverted_and_a_slider_turned_on_it(server, edited):
-    prompt, entry = edited
+    prompt, entry, _ = edited
     assert strip(server, prompt, entry).width == 3 * (CELL + GAP) + GAP
     (report,) = entry["outputs"][named(prompt, NODE)[0]]["text"]
     assert report.startswith("1 picture, null-text, 3 steps of simple, cfg 3") and "step 3: loss" in report
@@ -45,7 +56,7 @@ def test_the_saved_inversion_makes_the_same_strip(server, example, edited):
     change(prompt, "SamplerCustom", negative=[load, 1], sigmas=[load, 2], positive=[load, 5])
     del prompt[inverting]
     again = strip(server, prompt, server.wait(server.post(prompt)))
-    assert again.tobytes() == strip(server, *edited).tobytes()
+    assert again.tobytes() == strip(server, *edited[:2]).tobytes()
 
 
 def test_a_sampler_that_does_not_fit_is_told_why(server, example):
