@@ -18,7 +18,7 @@ from torch import Tensor
 from ..sliders.slider import Slider, SliderInfo
 from .denoiser import Denoiser
 from .in_place import Loan, borrowed, family, fingerprint
-from .keeping import Keeper, acting_in, digest_of, parts_of
+from .keeping import Keeper, acting_in, digest_of
 from .loop import Progress, Training
 from .new_layers import NewLayers
 from .packed import Shapes, packed, pictures_of
@@ -106,10 +106,10 @@ def train_visual(
         return VisualPoints(denoiser, sets, recipe, generator)
 
     largest = max((one.latents for one in sets), key=Tensor.numel, default=torch.zeros(1))
-    data = [one.latents for one in sets] + [torch.tensor(one.strengths) for one in sets]
-    data += [one.mask for one in sets if one.mask is not None]
+    pictures = [(one.latents, one.strengths, one.mask) for one in sets]
+    data = [pictures, [one.prompt for one in sets]]
     prompt = sets[0].prompt if sets else ""
-    facts = {"scenes": list(dict.fromkeys(one.prompt for one in sets)), "pairs": digest_of(*data)}
+    facts = {"scenes": list(dict.fromkeys(one.prompt for one in sets)), "pairs": digest_of(pictures)}
     return train(patcher, conditionings, recipe, largest, name, points, prompt, data=data, facts=facts, watch=watch)
 
 
@@ -122,7 +122,7 @@ def train(
     make_points: MakePoints,
     preview_prompt: str,
     questions: int = 1,
-    data: Sequence[Tensor] = (),
+    data: Any = None,
     facts: Mapping[str, Any] | None = None,
     shapes: Shapes = None,
     watch: Watch | None = None,
@@ -130,8 +130,9 @@ def train(
     """Train a slider on points of any kind; see `train_slider`.
 
     preview_prompt: what the previews show. questions: predictions per latent that are asked for in one batch.
-    data: what the points are made of beside the recipe, to tell runs apart. facts: for the slider's header, what it
-        was given. shapes: of the parts that the latents are packed of; what is looked at is the pictures.
+    data: what the points are made of beside the recipe, to tell runs apart, see `digest_of`. facts: for the slider's
+        header, what it was given. shapes: of the parts that the latents are packed of; what is looked at is the
+        pictures.
     """
     watch = watch or Watch()
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -146,10 +147,10 @@ def train(
         reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
         model_hash = fingerprint(patcher.model)
-        encoded = [part for conditioning in conditionings.values() for part in parts_of(conditioning)]
-        given = (tuple(latents.shape), *(shapes or ()), *encoded, *data)
-        digest = digest_of(recipe.digest(), model_hash, *acting_in(patcher), *given)
-        keeper = Keeper(watch, training, name, digest)
+        sampling, looks_through = denoiser.sampling, bool(recipe.patience and embed)
+        frozen = (model_hash, denoiser.dtype, type(sampling), vars(sampling), acting_in(patcher))
+        given = (tuple(latents.shape), shapes, conditionings, data, looks_through)
+        keeper = Keeper(watch, training, name, digest_of(recipe.digest(), frozen, given))
         shown = Shown(loan, strip, looks, watch, shapes)
 
         def after_step(progress: Progress, point: Point) -> None:
