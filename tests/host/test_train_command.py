@@ -73,6 +73,11 @@ def test_a_visual_recipe_takes_a_folder_of_pairs(run, tmp_path):
         ({}, "holds no recipe"),
         ({"concepts": [CONCEPT], "steps": 0}, "steps must be at least 1"),
         ({"a": 1}, "has no a"),
+        ({"concepts": [{**CONCEPT, "hold": "male"}]}, "hold must be a list of texts, got 'male'"),
+        ({"concepts": [{**CONCEPT, "more": 5}]}, "more must be a text, got 5"),
+        ({"concepts": [CONCEPT], "rank": 4.5}, "rank must be a whole number, got 4.5"),
+        ({"concepts": [CONCEPT], "both_signs": "no"}, "both_signs must be true or false, got 'no'"),
+        ({"concepts": [CONCEPT], "kind": []}, "one of textual, visual, encoder; got []"),
     ],
 )
 def test_what_cannot_be_trained_is_said(run, tmp_path, values, says):
