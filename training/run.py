@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from .in_place import Loan, borrowed, family, fingerprint
 from .keeping import Keeper, acting_in, digest_of
 from .loop import Progress, Training
 from .new_layers import NewLayers
-from .packed import Shapes, packed, pictures_of
+from .packed import Shapes, must_be_whole, packed, pictures_of
 from .points import Point, Points
 from .preview import Embed, HalfDone, Looks, Reach, Strip
 from .recipe import Recipe, TextualRecipe, VisualRecipe
@@ -30,6 +31,7 @@ from .visual import LatentSet, VisualPoints
 
 USEFUL_RANGE = (-1.5, 1.5)  # a first guess: what strengths mean is set by eta
 PROBED = 4  # latents that the early stop looks at
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 MakePoints = Callable[[Denoiser, NewLayers, torch.Generator], Points]
 
@@ -75,8 +77,9 @@ def train_slider(
     conditionings: the host's CONDITIONING for every prompt of the recipe.
     latents: (B, C, ...) of the size to train at, or the host's nested ones of films with sound; B images a step.
         Only their shapes matter.
-    Returns None if it was stopped before the first step. Raises ValueError for layers the model does not have,
-    FloatingPointError if training diverges at once; the model is given back as it was in every case.
+    Returns None if it was stopped before the first step. Raises ValueError for layers the model does not have and
+    latents it does not take, FloatingPointError if training diverges at once; the model is given back as it was in
+    every case.
     """
 
     latents, shapes = packed(latents)
@@ -134,6 +137,7 @@ def train(
         header, what it was given. shapes: of the parts that the latents are packed of; what is looked at is the
         pictures.
     """
+    must_be_whole(patcher.model, shapes)
     watch = watch or Watch()
     generator = torch.Generator().manual_seed(recipe.seed)
     memory = patcher.model.memory_required([latents.shape[0] * questions, *latents.shape[1:]])
@@ -218,7 +222,18 @@ class Shown:
 
 def _versions() -> dict[str, str]:
     """Of what a training's result depends on."""
-    return {"comfyui": comfyui_version.__version__, "torch": torch.__version__, "recipe": "1"}
+    host = {"comfyui": comfyui_version.__version__, "torch": torch.__version__}
+    return {"concept_sliders": pack_version(), **host, "recipe": "1"}
+
+
+def pack_version() -> str:
+    """As `pyproject.toml` has it, which comes with every installation; a run does not fail for want of it."""
+    try:
+        project = PROJECT.read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    found = re.search(r'^version = "(.+)"$', project, re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 def ordinary(conditioning: list) -> list:

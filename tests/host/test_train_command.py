@@ -20,6 +20,7 @@ from concept_sliders.training import command
 from concept_sliders.training.model_files import load_vae
 from concept_sliders.training.pair_folders import read_pairs
 from concept_sliders.training.recipe import Concept
+from concept_sliders.training.run import PROJECT
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -48,6 +49,7 @@ def test_a_slider_is_trained_again_from_its_own_file(run, tmp_path):
     assert run(first, "--out", again)[0] == 0
     one, other = load_slider(first), load_slider(again)
     assert one.info.recipe["versions"]["comfyui"] and one.info.recipe["steps_done"] == 3
+    assert f'\nversion = "{one.info.recipe["versions"]["concept_sliders"]}"\n' in PROJECT.read_text(encoding="utf-8")
     assert all(torch.equal(one.layers[name].up, layer.up) for name, layer in other.layers.items())
 
 
