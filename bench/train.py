@@ -18,6 +18,7 @@ import json
 import logging
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 import _models
 import comfy.model_management
@@ -36,6 +37,13 @@ from concept_sliders.training.visual import LatentSet, VisualPoints
 
 log = logging.getLogger("bench")
 CONCEPT = Concept("person", "old person", "young person")
+
+
+class Cost(NamedTuple):
+    """Of one iteration: forward passes at batch 1, and seconds."""
+
+    units: float
+    seconds: float
 
 
 class Bench:
@@ -127,22 +135,25 @@ class Bench:
         once()
         return statistics.median(_models.timed(once) for _ in range(iterations)) / self.unit
 
-    def _cost(self, training: Training, iterations: int, warm: int = 1) -> float:
-        """Units an iteration, the unit measured anew beside it."""
+    def _cost(self, training: Training, iterations: int, warm: int = 1) -> Cost:
+        """Of an iteration, the unit measured anew beside it."""
         for _ in range(warm):
             training._step()
         unit = self._unit()
         total = _models.timed(lambda: [training._step() for _ in range(iterations)])
         self.unit = statistics.median([unit, self._unit()])
-        return total / iterations / self.unit
+        return Cost(total / iterations / self.unit, total / iterations)
 
     def _note(
-        self, what: str, published: float, ours: float, spent: dict[str, float] | None = None, floor: float = 0.0
+        self, what: str, before: Cost, now: Cost, spent: dict[str, float] | None = None, floor: float = 0.0
     ) -> None:
-        """spent: units of the published iteration that went into what training could do without."""
+        """before: the published one. spent: units of it that went into what training could do without."""
+        published, ours = before.units, now.units
         row = {"model": self.name, "training": what, "published": published, "ours": ours, "ratio": published / ours}
-        self.rows.append({**row, "of which": spent, "floor": floor, "seconds": ours * self.unit})
+        seconds = {"published_seconds": before.seconds, "seconds": now.seconds}
+        self.rows.append({**row, "of which": spent, "floor": floor, **seconds})
         log.info("%-7s %-15s published %.1f units, ours %.2f: %.1f times fewer", *row.values())
+        log.info("%23s published %.3f s an iteration, ours %.3f s", "", *seconds.values())
         if spent:
             parts = ", ".join(f"{part} {units:.2f}" for part, units in spent.items())
             alike = published - spent["encoding"] - spent["garbage"]

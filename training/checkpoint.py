@@ -11,16 +11,18 @@ import torch
 from ..sliders.writing import written_whole
 
 _VERSION = 2
+_LONGEST = 150  # bytes of a name: with what is added to it, less than the 255 that file systems take
 
 
 def file_for(folder: Path, name: str, digest: str) -> Path:
-    """Where the run with this name and digest is kept."""
+    """Where the run with this name and digest is kept; the digest tells runs apart whose names begin alike."""
     return folder / f"{plain_name(name)} {digest}.pt"
 
 
 def plain_name(name: str) -> str:
-    """The name with what file names may not hold replaced."""
-    return "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name)
+    """The name with what file names may not hold replaced, and cut where it is too long for one."""
+    plain = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name)
+    return plain.encode()[:_LONGEST].decode(errors="ignore")
 
 
 def store(path: Path, state: dict[str, Any]) -> None:

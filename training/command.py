@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..sliders.files import load_slider, save_slider
 from .encoder import train_encoder
+from .in_place import ModelLost
 from .loop import Progress
 from .model_files import add_options, load_models
 from .pair_folders import read_pairs
@@ -166,7 +167,7 @@ def main() -> int:
     except comfy.model_management.InterruptProcessingException:
         sys.stderr.write("error: training was stopped before its first step.\n")
         return 1
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ModelLost) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     return reported(trained, recipe, facts, options.out)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..sliders.prompt_cache import PromptCache
 from ..sliders.rows import must_be_apart, takes_one_row
+from .memory import ran_out
 from .packed import Shapes
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Denoiser:
             with acting:
                 return self(x, sigma, prompts)
         except RuntimeError as error:
-            if entries == 1 or not comfy.model_management.is_oom(error):
+            if entries == 1 or not ran_out(error):
                 raise
             self.at_once = entries // 2
         comfy.model_management.soft_empty_cache()

@@ -128,9 +128,12 @@ def train_encoder(clip: CLIP, recipe: EncoderRecipe, name: str, watch: Watch | N
     with borrowed(clip.patcher):
         layers = NewLayers(clip.patcher, recipe, generator, encoder_layer_names(clip))
         encoder = Encoder(clip)
-        training = Training(encoder, layers, EncoderPoints(encoder, recipe, generator), recipe, generator)
+        points = EncoderPoints(encoder, recipe, generator)
+        training = Training(encoder, layers, points, recipe, generator)
         model_hash = fingerprint(clip.cond_stage_model)
-        keeper = Keeper(watch, training, name, digest_of(recipe.digest(), model_hash, *acting_in(clip.patcher)))
+        # the encodings, too: they are others with other settings of the CLIP, such as the layer they are taken from
+        digest = digest_of(recipe.digest(), model_hash, encoder.dtype, acting_in(clip.patcher), points.lines)
+        keeper = Keeper(watch, training, name, digest)
 
         def after_step(progress, point: Point) -> None:
             keeper.after_step()

@@ -34,6 +34,13 @@ def borrowed(patcher: ModelPatcher, memory_required: int = 0) -> Iterator[Loan]:
             patcher.cleanup()
 
 
+class ModelLost(Exception):
+    """A model that was given back for a while cannot be borrowed again.
+
+    Of no kind that anything else raises, such as a look at a slider, that may fail and be done without.
+    """
+
+
 class Loan:
     """Ordinary tensors on the same memory, in the place of a loaded model's inference tensors."""
 
@@ -63,17 +70,29 @@ class Loan:
         """Within the block the model is the host's, in its own mode: it may move it to make room for another.
 
         It is loaded and borrowed again after it. What is made within are inference tensors.
+        Raises ModelLost if there is no way to load it again, even in place of all other models.
         """
         self.give_back()
         try:
             with torch.inference_mode():
                 yield
         finally:
-            self._load()
+            self._load_again()
             self.take()
 
+    def _load_again(self) -> None:
+        try:
+            self._load()
+        except (RuntimeError, OSError):  # for want of memory, most likely
+            comfy.model_management.unload_all_models()
+            try:
+                self._load()
+            except (RuntimeError, OSError) as error:
+                raise ModelLost(f"The model has made room for others, and cannot be loaded again: {error}") from error
+
     def _load(self) -> None:
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=self.memory_required)
+        with torch.inference_mode():  # the host's own mode: outside it copies weights as it puts them in place
+            comfy.model_management.load_models_gpu([self.patcher], memory_required=self.memory_required)
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from ..sliders.runtime import acting_on
@@ -17,6 +19,8 @@ from .loop import Training
 
 if TYPE_CHECKING:
     from .run import Watch
+
+_PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device)
 
 
 class Keeper:
@@ -57,24 +61,44 @@ class Keeper:
             logging.warning("Training goes on, but its checkpoint %s cannot be written: %s", self.file, error)
 
 
-def acting_in(patcher: ModelPatcher) -> list[str]:
-    """What acts on the model beside its weights, to tell runs apart: sliders applied to it, and patches."""
+def acting_in(patcher: ModelPatcher) -> list[Any]:
+    """What acts on the model beside its weights, to tell runs apart: sliders, patches, and what nodes have put in."""
     acting = acting_on(patcher)
-    sliders = [(p.slider.fingerprint, p.strength, p.gates, p.branch) for p in acting.stack] if acting else []
-    patches = [(key, [(patch[0], patch[2]) for patch in given]) for key, given in sorted(patcher.patches.items())]
-    return [repr(each) for each in (*sliders, *patches)]
+    sliders = [(p.slider.fingerprint, p.strength, repr(p.gates), p.branch) for p in acting.stack] if acting else []
+    patches = {key: [_plain(patch) for patch in given] for key, given in patcher.patches.items()}
+    return [sliders, patches, patcher.object_patches, patcher.model_options.get("transformer_options", {})]
 
 
-def parts_of(conditioning: list) -> list[Tensor]:
-    """All tensors of a CONDITIONING, the encodings and what stands beside them."""
-    options = [option for _, own in conditioning for _, option in sorted(own.items())]
-    return [part for part in (*(encoding for encoding, _ in conditioning), *options) if isinstance(part, Tensor)]
+def _plain(patch: tuple) -> list[Any]:
+    """One of the host's patches, with the tensors of an adapter beside its class."""
+    return [(type(part), part.weights) if isinstance(part, WeightAdapterBase) else part for part in patch]
 
 
-def digest_of(*values: object) -> str:
-    """A short hash of tensors and of whatever prints the same when it is the same."""
+def digest_of(*values: Any) -> str:
+    """A short hash of plain values and tensors, and of lists and mappings of these.
+
+    Of anything else, such as a function, the name counts: what it prints may be another in the next session.
+    """
     digest = hashlib.sha256()
-    for value in values:
-        text = value.detach().float().cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
-        digest.update(text)
+    _tell(digest, values)
     return digest.hexdigest()[:16]
+
+
+def _tell(digest: Any, value: Any) -> None:
+    """Lengths and shapes come before what they are of, so that no two different values read the same."""
+    if isinstance(value, Tensor):
+        digest.update(f"tensor {tuple(value.shape)};".encode())
+        digest.update(value.detach().float().cpu().numpy().tobytes())
+    elif isinstance(value, Mapping):
+        _tell(digest, [(key, value[key]) for key in sorted(value, key=repr)])
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{len(value)} of;".encode())
+        for each in value:
+            _tell(digest, each)
+    elif value is None or isinstance(value, _PLAIN):
+        digest.update(f"{value!r};".encode())
+    else:
+        # a node may have made the class: what sets it apart is what it is derived from
+        classes = value.__mro__ if isinstance(value, type) else type(value).__mro__
+        names = [getattr(value, "__qualname__", ""), *(each.__qualname__ for each in classes)]
+        digest.update(f"{names};".encode())

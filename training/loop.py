@@ -17,6 +17,7 @@ from torch import Tensor
 from ..sliders.rows import must_be_apart
 from .differentiable import differentiable
 from .last_good import Drawn, LastGood
+from .memory import ran_out
 from .objectives import prediction_loss
 from .points import Point, Points
 from .recipe import BLOCKS_TWICE
@@ -208,7 +209,7 @@ class Training:
                 return sum(self._part(point, rows) for rows in self._parts(point.strengths))
             except RuntimeError as error:
                 self._optimizer.zero_grad()
-                if comfy.model_management.is_oom(error):
+                if ran_out(error):
                     self._make_do(len(point.x), error)
                 elif self._carefully:
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import torch
 from torch import Tensor
+
+from .memory import ran_out
 
 if TYPE_CHECKING:
     from .denoiser import Denoiser
@@ -119,7 +122,8 @@ class Reach:
     distance of their embeddings if there is one, else by their own difference, relative to their size. After
     `patience` measurements in a row without growth of `GROWTH` the slider is done. Below `ROUNDING` nothing can be
     told apart from the rounding of the model, and is no growth. These looks come at fixed steps, whatever they cost,
-    so that a run ends where it would end on any machine; previews wait until there is time again.
+    so that a run ends where it would end on any machine; previews wait until there is time again. One for which
+    memory has no room is the last, and the run goes on to its last step.
     """
 
     GROWTH = 0.02
@@ -136,13 +140,21 @@ class Reach:
         self.half_done, self.patience, self.every, self.embed = half_done, patience, every, embed
         self.looks = looks
         self.measured: list[float] = []
+        self._has_room = True
 
     def is_reached(self, step: int) -> bool:
         """Asked after every step, and once more where the look after the last one was cut off."""
-        if not self.patience or len(self.measured) >= step // self.every:
+        if not self.patience or not self._has_room or len(self.measured) >= step // self.every:
             return False
-        with self.looks.timed() if self.looks else nullcontext():
-            self.measured.append(self.measure())
+        try:
+            with self.looks.timed() if self.looks else nullcontext():
+                self.measured.append(self.measure())
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            self._has_room = False
+            logging.warning("Training goes on without an early stop: there is no memory for its looks (%s)", error)
+            return False
         best = max(self.measured[: -self.patience], default=0.0)
         enough = len(self.measured) > self.patience
         return enough and max(self.measured[-self.patience :]) < max(best * (1 + self.GROWTH), self.ROUNDING)
@@ -157,7 +169,7 @@ class Reach:
         return float((1 - torch.cosine_similarity(one, other, dim=-1)).mean())
 
     def state(self) -> dict[str, Any]:
-        return {"measured": list(self.measured)}
+        return {"measured": list(self.measured), "has_room": self._has_room}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.measured = list(state["measured"])
+        self.measured, self._has_room = list(state["measured"]), state["has_room"]

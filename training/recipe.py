@@ -6,78 +6,19 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
+from .concept import Concept
 from .layers import CHOICES
+from .typed import check_types, made_of
 
 VISUAL_METHODS = ("noise", "ADDifT")
 # What a slider's header says beside its recipe: how far the run went, and what it was given
 FACTS = ("steps_done", "versions", "latent_shape", "batch", "scenes", "pairs")
 BLOCKS_TWICE = "blocks run twice"
 MEMORY = ("auto", BLOCKS_TWICE)
-
-
-@dataclass(frozen=True)
-class Concept:
-    """A textual concept: the value of a SLIDER_CONCEPT socket (arXiv 2311.12092, eq. 8).
-
-    target: the prompt the slider acts on, c_t; empty for a slider that acts on anything.
-    more, less: prompts for the two ends, c+ and c-.
-    hold: phrases p to hold fixed, such as "male" and "female"; each is joined to c+ and to c-.
-    eta: guidance of the edit; it sets how far strength 1 goes, above 0.
-    erase: strength 1 takes the attribute away (-eta) instead of bringing more of it.
-    weight: how often a point of this concept is trained on, against the other concepts of a slider; above 0.
-    Raises ValueError if more or less says nothing, both say the same, a phrase is empty or repeated, or eta
-    or weight is not above 0.
-    """
-
-    target: str
-    more: str
-    less: str
-    hold: tuple[str, ...] = ()
-    eta: float = 4.0
-    erase: bool = False
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("more", "less"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"The concept's '{name}' prompt is empty: say what that end looks like.")
-        if _plain(self.more) == _plain(self.less):
-            raise ValueError(f"The concept's ends are the same prompt, {self.more!r}: there is nothing to learn.")
-        if any(not phrase.strip() for phrase in self.hold):
-            raise ValueError("A phrase to hold fixed is empty; leave it out or write one.")
-        if len({_plain(phrase) for phrase in self.hold}) < len(self.hold):
-            raise ValueError(f"A phrase to hold fixed is there twice: {', '.join(self.hold)}.")
-        if not (isfinite(self.eta) and self.eta > 0):
-            raise ValueError(f"eta must be a number above 0, got {self.eta}; for the opposite, erase.")
-        if not (isfinite(self.weight) and self.weight > 0):
-            raise ValueError(f"A concept's weight must be a number above 0, got {self.weight}.")
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """The phrases, or one empty phrase where nothing is held fixed."""
-        return self.hold or ("",)
-
-    def ends(self) -> tuple[tuple[str, str], ...]:
-        """(c+ & p, c- & p) for every phrase p."""
-        return tuple((_joined(self.more, p), _joined(self.less, p)) for p in self.phrases)
-
-    @property
-    def signed_eta(self) -> float:
-        """eta of the edit at strength 1."""
-        return -self.eta if self.erase else self.eta
-
-    def targets(self) -> tuple[str, ...]:
-        """c_t & p for every phrase p."""
-        return tuple(_joined(self.target, p) for p in self.phrases)
-
-    def prompts(self) -> tuple[str, ...]:
-        """Every prompt that training asks about, once each."""
-        ends = (prompt for pair in self.ends() for prompt in pair)
-        return tuple(dict.fromkeys((self.target, *self.targets(), *ends)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +36,7 @@ class Recipe:
     seed: of noise, initial weights and choices. notes: whatever else is worth keeping.
     memory: one of `MEMORY`: "auto" keeps what backward needs until memory runs out; with the other the model's blocks
         run again in backward from the start. The slider is the same.
-    Raises ValueError, naming the field, for a value out of range.
+    Raises ValueError, naming the field, for a value of another type or out of range.
     """
 
     rank: int = 4
@@ -114,6 +55,7 @@ class Recipe:
     notes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self, "Training")
         for name, good, allowed in self._checks():
             if not good:
                 raise ValueError(f"Training: {name} must be {allowed}, got {getattr(self, name)!r}.")
@@ -128,6 +70,7 @@ class Recipe:
         yield "layers", self.layers in CHOICES, f"one of {', '.join(CHOICES)}"
         yield "pattern", _is_pattern(self.pattern), "a regular expression"
         yield "patience", self.patience >= 0, "0 or above"
+        yield "seed", 0 <= self.seed < 2**64, "0 to 2**64 - 1"
         yield "memory", self.memory in MEMORY, f"one of {', '.join(MEMORY)}"
         yield "noise_range", 0 <= start < end <= 1, "two fractions, 0 <= start < end <= 1"
 
@@ -240,22 +183,11 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     kind = values.pop("kind", "textual")
     if "concept" in values:  # of sliders with a single one
         values["concepts"] = [values.pop("concept")]
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"A recipe is one of {', '.join(_KINDS)}; got {kind!r}.")
-    known = {each.name for each in fields(_KINDS[kind])}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"A {kind} recipe has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
-    try:
-        if "concepts" in values:
-            if not all(isinstance(concept, Mapping) for concept in values["concepts"]):
-                raise ValueError("The concepts of a recipe are sets of named values: target, more, less and others.")
-            values["concepts"] = tuple(Concept(**{**c, "hold": tuple(c.get("hold", ()))}) for c in values["concepts"])
-        if "noise_range" in values:
-            start, end = values["noise_range"]
-            values["noise_range"] = (start, end)
-        return _KINDS[kind](**values)
-    except TypeError as error:
-        raise ValueError(f"This is not a whole {kind} recipe: {error}.") from error
+    if isinstance(concepts := values.get("concepts"), list):
+        values["concepts"] = [made_of(Concept, each, "concept") for each in concepts]
+    return made_of(_KINDS[kind], values, f"{kind} recipe")
 
 
 def _ends_of(concepts: tuple[Concept, ...]) -> tuple[str, str]:
@@ -274,11 +206,3 @@ def _is_pattern(text: str) -> bool:
     except re.error:
         return False
     return True
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def _joined(prompt: str, phrase: str) -> str:
-    return f"{prompt}, {phrase}" if phrase else prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +19,10 @@ from torch import Tensor
 from ..sliders.slider import Slider, SliderInfo
 from .denoiser import Denoiser
 from .in_place import Loan, borrowed, family, fingerprint
-from .keeping import Keeper, acting_in, digest_of, parts_of
+from .keeping import Keeper, acting_in, digest_of
 from .loop import Progress, Training
 from .new_layers import NewLayers
-from .packed import Shapes, packed, pictures_of
+from .packed import Shapes, must_be_whole, packed, pictures_of
 from .points import Point, Points
 from .preview import Embed, HalfDone, Looks, Reach, Strip
 from .recipe import Recipe, TextualRecipe, VisualRecipe
@@ -30,6 +31,7 @@ from .visual import LatentSet, VisualPoints
 
 USEFUL_RANGE = (-1.5, 1.5)  # a first guess: what strengths mean is set by eta
 PROBED = 4  # latents that the early stop looks at
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 MakePoints = Callable[[Denoiser, NewLayers, torch.Generator], Points]
 
@@ -75,8 +77,9 @@ def train_slider(
     conditionings: the host's CONDITIONING for every prompt of the recipe.
     latents: (B, C, ...) of the size to train at, or the host's nested ones of films with sound; B images a step.
         Only their shapes matter.
-    Returns None if it was stopped before the first step. Raises ValueError for layers the model does not have,
-    FloatingPointError if training diverges at once; the model is given back as it was in every case.
+    Returns None if it was stopped before the first step. Raises ValueError for layers the model does not have and
+    latents it does not take, FloatingPointError if training diverges at once; the model is given back as it was in
+    every case.
     """
 
     latents, shapes = packed(latents)
@@ -106,10 +109,10 @@ def train_visual(
         return VisualPoints(denoiser, sets, recipe, generator)
 
     largest = max((one.latents for one in sets), key=Tensor.numel, default=torch.zeros(1))
-    data = [one.latents for one in sets] + [torch.tensor(one.strengths) for one in sets]
-    data += [one.mask for one in sets if one.mask is not None]
+    pictures = [(one.latents, one.strengths, one.mask) for one in sets]
+    data = [pictures, [one.prompt for one in sets]]
     prompt = sets[0].prompt if sets else ""
-    facts = {"scenes": list(dict.fromkeys(one.prompt for one in sets)), "pairs": digest_of(*data)}
+    facts = {"scenes": list(dict.fromkeys(one.prompt for one in sets)), "pairs": digest_of(pictures)}
     return train(patcher, conditionings, recipe, largest, name, points, prompt, data=data, facts=facts, watch=watch)
 
 
@@ -122,7 +125,7 @@ def train(
     make_points: MakePoints,
     preview_prompt: str,
     questions: int = 1,
-    data: Sequence[Tensor] = (),
+    data: Any = None,
     facts: Mapping[str, Any] | None = None,
     shapes: Shapes = None,
     watch: Watch | None = None,
@@ -130,9 +133,11 @@ def train(
     """Train a slider on points of any kind; see `train_slider`.
 
     preview_prompt: what the previews show. questions: predictions per latent that are asked for in one batch.
-    data: what the points are made of beside the recipe, to tell runs apart. facts: for the slider's header, what it
-        was given. shapes: of the parts that the latents are packed of; what is looked at is the pictures.
+    data: what the points are made of beside the recipe, to tell runs apart, see `digest_of`. facts: for the slider's
+        header, what it was given. shapes: of the parts that the latents are packed of; what is looked at is the
+        pictures.
     """
+    must_be_whole(patcher.model, shapes)
     watch = watch or Watch()
     generator = torch.Generator().manual_seed(recipe.seed)
     memory = patcher.model.memory_required([latents.shape[0] * questions, *latents.shape[1:]])
@@ -146,10 +151,10 @@ def train(
         reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
         model_hash = fingerprint(patcher.model)
-        encoded = [part for conditioning in conditionings.values() for part in parts_of(conditioning)]
-        given = (tuple(latents.shape), *(shapes or ()), *encoded, *data)
-        digest = digest_of(recipe.digest(), model_hash, *acting_in(patcher), *given)
-        keeper = Keeper(watch, training, name, digest)
+        sampling, looks_through = denoiser.sampling, bool(recipe.patience and embed)
+        frozen = (model_hash, denoiser.dtype, type(sampling), vars(sampling), acting_in(patcher))
+        given = (tuple(latents.shape), shapes, conditionings, data, looks_through)
+        keeper = Keeper(watch, training, name, digest_of(recipe.digest(), frozen, given))
         shown = Shown(loan, strip, looks, watch, shapes)
 
         def after_step(progress: Progress, point: Point) -> None:
@@ -217,7 +222,18 @@ class Shown:
 
 def _versions() -> dict[str, str]:
     """Of what a training's result depends on."""
-    return {"comfyui": comfyui_version.__version__, "torch": torch.__version__, "recipe": "1"}
+    host = {"comfyui": comfyui_version.__version__, "torch": torch.__version__}
+    return {"concept_sliders": pack_version(), **host, "recipe": "1"}
+
+
+def pack_version() -> str:
+    """As `pyproject.toml` has it, which comes with every installation; a run does not fail for want of it."""
+    try:
+        project = PROJECT.read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    found = re.search(r'^version = "(.+)"$', project, re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 def ordinary(conditioning: list) -> list:

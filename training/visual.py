@@ -8,6 +8,7 @@ t_i is n, for flow models n - x0_i.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,20 @@ class LatentSet:
     """An image set as the model sees it.
 
     latents: (N, C, ..., h, w), one an image, in the model's own scale. strengths: N, all different. prompt: of the
-    scene. mask: (H, W) in [0, 1], of any size that covers the same picture; None for everywhere.
+    scene. mask: (H, W) in [0, 1], of any size that covers the same picture; None for everywhere. name: what to call
+    the set in a message.
     """
 
     latents: Tensor
     strengths: tuple[float, ...]
     prompt: str = ""
     mask: Tensor | None = None
+    name: str = ""
+
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether all images are the same, so that there is no difference to learn."""
+        return bool((self.latents == self.latents[:1]).all())
 
     def mask_for_latents(self) -> Tensor | None:
         """(1, 1, ..., h, w): the share of each latent pixel that the mask lets through."""
@@ -59,7 +67,11 @@ def encoded(
     """
     return [
         LatentSet(
-            scale(torch.cat([encode(image[None]) for image in one.images])), one.strengths, one.prompt, one.mask
+            scale(torch.cat([encode(image[None]) for image in one.images])),
+            one.strengths,
+            one.prompt,
+            one.mask,
+            one.name or one.label(0),
         )
         for one in sets
     ]
@@ -98,7 +110,9 @@ class VisualPoints:
     def __init__(
         self, denoiser: Denoiser, sets: Sequence[LatentSet], recipe: VisualRecipe, generator: torch.Generator
     ):
-        """Raises ValueError if there is no set, or one of which no image would be trained on."""
+        """Raises ValueError if there is no set, or one of which no image would be trained on, or none of which the
+        images differ. Where those of some sets do not, a warning names them.
+        """
         if not sets:
             raise ValueError("There are no image pairs to train on.")
         self.denoiser, self.sets, self.recipe, self.generator = denoiser, list(sets), recipe, generator
@@ -108,6 +122,12 @@ class VisualPoints:
                     f"Image set {index + 1} has the strengths {', '.join(f'{s:g}' for s in one.strengths)}: "
                     f"none above 0 to train on."
                 )
+        alike = [f"{n} ({one.name})".removesuffix(" ()") for n, one in enumerate(self.sets, 1) if one.shows_nothing]
+        if alike:
+            said = f"all images of set {', '.join(alike)} are the same, and there is nothing to learn from them"
+            if len(alike) == len(self.sets):
+                raise ValueError(f"Training: {said}; take images that differ in what the slider is to turn.")
+            logging.warning("Training: %s.", said)
         sigmas = denoiser.sigmas(LEVELS)[:-1]
         start, end = (round(fraction * len(sigmas)) for fraction in recipe.noise_range)
         self._sigmas = sigmas[min(start, len(sigmas) - 1) : max(end, start + 1)]

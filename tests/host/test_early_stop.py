@@ -9,7 +9,7 @@ from concept_sliders.nodes.training import TrainSlider
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.training.preview import Reach
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.run import Watch, train_slider
+from concept_sliders.training.run import PROBED, Watch, train_slider
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 LATENTS = torch.zeros(1, 24, 8, 8)
@@ -107,9 +107,35 @@ def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
         torch.manual_seed(0)
         for parameter in vision.model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.1)
+        seen, encode_image = [], vision.encode_image
+        vision.encode_image = lambda pictures: seen.append(pictures) or encode_image(pictures)
         given = {"model": model, "clip": clip, "concept": (CONCEPT,), "latent": {"samples": LATENTS}, "name": "age"}
         settings = {"from_part": 0.0, "to_part": 1.0, "steps": 100, "learning_rate": 1e-9, "rollout_steps": 2}
         with pytest.raises(ValueError, match="wire in a VAE"):
             TrainSlider.execute(**given, **settings, patience=1, clip_vision=vision)
         (sliders, *_) = TrainSlider.execute(**given, **settings, vae=vae, patience=1, clip_vision=vision).args
-    assert sliders.placed[0].slider.info.recipe["steps_done"] < 100
+    assert sliders.placed[0].slider.info.recipe["steps_done"] == 40
+    # at both strengths, twice, decoded, in [0, 1]; a slider of nothing shows the same at both
+    assert [tuple(pictures.shape) for pictures in seen] == 4 * [(PROBED, 32, 32, 3)]
+    assert all(0 <= float(pictures.min()) < float(pictures.max()) <= 1 for pictures in seen)
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-3, rtol=0)
+
+
+def test_what_is_seen_decides_and_not_the_latents(train):
+    """A viewer that sees no change ends the run of a slider that learns; one that sees some lets any go on."""
+    seen = []
+
+    def blind(latents):
+        return torch.ones(len(latents), 8)
+
+    def turning(latents):
+        """Each look sees both ends further apart than the one before."""
+        seen.append(latents)
+        angle = torch.tensor(0.1 * len(seen) * (len(seen) % 2))
+        return torch.stack([angle.cos(), angle.sin()]).expand(len(latents), 2)
+
+    learning = {"learning_rate": 2e-3, "patience": 2, "steps": 60}
+    assert not train(**learning).progress.still
+    assert train(Watch(embed=blind), **{**learning, "steps": 80}).progress.steps == 60
+    assert not train(Watch(embed=turning), **{**learning, "learning_rate": 1e-9}).progress.still
+    assert len(seen) == 6 and seen[0].shape == (PROBED, *LATENTS.shape[1:])

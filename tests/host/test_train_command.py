@@ -20,6 +20,7 @@ from concept_sliders.training import command
 from concept_sliders.training.model_files import load_vae
 from concept_sliders.training.pair_folders import read_pairs
 from concept_sliders.training.recipe import Concept
+from concept_sliders.training.run import PROJECT
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -48,6 +49,7 @@ def test_a_slider_is_trained_again_from_its_own_file(run, tmp_path):
     assert run(first, "--out", again)[0] == 0
     one, other = load_slider(first), load_slider(again)
     assert one.info.recipe["versions"]["comfyui"] and one.info.recipe["steps_done"] == 3
+    assert f'\nversion = "{one.info.recipe["versions"]["concept_sliders"]}"\n' in PROJECT.read_text(encoding="utf-8")
     assert all(torch.equal(one.layers[name].up, layer.up) for name, layer in other.layers.items())
 
 
@@ -73,6 +75,11 @@ def test_a_visual_recipe_takes_a_folder_of_pairs(run, tmp_path):
         ({}, "holds no recipe"),
         ({"concepts": [CONCEPT], "steps": 0}, "steps must be at least 1"),
         ({"a": 1}, "has no a"),
+        ({"concepts": [{**CONCEPT, "hold": "male"}]}, "hold must be a list of texts, got 'male'"),
+        ({"concepts": [{**CONCEPT, "more": 5}]}, "more must be a text, got 5"),
+        ({"concepts": [CONCEPT], "rank": 4.5}, "rank must be a whole number, got 4.5"),
+        ({"concepts": [CONCEPT], "both_signs": "no"}, "both_signs must be true or false, got 'no'"),
+        ({"concepts": [CONCEPT], "kind": []}, "one of textual, visual, encoder; got []"),
     ],
 )
 def test_what_cannot_be_trained_is_said(run, tmp_path, values, says):

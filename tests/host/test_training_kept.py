@@ -7,8 +7,10 @@ import comfy.model_management
 import pytest
 import torch
 from concept_sliders.pocket.model import load_pocket
-from concept_sliders.tests.host.short_runs import LATENTS, same, train_on
+from concept_sliders.tests.host.short_runs import CONCEPT, LATENTS, same, train_on
 from concept_sliders.training import checkpoint
+from concept_sliders.training.encoder import train_encoder
+from concept_sliders.training.recipe import EncoderRecipe
 from concept_sliders.training.run import Watch
 from concept_sliders.training.textual import TextualPoints
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -167,14 +169,18 @@ def test_one_that_breaks_down_right_after_going_on_keeps_what_the_checkpoint_has
 def test_what_memory_had_room_for_is_remembered(train, tmp_path):
     """A run that goes on in as few pictures at once as it had to equals one that never stopped."""
     two = {"latents": torch.zeros(2, 24, 8, 8)}
+    whole = train(steps=4, **two)
     train(Watch(checkpoints=tmp_path), steps=3, **two)
     (file,) = tmp_path.iterdir()
     state = checkpoint.restored(file)
     assert (state["at_once"], state["asked_at_once"], state["recompute"]) == (None, None, False)
     checkpoint.store(file, {**state, "at_once": 1, "asked_at_once": 2, "recompute": True})
-    train(Watch(checkpoints=tmp_path), steps=4, **two)
+    again = train(Watch(checkpoints=tmp_path), steps=4, **two)
     kept = checkpoint.restored(file)
     assert (kept["at_once"], kept["asked_at_once"], kept["recompute"]) == (1, 2, True)
+    torch.testing.assert_close(*(torch.tensor(run.progress.losses) for run in (again, whole)), rtol=1e-4, atol=0)
+    for name, layer in whole.slider.layers.items():
+        assert (again.slider.layers[name].up - layer.up).norm() < 1e-3 * layer.up.norm(), name
 
 
 def test_blocks_run_twice_make_the_same_slider_and_go_on_with_each_others_checkpoints(train, tmp_path):
@@ -215,6 +221,21 @@ def test_damaged_checkpoints_are_named(train, tmp_path):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match=r"age \w+\.pt cannot be read"):
             train(Watch(checkpoints=tmp_path), steps=4)
+
+
+@pytest.mark.parametrize("letter", ["n", "\N{CJK UNIFIED IDEOGRAPH-8001}"])
+def test_a_name_too_long_for_a_file_is_cut_there_and_nowhere_else(pocket, tmp_path, letter):
+    """Also where the file's name says how many steps, and where letters take several bytes."""
+    name, (_, clip, _) = 300 * letter, pocket
+
+    def run(steps):
+        with torch.inference_mode():
+            recipe = EncoderRecipe(concepts=(CONCEPT,), steps=steps, rank=1)
+            return train_encoder(clip, recipe, name, Watch(checkpoints=tmp_path)).slider
+
+    assert run(3).name == name
+    assert same(run(2), run(2)) and not same(run(2), run(3))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_checkpoints_are_written_whole_or_not_at_all(tmp_path):

@@ -69,26 +69,35 @@ def close(one, other):
     assert all(float((a - b).abs().max()) < 1e-4 * scale for a, b in zip(one, other, strict=True))
 
 
-class Room:
-    """Memory for batches of so many entries, and no more: raises what a full device raises."""
+def full_device():
+    raise torch.OutOfMemoryError("no room")
 
-    def __init__(self, model, entries, times=99):
-        self.entries, self.times, self.asked = entries, times, []
+
+def full_cpu():
+    torch.empty(2**46)  # its own error, in its own words
+
+
+class Room:
+    """Memory for batches of so many entries, and no more: raises what a full device raises, or a full CPU."""
+
+    def __init__(self, model, entries, times=99, full=full_device):
+        self.entries, self.times, self.asked, self.full = entries, times, [], full
         self.handle = model.model.diffusion_model.register_forward_pre_hook(self)
 
     def __call__(self, module, args):
         self.asked.append(len(args[0]))
         if len(args[0]) > self.entries and self.times:
             self.times -= 1
-            raise torch.OutOfMemoryError("no room")
+            self.full()
 
 
+@pytest.mark.parametrize("full", [full_device, full_cpu])
 @pytest.mark.parametrize(("room", "asked"), [(4, [4]), (3, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])
-def test_fewer_pictures_at_once_give_the_same_gradient(pocket, caplog, room, asked):
+def test_fewer_pictures_at_once_give_the_same_gradient(pocket, caplog, room, asked, full):
     model, conditionings = pocket
     points = Points(4, (24, 8, 8))
     whole, _ = gradients(model, conditionings, points)
-    short = Room(model, room)
+    short = Room(model, room, full=full)
     try:
         with caplog.at_level(logging.WARNING):
             parts, _ = gradients(model, conditionings, points)
@@ -124,7 +133,8 @@ def test_a_single_picture_without_room_is_an_error(pocket):
     assert not any("forward" in vars(module) for module in model.model.modules())
 
 
-def test_questions_are_asked_in_fewer_at_once_too(pocket):
+@pytest.mark.parametrize("full", [full_device, full_cpu])
+def test_questions_are_asked_in_fewer_at_once_too(pocket, full):
     model, conditionings = pocket
     x = torch.randn(3, 24, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma = torch.tensor(0.5)
@@ -135,7 +145,7 @@ def test_questions_are_asked_in_fewer_at_once_too(pocket):
         strengths = torch.tensor([0.0, 1.0, -1.0, 1.0, 0.0, 0.5]).view(2, 3, 1)
         denoiser = Denoiser(model, conditionings)
         whole = denoiser.ask(x, sigma, [PROMPT, PROMPT], layers, strengths)
-        short = Room(model, 2)
+        short = Room(model, 2, full=full)
         try:
             parts = Denoiser(model, conditionings).ask(x, sigma, [PROMPT, PROMPT], layers, strengths)
         finally:

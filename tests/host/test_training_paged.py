@@ -5,16 +5,17 @@ from contextlib import nullcontext
 import comfy.model_management
 import pytest
 import torch
+from concept_sliders.tests.host.paging import DynamicOnTheCpu
 from concept_sliders.tests.host.test_training_memory import PROMPT, Points, close, gradients
 from concept_sliders.tests.host.test_training_precisions import typed_model
-from concept_sliders.tests.host.tiny import FAMILIES, condition, tiny_model
+from concept_sliders.tests.host.tiny import FAMILIES, condition, tiny_model, traces
 from concept_sliders.training import loop
 from concept_sliders.training.denoiser import Denoiser
 from concept_sliders.training.in_place import borrowed
 from concept_sliders.training.new_layers import NewLayers
 from concept_sliders.training.recipe import BLOCKS_TWICE, Concept, TextualRecipe
 from concept_sliders.training.refetched import refetched
-from concept_sliders.training.run import train_slider
+from concept_sliders.training.run import Watch, train_slider
 
 
 class Buffer:
@@ -106,10 +107,20 @@ def test_of_weights_that_are_cast_no_copy_is_kept_for_backward():
     assert kept["cast"] < 1.5 * kept["plain"]
 
 
+def trained(model, family, watch=None, **settings):
+    """A run of three steps."""
+    settings = {"rank": 2, "steps": 3, "rollout_steps": 2, "visits": 2, "learning_rate": 1e-3, **settings}
+    recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young"),), **settings)
+    conditionings = {p: condition(family, seed) for seed, p in enumerate(recipe.prompts())}
+    with torch.inference_mode():
+        latents = torch.zeros(2, FAMILIES[family][2], 8, 8)
+        return train_slider(model, conditionings, recipe, latents, "trained", watch)
+
+
 def test_a_model_that_the_host_keeps_in_part_off_the_device_trains():
     """The host's low-VRAM loading: some layers fetch their weights, some have them."""
     family = "SD15"
-    model, whole = tiny_model(family), tiny_model(family)
+    model = tiny_model(family)
     comfy.model_management.load_models_gpu([model])
     size = model.model_size()
     model.partially_unload(torch.device("cpu"), size // 2)
@@ -117,15 +128,41 @@ def test_a_model_that_the_host_keeps_in_part_off_the_device_trains():
     staying = [m for m in model.model.modules() if getattr(m, "comfy_cast_weights", True) is False]
     assert len(fetching) > 5 and len(staying) > 5
     before = {name: (id(p), p.data_ptr(), p.clone()) for name, p in model.model.named_parameters()}
-    recipe = TextualRecipe(
-        concepts=(Concept(PROMPT, "old", "young"),), rank=2, steps=3, rollout_steps=2, visits=2, learning_rate=1e-3
-    )
-    conditionings = {p: condition(family, seed) for seed, p in enumerate(recipe.prompts())}
-    with torch.inference_mode():
-        one, other = (
-            train_slider(each, conditionings, recipe, torch.zeros(2, 4, 8, 8), "trained") for each in (model, whole)
-        )
+    one, other = (trained(each, family) for each in (model, tiny_model(family)))
     for name, layer in one.slider.layers.items():
         torch.testing.assert_close(layer.up, other.slider.layers[name].up, rtol=1e-3, atol=1e-4)
     for name, p in model.model.named_parameters():
         assert (id(p), p.data_ptr()) == before[name][:2] and torch.equal(p, before[name][2]), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"memory": BLOCKS_TWICE}], ids=["once", "blocks twice"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_hosts_own_paging_patcher_trains_the_same_slider(family, settings):
+    """With looks in between, for which the model is given back and borrowed again.
+
+    The host puts new tensors in the places of some weights when it loads such a model, its own when it unloads it.
+    """
+    with torch.inference_mode():
+        model, still = DynamicOnTheCpu.of(tiny_model(family)), tiny_model(family)
+    before, looks = held(model), []
+    watch = Watch(progress=lambda _, latents: looks.append(latents is not None), preview_every=1)
+    paged_run, run = (trained(each, family, watch, **settings) for each in (model, still))
+    assert sum(getattr(module, "comfy_cast_weights", False) for module in model.model.modules()) > 15
+    assert looks[0] and looks[3]
+    assert paged_run.slider.info.base_model_hash == run.slider.info.base_model_hash
+    torch.testing.assert_close(*(torch.tensor(each.progress.losses) for each in (paged_run, run)))
+    for name, layer in run.slider.layers.items():
+        torch.testing.assert_close(paged_run.slider.layers[name].up, layer.up, rtol=1e-3, atol=1e-5)
+    for name, (*_, numbers) in held(model).items():
+        assert torch.equal(numbers, before[name][-1]), name
+    with torch.inference_mode():  # outside it the host puts copies back
+        comfy.model_management.free_memory(1e30, torch.device("cpu"))
+    for name, (pointer, is_inference, numbers) in held(model).items():
+        assert (pointer, is_inference) == before[name][:2] and torch.equal(numbers, before[name][2]), name
+    assert traces(model) == []
+
+
+def held(model):
+    """By name, where every weight and buffer lies, whether it is the host's own, and its numbers."""
+    tensors = (*model.model.named_parameters(), *model.model.named_buffers())
+    return {name: (tensor.data_ptr(), tensor.is_inference(), tensor.clone()) for name, tensor in tensors}

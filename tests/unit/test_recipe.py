@@ -1,11 +1,13 @@
 """Concepts and recipes: what they hold, and what they refuse."""
 
 import json
+import re
 
 import pytest
 from concept_sliders.training.layers import CHOICES, choose
 from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe, recipe_from
 
+SAID = {"target": "person", "more": "old person", "less": "young person"}
 AGE = Concept("person", "old person", "young person", ("with glasses", "without glasses"))
 
 
@@ -86,12 +88,52 @@ def test_a_recipe_with_a_single_concept_and_no_kind_is_read():
         ({"kind": "oral"}, "one of textual, visual, encoder; got 'oral'"),
         ({"kind": "visual", "concepts": []}, "visual recipe has no concepts"),
         ({"rank": 4}, "not a whole textual recipe"),
-        ({"concepts": [{"target": "a"}]}, "not a whole textual recipe"),
+        ({"concepts": [{"target": "a"}]}, "not a whole concept: it does not say more, less"),
+        ({"concepts": [{"target": "a", "mroe": "b"}]}, "concept has no mroe; it has"),
+        ({"concepts": ["old"]}, "concept is a set of named values, got 'old'"),
+        ({"kind": []}, "one of textual, visual, encoder; got []"),
     ],
 )
 def test_what_is_no_recipe_is_refused(values, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=re.escape(says)):
         recipe_from(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"rank": 4.5}, "rank must be a whole number, got 4.5"),
+        ({"rank": True}, "rank must be a whole number, got True"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"seed": "a"}, "seed must be a whole number, got 'a'"),
+        ({"seed": -1}, "seed must be 0 to 2**64 - 1, got -1"),
+        ({"seed": 2**64}, "seed must be 0 to 2**64 - 1"),
+        ({"learning_rate": "x"}, "learning_rate must be a number, got 'x'"),
+        ({"both_signs": "no"}, "both_signs must be true or false, got 'no'"),
+        ({"full_rank": 1}, "full_rank must be true or false, got 1"),
+        ({"pattern": None}, "pattern must be a text, got None"),
+        ({"layers": ["all"]}, "layers must be a text, got"),
+        ({"notes": 3}, "notes must be a set of named values, got 3"),
+        ({"noise_range": [0, 1, 2]}, "noise_range must be a list of two numbers, got (0, 1, 2)"),
+        ({"noise_range": 0.5}, "noise_range must be a list of two numbers, got 0.5"),
+        ({"concepts": 3}, "concepts must be a list of concepts, got 3"),
+        ({"concepts": [{**SAID, "more": 5}]}, "more must be a text, got 5"),
+        ({"concepts": [{**SAID, "target": None}]}, "target must be a text, got None"),
+        ({"concepts": [{**SAID, "hold": "male"}]}, "hold must be a list of texts, got 'male'"),
+        ({"concepts": [{**SAID, "hold": ["male", 1]}]}, "hold must be a list of texts, got ('male', 1)"),
+        ({"concepts": [{**SAID, "eta": "4"}]}, "eta must be a number, got '4'"),
+        ({"concepts": [{**SAID, "erase": 0}]}, "erase must be true or false, got 0"),
+        ({"kind": "visual", "concepts": None}, "has no concepts"),
+        ({"kind": "encoder", "share": []}, "share must be a number, got ()"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_what_is_allowed(values, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        recipe_from({"concepts": [SAID], **values})
+
+
+def test_whole_numbers_do_for_others():
+    assert recipe_from({"concepts": [{**SAID, "eta": 2}], "learning_rate": 1, "noise_range": [0, 1]}).steps == 400
 
 
 def test_runs_that_differ_in_length_alone_share_their_digest():

@@ -203,7 +203,7 @@ def test_images_are_encoded_one_by_one_and_scaled():
     (one,) = encoded([pair], encode, lambda x: 2 * x)
     assert seen == [(1, 64, 64, 3)] * 2
     assert torch.equal(one.latents, 2 * image.movedim(-1, 1)[:, :, ::8, ::8])
-    assert (one.strengths, one.prompt) == ((-1.0, 2.0), "a face") and one.mask is pair.mask
+    assert (one.strengths, one.prompt, one.name) == ((-1.0, 2.0), "a face", "pair") and one.mask is pair.mask
 
 
 def test_sets_that_teach_nothing_are_refused():
@@ -211,3 +211,18 @@ def test_sets_that_teach_nothing_are_refused():
         VisualPoints(Toy("eps"), [], VisualRecipe(), torch.Generator())
     with pytest.raises(ValueError, match="Image set 1 has the strengths -2, -1: none above 0"):
         points(sets=[LatentSet(latents(2), (-2.0, -1.0))], both_signs=False)
+
+
+SAME = latents(1).expand(2, *SHAPE)
+
+
+def test_images_that_are_all_the_same_are_refused_or_where_others_differ_warned_of(caplog):
+    twins = LatentSet(SAME, (-1.0, 1.0), name="twins.png")
+    with pytest.raises(ValueError, match=r"set 1 \(twins.png\), 2 are the same, and there is nothing to learn"):
+        points(sets=[twins, LatentSet(SAME, (-1.0, 1.0))])
+    assert not caplog.text
+    next(points(sets=[LatentSet(latents(2), (-1.0, 1.0)), twins]))
+    assert "all images of set 2 (twins.png) are the same" in caplog.text
+    caplog.clear()
+    points(sets=[LatentSet(torch.cat([SAME, latents(1, 5)]), (-1.0, 0.5, 1.0))])
+    assert not caplog.text

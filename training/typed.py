@@ -1,0 +1,59 @@
+"""Descriptions from plain values, such as JSON's: what a field may hold, said where it holds something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar
+
+Described = TypeVar("Described")
+
+
+def check_types(described: Any, title: str) -> None:
+    """Raises ValueError, naming the field, where a dataclass holds what its annotation does not say."""
+    for each in fields(described):
+        fits, allowed = _TYPES[each.type]
+        if not fits(value := getattr(described, each.name)):
+            raise ValueError(f"{title}: {each.name} must be {allowed}, got {value!r}.")
+
+
+def made_of(kind: type[Described], values: Any, title: str) -> Described:
+    """The dataclass with these values, lists as tuples. Raises ValueError for fields it lacks or does not have."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"A {title} is a set of named values, got {values!r}.")
+    known = {each.name: each for each in fields(kind)}
+    if unknown := sorted(set(values) - known.keys(), key=str):
+        raise ValueError(f"A {title} has no {', '.join(map(str, unknown))}; it has {', '.join(sorted(known))}.")
+    needed = [n for n, each in known.items() if each.default is MISSING and each.default_factory is MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"This is not a whole {title}: it does not say {', '.join(missing)}.")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_whole(value)
+
+
+def _is_tuple(of: Callable[[Any], bool], value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(of, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# By the annotation of a field: whether a value fits it, and what is allowed in words
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (_is_whole, "a whole number"),
+    "float": (_is_number, "a number"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "str": (_is_text, "a text"),
+    "dict[str, str]": (lambda value: isinstance(value, dict), "a set of named values"),
+    "tuple[str, ...]": (lambda value: _is_tuple(_is_text, value), "a list of texts"),
+    "tuple[float, float]": (lambda value: _is_tuple(_is_number, value) and len(value) == 2, "a list of two numbers"),
+    "tuple[Concept, ...]": (lambda value: _is_tuple(is_dataclass, value), "a list of concepts"),
+}
