@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from ..training.denoiser import Denoiser
 from ..training.differentiable import differentiable
 from ..training.in_place import Loan, borrowed, family
+from ..training.memory import ran_out
 from ..training.recompute import recomputed
 from ..training.refetched import refetched
 from ..training.rollouts import classifier_free
@@ -132,7 +133,7 @@ class _Run:
                 found.append(work(rows))
                 first += len(rows)
             except RuntimeError as error:
-                if len(rows) == 1 or not comfy.model_management.is_oom(error):
+                if len(rows) == 1 or not ran_out(error):
                     raise
                 self.at_once, self.parts_done = len(rows) // 2, before
                 self.ups.pop(group_of(rows), None)
@@ -165,7 +166,7 @@ class _Run:
         try:
             return asked.prompt(x, sigma)
         except (RuntimeError, ValueError, IndexError) as error:
-            if self.parts_done or comfy.model_management.is_oom(error):
+            if self.parts_done or ran_out(error):
                 raise
             raise ValueError(
                 f"Inversion: {family(self.patcher)} cannot take latents of the shape {tuple(self.latents[:1].shape)} "
@@ -238,7 +239,7 @@ class _Run:
 
     def _make_do(self, rows: int, error: RuntimeError) -> None:
         """What to do differently after an error in fitting; raises it if there is nothing left."""
-        if comfy.model_management.is_oom(error):
+        if ran_out(error):
             if rows > 1 or self.recompute:
                 raise error
             self.recompute = True

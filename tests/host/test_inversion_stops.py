@@ -174,22 +174,27 @@ def test_an_error_at_any_stage_leaves_no_trace(pocket, pictures, moment):
         inverted(pocket[0], pictures, fail)
 
 
-def failing(monkeypatch, rows, times):
+FULL = torch.cuda.OutOfMemoryError("no room")
+FULL_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")  # torch's words
+
+
+def failing(monkeypatch, rows, times, error=FULL):
     """The fitting has room for so many rows at once only; for `times` times, it has not even that."""
     own_fit, found = run.fit, []
 
     def fit(predict, embedding, step, *settings):
         found.append(len(step.x))
         if len(step.x) > rows or len(found) <= times:
-            raise torch.cuda.OutOfMemoryError("no room")
+            raise error
         return own_fit(predict, embedding, step, *settings)
 
     monkeypatch.setattr(run, "fit", fit)
     return found
 
 
-def test_where_memory_runs_out_pictures_go_one_by_one(pocket, pictures, inversion, monkeypatch, caplog):
-    found = failing(monkeypatch, rows=1, times=0)
+@pytest.mark.parametrize("error", [FULL, FULL_CPU])
+def test_where_memory_runs_out_pictures_go_one_by_one(pocket, pictures, inversion, monkeypatch, caplog, error):
+    found = failing(monkeypatch, 1, 0, error)
     made = inverted(pocket[0], pictures)
     assert found == [2] + [1] * 2 * STEPS
     assert "no memory for 2 at once; going on with 1" in caplog.text
