@@ -36,6 +36,15 @@ _CLIP_LAYER = re.compile(
 )
 _ENCODER = re.compile(r"text_encoder(?:_(\d))?\.(.+)")
 _KOHYA_ENCODER = re.compile(r"lora_te(\d?)_(.+)")
+_USO_LAYER = re.compile(r"(single|double)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)")
+_USO_PLACES = {
+    ("single", "qkv", ""): "linear1_qkv",
+    ("single", "proj", ""): "linear2",
+    ("double", "qkv", "1"): "img_attn.qkv",
+    ("double", "proj", "1"): "img_attn.proj",
+    ("double", "qkv", "2"): "txt_attn.qkv",
+    ("double", "proj", "2"): "txt_attn.proj",
+}
 
 # Words with an underscore of their own in diffusers' names, so that the other underscores stand for dots
 _WORD = re.compile(
@@ -68,6 +77,10 @@ def _host_name(name: str, transformer: bool, flux: bool, encoder: str) -> str:
         return f"lora_transformer_{kohya}"
     if name.startswith("model.diffusion_model."):
         return name.removeprefix("model.")
+    if uso := _USO_LAYER.fullmatch(name):
+        blocks, number, layer, stream = uso.groups()
+        place = _USO_PLACES.get((blocks, layer, stream))
+        return f"diffusion_model.{blocks}_blocks.{number}.{place}" if place else name
     if name.startswith("lora_unet__"):  # Wan Fun
         return "lora_unet_" + name.removeprefix("lora_unet__")
     rest = name.removeprefix("unet.").removeprefix(_PEFT)
