@@ -181,15 +181,16 @@ def dotted(underscored: str) -> str | None:
 def encoder_in_kohya(name: str, several: bool) -> str | None:
     """kohya's name of a text encoder's layer; None if it is not known.
 
-    several: whether the family has more than one text encoder, so that the first is numbered too.
+    several: whether the family has more than one text encoder, so that the first is numbered too. A T5 beside others
+    is the third, also where diffusers counts it as the second, as in Flux.
     """
-    if _KOHYA_ENCODER.fullmatch(name):
-        return name
-    match = _ENCODER.fullmatch(name)
+    match = _KOHYA_ENCODER.fullmatch(name) or _ENCODER.fullmatch(name)
     if match is None:
         return None
-    number = match[1] or ("1" if several else "")
-    return f"lora_te{number}_{match[2].replace('.', '_')}"
+    layer = match[2].replace(".", "_")
+    t5 = layer.startswith("encoder_block_")
+    number = match[1] or ("1" if several or t5 else "")
+    return f"lora_te{'3' if t5 and number == '2' else number}_{layer}"
 
 
 def encoder_in_diffusers(name: str) -> str | None:
