@@ -3,6 +3,7 @@
 import json
 from functools import cache
 
+import comfy.lora
 import comfy.lora_convert
 import comfy.model_management
 import comfy.sd
@@ -10,6 +11,8 @@ import comfy.sdxl_clip
 import pytest
 import torch
 from comfy.supported_models_base import ClipTarget
+from concept_sliders.nodes.converting import ConvertSlider
+from concept_sliders.sliders.conventions import CONVENTIONS
 from concept_sliders.sliders.files import load_slider, read_slider
 from concept_sliders.sliders.matching import resolve
 from concept_sliders.sliders.on_text import apply_to_clip
@@ -18,8 +21,9 @@ from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.families import FAMILIES
 from concept_sliders.tests.host.family_checks import CLOSE, STRENGTH, Subject
 from concept_sliders.tests.host.tiny import difference
+from concept_sliders.tests.host.tiny_families.unets import UNETS
 from concept_sliders.tests.host.wild import KOHYA, LAYOUTS, LINEAR, PEFT, SD1, dotted
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 CASES = [(name, ending) for name, layout in LAYOUTS.items() for ending in layout.endings]
 
@@ -75,6 +79,37 @@ def test_every_key_changes_the_weight_it_means(name, ending, tmp_path):
     assert report.without_alpha == (len(layout.targets) if stated is None else 0)
     assert report.ranks == (layout.rank,)
     assert report.notes == ()
+
+
+# of files in the wild, alphas of their own among them; named adapters of PEFT and its settings are read alike
+WILD = [name for name in LAYOUTS if name not in ("raw PEFT, rank-stabilised", "raw PEFT, named adapter")]
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS[1:])
+@pytest.mark.parametrize("name", WILD)
+def test_files_of_every_trainer_in_every_convention(name, convention, tmp_path, loras):
+    """The converted file changes the weights that the trainer's means, read back here and by the stock loader.
+
+    Of diffusers' UNets the stock loader does not know the attention layers as diffusers writes them.
+    """
+    layout = LAYOUTS[name]
+    model = model_of(layout.family)
+    tensors, expected = layout.tensors(shapes_of(model))
+    given = load_slider(written(tensors, tmp_path, "safetensors", layout.config))
+    _, file = ConvertSlider.execute(Stack.of(given), convention, "out", "float32", model).args
+    changes = changes_in(model, load_slider(loras / file))
+    assert changes.keys() == expected.keys()
+    stock, _ = comfy.sd.load_lora_for_models(model, None, load_file(loras / file), 1.0, 0.0)
+    hidden = convention == "diffusers" and layout.family in UNETS
+    known = {weight for weight in expected if not (hidden and ".attn" in weight)}
+    assert stock.patches.keys() == {f"diffusion_model.{weight}.weight" for weight in known}
+    for weight, change in expected.items():
+        assert difference(changes[weight], change) < 1e-5, weight
+    for weight in known:
+        key = f"diffusion_model.{weight}.weight"
+        own = model.model.get_parameter(key)
+        patched = comfy.lora.calculate_weight(stock.patches[key], own.clone(), key)
+        assert difference(patched - own, expected[weight]) < 1e-4, weight
 
 
 def test_raw_peft_with_magnitudes(tmp_path):
