@@ -1,5 +1,6 @@
 """Sliders in other forms: other tools' names, and several sliders as one."""
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..sliders.conventions import AS_IT_IS, CONVENTIONS, DIFFUSERS, KOHYA, NATIVE, names_in, renamed, tensors_in
-from ..sliders.family import family_of
+from ..sliders.family import candidates, family_of
 from ..sliders.files import save_slider
 from ..sliders.kinds import kind_of
 from ..sliders.layers import weight_shape
@@ -24,6 +25,8 @@ from ..sliders.translating import translated
 from .folders import free_path
 from .loading import DTYPES, as_one_slider
 from .sockets import Sliders
+
+_SEVERAL_ENCODERS = (comfy.model_base.SDXL, comfy.model_base.SD3, comfy.model_base.Flux)
 
 
 class ConvertSlider(io.ComfyNode):
@@ -83,8 +86,7 @@ def converted_layers(slider: Slider, convention: str, model: ModelPatcher | None
     """
     if convention == AS_IT_IS:
         return dict(slider.layers)
-    several = any(name.startswith(("lora_te2", "text_encoder_2")) for name in slider.layers)
-    several |= family_of(slider.layers) == "SDXL"
+    several = _has_several_encoders(slider, model)
     by_name = slider.layers if model is None else slider.text_layers
     layers: dict[str, Change] = {}
     names = {name: renamed(name, convention, several) for name in by_name}
@@ -101,6 +103,15 @@ def converted_layers(slider: Slider, convention: str, model: ModelPatcher | None
     if model is not None and slider.model_layers:
         layers |= _by_model(slider.model_layers, convention, model)
     return layers
+
+
+def _has_several_encoders(slider: Slider, model: ModelPatcher | None) -> bool:
+    """Whether the slider's family has more than one text encoder that kohya's scripts number."""
+    if model is not None:
+        return isinstance(model.model, _SEVERAL_ENCODERS)
+    if any(re.match(r"lora_te[23]|text_encoder_[23]", name) for name in slider.layers):
+        return True
+    return not {"SDXL", "SD3", "Flux"}.isdisjoint(candidates(family_of(slider.layers)))
 
 
 def _by_model(layers: dict[str, Change], convention: str, model: ModelPatcher) -> dict[str, Change]:

@@ -55,6 +55,8 @@ _PEFT_PARTS = {
     ("lora_B", "bias"): PEFT_BIAS,
     ("lora_magnitude_vector", "weight"): PEFT_MAGNITUDE,
 }
+# USO's adapters for Flux: each layer's name ends in "_lora", and two streams of a block in "_lora1" and "_lora2"
+_USO_KEY = re.compile(r"(?P<name>.+\.processor\.(?:qkv|proj)_lora[12]?)\.(?P<part>down|up)\.weight", re.DOTALL)
 _UNSUPPORTED = {
     ".set_weight": "a replaced weight, as control LoRAs have it; it has no strength, so it is no slider",
     ".reshape_weight": "a change of a weight's shape, as control LoRAs have it; it is no slider",
@@ -134,6 +136,11 @@ def sorted_keys(keys: Iterable[str]) -> Keys:
     orphans = tuple(parts[ALPHA] for name, parts in grouped.items() if name not in layers)
     if not layers:
         raise ValueError(f"there are no slider layers in it. {_described(keys)}")
+    if norm := next((key for key in strays if key.endswith("_norm.scale")), None):
+        raise ValueError(
+            "not supported: a control LoRA for Flux as Black Forest Labs publish them. It replaces norms and widens "
+            f"the first layer (key {norm}), which has no strength, so it is no slider."
+        )
     return Keys(layers, tuple(strays), orphans)
 
 
@@ -183,6 +190,8 @@ def split_key(key: str) -> tuple[str, str]:
     if match:
         part = _PEFT_PARTS.get((match["part"], match["end"] or "weight"))
         return (match["name"], part) if part else ("", "")
+    if match := _USO_KEY.fullmatch(key):
+        return match["name"], DOWN if match["part"] == "down" else UP
     for ending in _ENDINGS:
         if key.endswith(ending) and len(key) > len(ending):
             return key[: -len(ending)], _SPELLINGS[ending]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
-import comfy.lora_convert
 import comfy.utils
 import torch
 from comfy.model_base import BaseModel
@@ -79,8 +78,8 @@ def _resolved(base_model: BaseModel, slider: Slider, key_map: Mapping[str, Any])
     layers = slider.model_layers
     found: dict[str, tuple[LowRank | HostPatch, ...]] = {}
     unmatched = []
-    for name, host_name in _host_names(layers).items():
-        known = known_name(host_name, key_map)
+    for name in layers:
+        known = known_name(name, key_map)
         if known is None:
             unmatched.append(name)
             continue
@@ -150,13 +149,6 @@ def report(slider: Slider, total: int, unmatched: tuple[str, ...], key_map: Mapp
             where,
             listed(unmatched),
         )
-
-
-def _host_names(layers: Mapping[str, Change]) -> dict[str, str]:
-    """Each layer's name after the renaming that the stock LoRA loader does for some trainers' files."""
-    end = ".lora_down.weight"
-    renamed = comfy.lora_convert.convert_lora({name + end: name for name in layers})
-    return {name: key[: -len(end)] for key, name in renamed.items()}
 
 
 def placed(tree: nn.Module, change: Change, name: str, target: Target) -> Iterator[tuple[str, LowRank | HostPatch]]:

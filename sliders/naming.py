@@ -36,6 +36,15 @@ _CLIP_LAYER = re.compile(
 )
 _ENCODER = re.compile(r"text_encoder(?:_(\d))?\.(.+)")
 _KOHYA_ENCODER = re.compile(r"lora_te(\d?)_(.+)")
+_USO_LAYER = re.compile(r"(single|double)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)")
+_USO_PLACES = {
+    ("single", "qkv", ""): "linear1_qkv",
+    ("single", "proj", ""): "linear2",
+    ("double", "qkv", "1"): "img_attn.qkv",
+    ("double", "proj", "1"): "img_attn.proj",
+    ("double", "qkv", "2"): "txt_attn.qkv",
+    ("double", "proj", "2"): "txt_attn.proj",
+}
 
 # Words with an underscore of their own in diffusers' names, so that the other underscores stand for dots
 _WORD = re.compile(
@@ -68,6 +77,10 @@ def _host_name(name: str, transformer: bool, flux: bool, encoder: str) -> str:
         return f"lora_transformer_{kohya}"
     if name.startswith("model.diffusion_model."):
         return name.removeprefix("model.")
+    if uso := _USO_LAYER.fullmatch(name):
+        blocks, number, layer, stream = uso.groups()
+        place = _USO_PLACES.get((blocks, layer, stream))
+        return f"diffusion_model.{blocks}_blocks.{number}.{place}" if place else name
     if name.startswith("lora_unet__"):  # Wan Fun
         return "lora_unet_" + name.removeprefix("lora_unet__")
     rest = name.removeprefix("unet.").removeprefix(_PEFT)
@@ -168,15 +181,16 @@ def dotted(underscored: str) -> str | None:
 def encoder_in_kohya(name: str, several: bool) -> str | None:
     """kohya's name of a text encoder's layer; None if it is not known.
 
-    several: whether the family has more than one text encoder, so that the first is numbered too.
+    several: whether the family has more than one text encoder, so that the first is numbered too. A T5 beside others
+    is the third, also where diffusers counts it as the second, as in Flux.
     """
-    if _KOHYA_ENCODER.fullmatch(name):
-        return name
-    match = _ENCODER.fullmatch(name)
+    match = _KOHYA_ENCODER.fullmatch(name) or _ENCODER.fullmatch(name)
     if match is None:
         return None
-    number = match[1] or ("1" if several else "")
-    return f"lora_te{number}_{match[2].replace('.', '_')}"
+    layer = match[2].replace(".", "_")
+    t5 = layer.startswith("encoder_block_")
+    number = match[1] or ("1" if several or t5 else "")
+    return f"lora_te{'3' if t5 and number == '2' else number}_{layer}"
 
 
 def encoder_in_diffusers(name: str) -> str | None:

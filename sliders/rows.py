@@ -15,19 +15,51 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor
 
-# Models with layers whose first dimension is not the batch, or that see all rows at once
-_ROWS_TOGETHER = (
-    comfy.model_base.PixArt,
-    comfy.model_base.HunyuanDiT,
-    comfy.model_base.HiDream,
-    comfy.model_base.CosmosVideo,
-    comfy.model_base.ACEStep,
-    comfy.model_base.ACEStep15,
-    comfy.model_base.SVD_img2vid,
-    comfy.model_base.MiniMaxH3,
+# Networks of the host whose layers all have the entries of the batch one after the other in their first dimension, as
+# the tests of families have shown. All others are taken to mix them: that is right for any network, only slower.
+KEEP_ROWS_APART = frozenset(
+    f"comfy.ldm.{name}"
+    for name in (
+        "anima.model.Anima",
+        "aura.mmdit.MMDiT",
+        "audio.dit.AudioDiffusionTransformer",
+        "boogu.model.BooguTransformer2DModel",
+        "cascade.stage_b.StageB",
+        "cascade.stage_c.StageC",
+        "chroma.model.Chroma",
+        "chroma_radiance.model.ChromaRadiance",
+        "cogvideo.model.CogVideoXTransformer3DModel",
+        "cosmos.predict2.MiniTrainDIT",
+        "ernie.model.ErnieImageModel",
+        "flux.model.Flux",
+        "genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
+        "hidream_o1.model.HiDreamO1Transformer",
+        "hunyuan3d.model.Hunyuan3Dv2",
+        "hunyuan_video.model.HunyuanVideo",
+        "ideogram4.model.Ideogram4Transformer2DModel",
+        "joyimage.model.JoyImageTransformer3DModel",
+        "kandinsky5.model.Kandinsky5",
+        "krea2.model.SingleStreamDiT",
+        "lens.model.LensTransformer2DModel",
+        "lightricks.av_model.LTXAVModel",
+        "lightricks.model.LTXVModel",
+        "lumina.model.NextDiT",
+        "mage_flow.model.MageFlowTransformer2DModel",
+        "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",
+        "modules.diffusionmodules.openaimodel.UNetModel",
+        "omnigen.omnigen2.OmniGen2Transformer2DModel",
+        "qwen_image.model.QwenImageTransformer2DModel",
+        "wan.model.CameraWanModel",
+        "wan.model.HumoWanModel",
+        "wan.model.VaceWanModel",
+        "wan.model.WanModel",
+        "wan.model.WanModel_S2V",
+        "wan.model_animate.AnimateWanModel",
+        "wan.model.SCAILWanModel",
+    )
 )
-# Models that refuse a batch of more than one row
-_ONE_ROW = (comfy.model_base.MiniMaxH3,)
+# Models that refuse a batch of several rows, or take its two halves for the two prompts of guidance
+_ONE_ROW = (comfy.model_base.MiniMaxH3, comfy.model_base.Hunyuan3Dv2_1)
 # Models whose batch is the frames of one film, which layers over time see together
 _ONE_FILM = (comfy.model_base.SVD_img2vid,)
 
@@ -43,7 +75,14 @@ class Part:
 
 def must_be_apart(base_model: BaseModel, strengths: Tensor) -> bool:
     """Whether these strengths, (rows, sliders), differ between rows that the model cannot tell apart."""
-    return isinstance(base_model, _ROWS_TOGETHER) and bool((strengths != strengths[:1]).any())
+    apart = network_of(base_model) in KEEP_ROWS_APART and not rows_are_frames(base_model)
+    return not apart and bool((strengths != strengths[:1]).any())
+
+
+def network_of(base_model: BaseModel) -> str:
+    """Where the class of the model's network is, such as "comfy.ldm.flux.model.Flux"."""
+    network = type(getattr(base_model.diffusion_model, "_orig_mod", base_model.diffusion_model))  # or as compiled
+    return f"{network.__module__}.{network.__qualname__}"
 
 
 def takes_one_row(base_model: BaseModel) -> bool:

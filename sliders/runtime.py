@@ -165,7 +165,8 @@ class ActingStack:
                 return executor(x, *positional, options, **given)
 
         differ = bool((strengths != strengths[:1]).any())
-        alone = self.stack.rows > 1 and takes_one_row(base_model)  # where nothing acts, too
+        # where nothing acts, too, as a sweep's rows are more than such a model takes
+        alone = takes_one_row(base_model) and (self.stack.rows > 1 or differ)
         if alone or (
             differ and (must_be_apart(base_model, strengths) or self._bank_of(base_model).are_apart(strengths))
         ):

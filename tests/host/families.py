@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from concept_sliders.tests.host.tiny_families.family import Family
 from concept_sliders.tests.host.tiny_families.later import LATER
@@ -27,20 +27,35 @@ of them; with `CONCEPT_SLIDERS_WRITE_TABLES=1` it writes the file anew.
 - **names**: how the layers of a file may begin; each of the stock loader's ways acts, sweeps and gates as its patches
   do. After the semicolon: ways that the stock loader does not know, and that are read here as the same layers.
 - **sweeps**: rows of one batch at strengths of their own are the runs they would be alone.
+- **one branch**: a slider on the positive prompt alone, and on the negative one alone, is a run in which a model with
+  the stock loader's patches answers that prompt and the bare model the other. To ACE-Step 1.5 it is not the same to
+  be asked both prompts at once or one by one; there such sliders give what it answers one by one.
 - **gates**: a gate at 0.4 is a run that changes over to the patched model by hand. Early layers are those that
   prepare prompts before sampling begins, such as Anima's adapter: the host patches them, and there they have neither
   rows nor gates, and are not trained.
 - **trains**: a textual slider trains in place, and not a bit of the model changes.
 - **saves**: a slider comes back from its file acting the same to the bit.
 """
-_COLUMNS = ("loads", "acts", "namings", "sweeps", "gates", "trains", "saves")
-_TITLES = ("family", "loads", "acts = stock", "names", "sweeps", "gates", "trains", "saves")
+_UNCOVERED = """## What no tiny model stands for
+
+Classes of the host's models that are not in the table. Sliders act on them by the same rules, but nobody has looked.
+Where a network is not one of the table's either, rows of a batch whose strengths differ are evaluated one strength
+after the other, which is right for every network, and slower.
+
+"""
+_COLUMNS = ("loads", "acts", "namings", "sweeps", "branches", "gates", "trains", "saves")
+_TITLES = ("family", "loads", "acts = stock", "names", "sweeps", "one branch", "gates", "trains", "saves")
 
 
-def table(results: Mapping[str, Mapping[str, str | Exception]], reasons: Mapping[tuple[str, str], str]) -> str:
+def table(
+    results: Mapping[str, Mapping[str, str | Exception]],
+    reasons: Mapping[tuple[str, str], str],
+    uncovered: Iterable[str],
+) -> str:
     """The page about all families, in Markdown.
 
     results: by family and check, what the check said or what it raised. reasons: why, by check and family.
+    uncovered: the host's classes of models that no family is of.
     """
     notes = {reason: number for number, reason in enumerate(dict.fromkeys(reasons.values()), start=1)}
 
@@ -54,7 +69,8 @@ def table(results: Mapping[str, Mapping[str, str | Exception]], reasons: Mapping
     lines = ["| " + " | ".join(_TITLES) + " |", "| --- " * len(_TITLES) + "|"]
     lines += ["| " + " | ".join((family, *(cell(family, c) for c in _COLUMNS))) + " |" for family in results]
     footnotes = [f"{number}. {reason}" for reason, number in notes.items()]
-    return "\n".join((_HEAD, *lines, "", *footnotes)).rstrip() + "\n"
+    classes = _UNCOVERED + ", ".join(f"`{name}`" for name in uncovered)
+    return "\n".join((_HEAD, *lines, "", *footnotes, "", classes)).rstrip() + "\n"
 
 
 def in_short(page: str) -> str:

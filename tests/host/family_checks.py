@@ -18,7 +18,7 @@ from concept_sliders.sliders.early import runs_early
 from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.matching import Match, layer_names, resolve
-from concept_sliders.sliders.rows import rows_are_frames
+from concept_sliders.sliders.rows import Part, evaluate_apart, rows_are_frames
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -35,7 +35,9 @@ STEPS = 3
 STRENGTH = 0.8
 CLOSE = 1e-4  # relative, of latents in float32
 GATE = Gate(0.4)
+BRANCHES = ("positive", "negative")
 EARLY_OUT = "all but early layers"
+ONE_BY_ONE = "as if asked one by one"  # what the host's own batch of both prompts is not, in such a model
 CONCEPT = Concept("a person", "an old person", "a young person")
 RECIPE = TextualRecipe(
     concepts=(CONCEPT,), rank=2, steps=2, learning_rate=1e-3, layers="all", rollout_steps=2, visits=2
@@ -71,10 +73,18 @@ class Subject:
         patched, _ = comfy.sd.load_lora_for_models(self.model, None, dict(tensors), STRENGTH, 0.0)
         return self.sampled(patched, steps=steps)
 
-    def sampled(self, model: ModelPatcher, rows: int = 1, steps: int = STEPS, fresh: bool = True) -> Tensor:
+    def sampled(
+        self,
+        model: ModelPatcher,
+        rows: int = 1,
+        steps: int = STEPS,
+        fresh: bool = True,
+        guidance: float | None = None,
+    ) -> Tensor:
         """The latent of a short run; every row has the same noise. A film and its sound are (rows, 1, numbers).
 
-        fresh: forget what the model keeps of earlier runs first, as HiDream O1 does with prompts.
+        fresh: forget what the model keeps of earlier runs first, as HiDream O1 does with prompts. guidance: the
+        family's, unless given.
         """
         f = self.family
         if fresh and hasattr(model.model.diffusion_model, "clear_kv_cache"):
@@ -85,7 +95,7 @@ class Subject:
                 model,
                 f.noise(rows),
                 steps,
-                f.guidance,
+                f.guidance if guidance is None else guidance,
                 "euler",
                 "simple",
                 more,
@@ -244,6 +254,55 @@ def gates(subject: Subject) -> str:
     return "yes" if subject.in_sampling is subject.slider else EARLY_OUT
 
 
+def branches(subject: Subject) -> str:
+    """On one branch of guidance it is a run in which a model with the stock patches answers that prompt.
+
+    The bare model answers the other one. To some models it is not the same to be asked both at once or one by one.
+    """
+    guidance = max(subject.family.guidance, 3.0)
+    said = "yes" if subject.in_sampling is subject.slider else EARLY_OUT
+    with torch.inference_mode():
+        second = subject.family.build()
+        patched, _ = comfy.sd.load_lora_for_models(second, None, tensors_of(subject.in_sampling), STRENGTH, 0.0)
+        patched.patch_model()
+
+    def run(model: ModelPatcher) -> Tensor:
+        return subject.sampled(model, steps=1, guidance=guidance)
+
+    acted = {b: run(apply_sliders(subject.model, Stack.of(subject.in_sampling, STRENGTH).on(b))) for b in BRANCHES}
+    assert difference(*acted.values()) > 1e-3, "no effect"
+    for on, branch in enumerate(BRANCHES):
+        if difference(acted[branch], run(_answered_by(subject.model, second, on))) >= CLOSE:
+            one_by_one = run(_answered_by(subject.model, second, on, one_by_one=True))
+            assert difference(acted[branch], one_by_one) < CLOSE, branch
+            said = ONE_BY_ONE
+    return said
+
+
+def _answered_by(model: ModelPatcher, second: ModelPatcher, on: int, one_by_one: bool = False) -> ModelPatcher:
+    """A clone of the model in which a second one answers the prompt that the host numbers `on`.
+
+    Both answer the host's whole batch, and each answer is taken from one of them; or each prompt is asked alone.
+    """
+
+    def by_hand(apply_model: Callable[..., Tensor], args: Mapping[str, Any]) -> Tensor:
+        x, chunks, given = args["input"], args["cond_or_uncond"], dict(args["c"])
+        options, given["t"] = given.pop("transformer_options"), args["timestep"]
+        asked = [second.model.apply_model if chunk == on else apply_model for chunk in chunks]
+        if one_by_one:
+            nothing = torch.zeros(1, 0)
+            parts = [Part(rows, nothing, (n,)) for n, rows in enumerate(torch.arange(len(x)).chunk(len(chunks)))]
+            return evaluate_apart(
+                lambda part, x, c, o: asked[part.chunks[0]](x, **c, transformer_options=o), parts, x, given, options
+            )
+        answers = [ask(x, **given, transformer_options=options).chunk(len(chunks)) for ask in asked]
+        return torch.cat([answer[n] for n, answer in enumerate(answers)])
+
+    clone = model.clone()
+    clone.set_model_unet_function_wrapper(by_hand)
+    return clone
+
+
 def saves(subject: Subject) -> str:
     """What comes back from a file has the same layers, and acts the same to the bit."""
     again = load_slider(subject.file)
@@ -272,6 +331,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "acts": acts,
     "namings": namings,
     "sweeps": sweeps,
+    "branches": branches,
     "gates": gates,
     "trains": trains,
     "saves": saves,

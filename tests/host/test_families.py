@@ -2,15 +2,34 @@
 
 import os
 from functools import cache
+from inspect import isclass
 from pathlib import Path
 
+import comfy.model_base
 import pytest
+from comfy.model_base import BaseModel
+from concept_sliders.sliders.rows import KEEP_ROWS_APART, network_of
 from concept_sliders.tests.host.families import FAMILIES, in_short, table
 from concept_sliders.tests.host.family_checks import CHECKS, Subject
 from concept_sliders.tests.host.known_gaps import REASONS
 
 README = Path(__file__).parents[2] / "README.md"
 PAGE = README.parent / "docs" / "families.md"
+# Networks with layers whose first dimension is not the batch, or that see all rows at once
+ROWS_TOGETHER = {
+    f"comfy.ldm.{name}"
+    for name in (
+        "ace.ace_step15.AceStepConditionGenerationModel",
+        "ace.model.ACEStepTransformer2DModel",
+        "cosmos.model.GeneralDIT",
+        "hidream.model.HiDreamImageTransformer2DModel",
+        "hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain",
+        "hydit.models.HunYuanDiT",
+        "minimax.model.MiniMaxH3Model",
+        "pixart.pixartms.PixArtMS",
+        "pixeldit.model.PixDiT_T2I",
+    )
+}
 BEGIN, END = "<!-- families -->", "<!-- end of families -->"
 
 
@@ -28,10 +47,15 @@ def families(check):
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    """What a check says about a family, or what it raised; models and outcomes are shared by all tests."""
+def subject(tmp_path_factory):
+    """A family's model and what its checks share, one for all tests."""
     folder = tmp_path_factory.mktemp("families")
-    subject = cache(lambda family: Subject(family, folder))
+    return cache(lambda family: Subject(family, folder))
+
+
+@pytest.fixture(scope="module")
+def outcome(subject):
+    """What a check says about a family, or what it raised."""
     return lambda check, family: subject(family).outcome(check)
 
 
@@ -61,6 +85,11 @@ def test_rows_are_the_runs_they_would_be_alone(outcome, family):
     said(outcome("sweeps", family))
 
 
+@families("branches")
+def test_a_slider_acts_on_one_branch_of_guidance(outcome, family):
+    said(outcome("branches", family))
+
+
 @families("gates")
 def test_a_gate_is_a_change_of_models_by_hand(outcome, family):
     said(outcome("gates", family))
@@ -76,9 +105,16 @@ def test_a_slider_comes_back_from_its_file(outcome, family):
     said(outcome("saves", family))
 
 
-def test_table_is_up_to_date(outcome):
+def test_networks_that_keep_rows_apart_are_those_of_these_families(subject):
+    """Whether they do, sweeps and branches have shown; those that do not are not listed."""
+    assert {network_of(subject(family).model.model) for family in FAMILIES} - ROWS_TOGETHER == KEEP_ROWS_APART
+
+
+def test_table_is_up_to_date(outcome, subject):
     results = {family: {check: outcome(check, family) for check in CHECKS} for family in FAMILIES}
-    page = table(results, REASONS)
+    seen = {type(subject(family).model.model) for family in FAMILIES}
+    every = [each for each in vars(comfy.model_base).values() if isclass(each) and issubclass(each, BaseModel)]
+    page = table(results, REASONS, [each.__name__ for each in every if each not in seen])
     if os.environ.get("CONCEPT_SLIDERS_WRITE_TABLES") == "1":
         PAGE.write_text(page, encoding="utf-8")
         before, _, after = _around_the_table()

@@ -1,5 +1,6 @@
 """Rows that a model cannot tell apart are evaluated apart, and put together again."""
 
+import comfy.sample
 import comfy.sd
 import pytest
 import torch
@@ -67,6 +68,39 @@ def test_branches_ramps_and_sweeps_at_once(tmp_path, family):
         alone = subject.acting(placed.scaled(value))
         assert difference(batch[row : row + 1], alone) < 1e-4, f"row {row}"
     assert difference(subject.acting(placed.scaled(STRENGTH)), subject.bare) > 1e-5
+
+
+def latents_of(subject, model, noise):
+    """What two steps make of each row's own noise."""
+    more, less = (subject.family.conditioning(seed) for seed in (2, 3))
+    with torch.inference_mode():
+        empty = torch.zeros_like(noise)
+        return comfy.sample.sample(model, noise, 2, 3.0, "euler", "simple", more, less, empty, seed=5).clone()
+
+
+@pytest.mark.parametrize("family", ["SD 1", "PixelDiT", "Hunyuan3D 2.1"])
+def test_two_latents_at_three_strengths(tmp_path, family):
+    """Each row is the stock loader's run of its latent at its strength, alone."""
+    subject = Subject(family, tmp_path)
+    noise = torch.randn(2, *subject.family.latent, generator=torch.Generator().manual_seed(11))
+    strengths, file = (-0.6, 0.0, STRENGTH), tensors_of(subject.slider)
+    acted = apply_sliders(subject.model, Stack.of(subject.slider).swept(0, strengths, repeats=2))
+    rows = latents_of(subject, acted, noise.repeat_interleave(3, dim=0)).view(2, 3, *subject.family.latent)
+    for place, strength in enumerate(strengths):
+        stock, _ = comfy.sd.load_lora_for_models(subject.model, None, file, strength, 0.0)
+        for latent in range(2):
+            alone = latents_of(subject, stock, noise[latent, None])
+            assert difference(rows[latent, place][None], alone) < 1e-4, (latent, strength)
+
+
+def test_two_latents_on_one_branch_of_a_model_that_takes_halves_for_prompts(tmp_path):
+    """Such a model swaps the halves of every batch of two, be they prompts or latents."""
+    subject = Subject("Hunyuan3D 2.1", tmp_path)
+    noise = torch.randn(2, *subject.family.latent, generator=torch.Generator().manual_seed(11))
+    acted = apply_sliders(subject.model, Stack.of(subject.slider, STRENGTH).on("negative"))
+    together = latents_of(subject, acted, noise)
+    for latent in range(2):
+        assert difference(together[latent, None], latents_of(subject, acted, noise[latent, None])) < 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,15 @@
 import comfy.sd
 import pytest
 import torch
+from concept_sliders.nodes.converting import converted_layers
 from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.on_text import apply_to_clip
 from concept_sliders.sliders.slider import LowRank, Slider
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.host.families import FAMILIES
 from concept_sliders.tests.host.test_files_kinds import KINDS, parts_of
+from concept_sliders.tests.host.tiny import difference
 from concept_sliders.tests.host.tiny_clip import LAYER, tiny_clip
 from safetensors.torch import load_file, save_file
 
@@ -94,3 +97,53 @@ def test_what_does_not_fit_is_an_error_and_not_left_out(kind, clip, tmp_path):
     with pytest.raises(ValueError, match=rf"Layer {name}: .*\({wrong}.*\({own}\)"):
         apply_to_clip(clip, Stack.of(slider))
     assert not clip.patcher.patches
+
+
+def words_of(clip: comfy.sd.CLIP) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the encoders make of a few words, and its pooled part."""
+    with torch.inference_mode():
+        (encoding, extra), *_ = clip.encode_from_tokens_scheduled(clip.tokenize("an old man"))
+        return encoding.clone(), extra["pooled_output"].clone()
+
+
+# Layers of every text encoder as diffusers names them, and as kohya's scripts do
+ENCODER_NAMES = {
+    "SD 1": {"text_encoder.text_model.encoder.layers.1.mlp.fc1": "lora_te_text_model_encoder_layers_1_mlp_fc1"},
+    "SD3": {
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1": "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+        "text_encoder_2.text_model.encoder.layers.0.mlp.fc1": "lora_te2_text_model_encoder_layers_0_mlp_fc1",
+        "text_encoder_3.encoder.block.1.layer.0.SelfAttention.v": "lora_te3_encoder_block_1_layer_0_SelfAttention_v",
+    },
+    "Flux": {
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1": "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+        "text_encoder_2.encoder.block.1.layer.0.SelfAttention.v": "lora_te3_encoder_block_1_layer_0_SelfAttention_v",
+    },
+}
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+@pytest.mark.parametrize("family", ENCODER_NAMES)
+@pytest.mark.filterwarnings("ignore")
+def test_every_encoder_of_a_family_in_kohyas_names(family, with_model, tmp_path):
+    """The file acts as the slider does, and the stock loader reads it so, on tiny encoders of the host's classes."""
+    encoders, model = tiny_clip(family), FAMILIES[family].build() if with_model else None
+    generator, tensors = torch.Generator().manual_seed(4), {}
+    for name in ENCODER_NAMES[family]:
+        rows, inner = (64, 32) if "fc1" in name else (32, 4096)
+        tensors[f"{name}.lora_A.weight"] = torch.randn(2, inner, generator=generator)
+        tensors[f"{name}.lora_B.weight"] = 0.3 * torch.randn(rows, 2, generator=generator)
+    save_file(tensors, tmp_path / "words.safetensors")
+    words = load_slider(tmp_path / "words.safetensors")
+    converted = Slider("kohya", converted_layers(words, "kohya", model))
+    assert list(converted.layers) == list(ENCODER_NAMES[family].values())
+    save_slider(converted, tmp_path / "kohya.safetensors", torch.float32)
+    _, stock = comfy.sd.load_lora_for_models(None, encoders, load_file(tmp_path / "kohya.safetensors"), 0.0, 0.7)
+    assert len(stock.patcher.patches) == len(ENCODER_NAMES[family])
+    bare, by_stock = words_of(encoders), words_of(stock)
+    by_us = [
+        words_of(apply_to_clip(encoders, Stack.of(slider, 0.7)))
+        for slider in (words, load_slider(tmp_path / "kohya.safetensors"))
+    ]
+    for part, expected in enumerate(by_stock):  # an encoding and its pooled part are of different encoders in Flux
+        assert difference(expected, bare[part]) > 1e-3
+        assert all(difference(each[part], expected) < 1e-5 for each in by_us)

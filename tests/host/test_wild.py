@@ -3,21 +3,27 @@
 import json
 from functools import cache
 
+import comfy.lora
+import comfy.lora_convert
 import comfy.model_management
 import comfy.sd
 import comfy.sdxl_clip
 import pytest
 import torch
 from comfy.supported_models_base import ClipTarget
+from concept_sliders.nodes.converting import ConvertSlider
+from concept_sliders.sliders.conventions import CONVENTIONS
 from concept_sliders.sliders.files import load_slider, read_slider
 from concept_sliders.sliders.matching import resolve
 from concept_sliders.sliders.on_text import apply_to_clip
 from concept_sliders.sliders.patches import HostPatch
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.families import FAMILIES
+from concept_sliders.tests.host.family_checks import CLOSE, STRENGTH, Subject
 from concept_sliders.tests.host.tiny import difference
+from concept_sliders.tests.host.tiny_families.unets import UNETS
 from concept_sliders.tests.host.wild import KOHYA, LAYOUTS, LINEAR, PEFT, SD1, dotted
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 CASES = [(name, ending) for name, layout in LAYOUTS.items() for ending in layout.endings]
 
@@ -75,6 +81,37 @@ def test_every_key_changes_the_weight_it_means(name, ending, tmp_path):
     assert report.notes == ()
 
 
+# of files in the wild, alphas of their own among them; named adapters of PEFT and its settings are read alike
+WILD = [name for name in LAYOUTS if name not in ("raw PEFT, rank-stabilised", "raw PEFT, named adapter")]
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS[1:])
+@pytest.mark.parametrize("name", WILD)
+def test_files_of_every_trainer_in_every_convention(name, convention, tmp_path, loras):
+    """The converted file changes the weights that the trainer's means, read back here and by the stock loader.
+
+    Of diffusers' UNets the stock loader does not know the attention layers as diffusers writes them.
+    """
+    layout = LAYOUTS[name]
+    model = model_of(layout.family)
+    tensors, expected = layout.tensors(shapes_of(model))
+    given = load_slider(written(tensors, tmp_path, "safetensors", layout.config))
+    _, file = ConvertSlider.execute(Stack.of(given), convention, "out", "float32", model).args
+    changes = changes_in(model, load_slider(loras / file))
+    assert changes.keys() == expected.keys()
+    stock, _ = comfy.sd.load_lora_for_models(model, None, load_file(loras / file), 1.0, 0.0)
+    hidden = convention == "diffusers" and layout.family in UNETS
+    known = {weight for weight in expected if not (hidden and ".attn" in weight)}
+    assert stock.patches.keys() == {f"diffusion_model.{weight}.weight" for weight in known}
+    for weight, change in expected.items():
+        assert difference(changes[weight], change) < 1e-5, weight
+    for weight in known:
+        key = f"diffusion_model.{weight}.weight"
+        own = model.model.get_parameter(key)
+        patched = comfy.lora.calculate_weight(stock.patches[key], own.clone(), key)
+        assert difference(patched - own, expected[weight]) < 1e-4, weight
+
+
 def test_raw_peft_with_magnitudes(tmp_path):
     """PEFT's DoRA: `lora_magnitude_vector` beside the product. The host divides by the norms of the weight itself."""
     model = model_of("SD 1")
@@ -94,6 +131,46 @@ def test_raw_peft_with_magnitudes(tmp_path):
     assert found.keys() == expected.keys()
     for weight, change in expected.items():
         assert difference(found[weight], change) < 1e-4
+
+
+# USO's layers, with their outputs and inputs
+USO = {
+    "double_blocks.0.processor.qkv_lora1": (192, 64),
+    "double_blocks.0.processor.proj_lora1": (64, 64),
+    "double_blocks.0.processor.qkv_lora2": (192, 64),
+    "double_blocks.0.processor.proj_lora2": (64, 64),
+    "single_blocks.0.processor.qkv_lora": (192, 64),
+    "single_blocks.0.processor.proj_lora": (64, 320),
+}
+# Layers of blocks that the tiny model has not, by which the stock loader knows such a file
+USO_MARKS = {"double_blocks.18.processor.qkv_lora2": (192, 64), "single_blocks.37.processor.qkv_lora": (192, 64)}
+
+
+@pytest.mark.parametrize("layer", USO)
+def test_uso_files_act_as_in_the_stock_loader(layer, tmp_path):
+    generator, tensors = torch.Generator().manual_seed(5), {}
+    for name, (rows, inner) in ({layer: USO[layer]} | USO_MARKS).items():
+        tensors[f"{name}.down.weight"] = torch.randn(4, inner, generator=generator)
+        tensors[f"{name}.up.weight"] = 0.2 * torch.randn(rows, 4, generator=generator)
+    subject = Subject("Flux", tmp_path)
+    slider = load_slider(written(tensors, tmp_path, "safetensors"))
+    expected = subject.stock(tensors, steps=1)
+    assert difference(subject.acting(Stack.of(slider, STRENGTH), steps=1), expected) < CLOSE
+    assert difference(expected, subject.sampled(subject.model, steps=1)) > 1e-2
+
+
+def test_control_loras_of_flux_are_refused_by_name(tmp_path):
+    """The stock loader replaces norms with them, and widens the layer that takes the latent."""
+    norm = "single_blocks.0.norm.key_norm.scale"
+    tensors = {
+        "img_in.lora_A.weight": torch.ones(4, 32),
+        "img_in.lora_B.weight": torch.ones(64, 4),
+        "img_in.lora_B.bias": torch.ones(64),
+        norm: torch.ones(32),
+    }
+    assert "diffusion_model.img_in.reshape_weight" in comfy.lora_convert.convert_lora(tensors)
+    with pytest.raises(ValueError, match="control LoRA for Flux"):
+        load_slider(written(tensors, tmp_path, "safetensors"))
 
 
 SLIM = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}

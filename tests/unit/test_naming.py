@@ -211,6 +211,10 @@ def test_names_of_encoders():
     assert encoder_in_kohya(first, False) == "lora_te_text_model_encoder_layers_11_self_attn_out_proj"
     assert encoder_in_kohya(first, True) == "lora_te1_text_model_encoder_layers_11_self_attn_out_proj"
     assert encoder_in_kohya("blocks.0", True) is None
+    t5 = "encoder_block_0_layer_0_SelfAttention_q"
+    for start in ("text_encoder_2.", "lora_te2_", "lora_te3_"):
+        assert encoder_in_kohya(start + t5, True) == f"lora_te3_{t5}"
+    assert encoder_in_kohya(f"lora_te1_{t5}", False) == f"lora_te1_{t5}"  # a T5 alone
     for name in (first, second):
         assert encoder_in_diffusers(encoder_in_kohya(name, True)) == name
         assert encoder_in_diffusers(name) == name

@@ -214,4 +214,21 @@ LATER: dict[str, Family] = {
     "Kandinsky 5 image": Family(
         host.Kandinsky5Image, {**KANDINSKY, "visual_embed_dim": 64}, (16, 8, 8), extra=POOLED
     ),
+    "PixelDiT": Family(
+        host.PixelDiTT2I,
+        {
+            "image_model": "pixeldit_t2i",
+            "hidden_size": 64,
+            "num_groups": 2,
+            "pixel_hidden_size": 4,
+            "pixel_attn_hidden_size": 32,
+            "pixel_num_groups": 2,
+            "patch_depth": 1,
+            "pixel_depth": 1,
+            "patch_size": 4,
+            "txt_embed_dim": TEXT,
+            "txt_max_length": TOKENS,
+        },
+        (3, 12, 12),
+    ),
 }

@@ -1,11 +1,13 @@
 """Models that are given a picture beside the prompt: as more channels, as tokens, or in the prompt's place."""
 
+from types import SimpleNamespace
+
 import comfy.supported_models as host
 import torch
 from concept_sliders.tests.host.tiny_families.family import ALL_TOKENS, POOLED, TEXT, Family, still
 from concept_sliders.tests.host.tiny_families.later import QWEN
 from concept_sliders.tests.host.tiny_families.transformers import FLUX
-from concept_sliders.tests.host.tiny_families.unets import UNET, WIDE_UNET
+from concept_sliders.tests.host.tiny_families.unets import UNET, V_PREDICTION, WIDE_UNET
 from concept_sliders.tests.host.tiny_families.videos import COGVIDEOX, COSMOS_2, HUNYUAN, LTXV, VIDEO
 from concept_sliders.tests.host.tiny_families.wan import WAN
 
@@ -23,6 +25,30 @@ FIRST_FRAME_KEPT = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1, 1)
 WITH_PICTURES: dict[str, Family] = {
     "SD 1 instruct pix2pix": Family(
         host.SD15_instructpix2pix, {**UNET, **ONE_LEVEL}, extra={"concat_latent_image": still(1, 4, 8, 8)}
+    ),
+    "SDXL instruct pix2pix": Family(
+        host.SDXL_instructpix2pix,
+        {**WIDE_UNET, **ONE_LEVEL, "num_classes": "sequential", "adm_in_channels": 2816},
+        extra={
+            "concat_latent_image": still(1, 4, 8, 8),
+            "pooled_output": (1, 1280),
+            "width": 64,
+            "height": 64,
+        },
+    ),
+    "SD 2.1 unCLIP": Family(
+        host.SD21UnclipL,
+        {**WIDE_UNET, **ONE_LEVEL, "in_channels": 4, "num_classes": "sequential", "adm_in_channels": 1536},
+        state=V_PREDICTION,
+        extra={
+            "unclip_conditioning": [
+                {
+                    "clip_vision_output": SimpleNamespace(image_embeds=still(1, 768)),
+                    "strength": 1.0,
+                    "noise_augmentation": 0.1,
+                }
+            ]
+        },
     ),
     "Stable Zero123": Family(
         host.Stable_Zero123,
@@ -122,5 +148,20 @@ WITH_PICTURES: dict[str, Family] = {
         },
         (64, 12),
         extra={"guidance": 5.0},
+    ),
+    "Hunyuan3D 2.1": Family(
+        host.Hunyuan3Dv2_1,
+        {
+            "image_model": "hunyuan3d2_1",
+            "in_channels": 64,
+            "context_dim": TEXT,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "depth": 3,
+            "num_moe_layers": 1,
+            "num_experts": 3,
+            "guidance_cond_proj_dim": None,
+        },
+        (64, 12),
     ),
 }
