@@ -12,6 +12,7 @@ from torch import Tensor
 # An inversion asks the model for the prompt alone, and would not be undone by sampling with these.
 _PARTIAL = (
     *("area", "mask", "set_area_to_bounds", "gligen", "control", "hooks", "default"),
+    "unclip_conditioning",  # the host adds other noise to it in every run
     *("start_percent", "end_percent", "clip_start_percent", "timestep_start", "timestep_end"),
 )
 
@@ -29,7 +30,7 @@ def single_entry(conditioning: Sequence, name: str) -> tuple[Tensor, dict[str, A
     if partial := [key for key in _PARTIAL if options.get(key) is not None]:
         raise ValueError(
             f"Inversion: {name} has {', '.join(partial)}; an inversion takes plain prompts, without regions, parts "
-            "of sampling, ControlNets and hooks. Add them after it."
+            "of sampling, ControlNets, hooks and unCLIP's pictures. Add them after it."
         )
     if not isinstance(encoding, Tensor):
         raise ValueError(f"Inversion: {name} holds no encoded prompt.")

@@ -20,9 +20,10 @@ _FAMILIES = tuple(
         # UNets
         ("Stable Cascade", r"(down|up)_blocks_\d+_\d+_(attention|channelwise|kv_mapper|mapper)|lora_prior_"),
         ("SVD", rf"(?=.*{_UNET}).*(_time_stack_|_time_pos_embed_|_temporal_)"),
-        ("SDXL", r"(add|class)_embedding|(down|up|input|output)_blocks_\S*transformer_blocks_[2-9]"),
+        ("SDXL", r"add_embedding|(down|up|input|output)_blocks_\S*transformer_blocks_[2-9]"),
         ("SDXL", r"(mid_block|middle_block)_\S*transformer_blocks_[1-9]"),
         ("SDXL", rf"(?=.*{_UNET})(?=.*(lora_te2|text_encoder_2)_text_model)"),
+        ("SDXL or SD 2", r"class_embedding"),  # unCLIP's SD 2 has one too
         ("SD 1 or 2", r"down_blocks_3_|up_blocks_3_|down_blocks_0_attentions|input_blocks_(1|2|10|11)_1"),
         ("a UNet (SD 1, SD 2 or SDXL)", _UNET),
         # Flux and what is built like it
@@ -90,6 +91,7 @@ _FAMILIES = tuple(
         ),
         ("Wan", rf"blocks_\d+_((self|cross)_attn_([qkvo]|[kv]_img)|ffn_\d) |{_OWN}vace_"),
         ("Kandinsky 5", r"(visual|text)_transformer_blocks_\d+_"),
+        ("PixelDiT", r"(patch|pixel)_blocks_\d+_|pixel_embedder"),
         ("Mochi", r"blocks_\d+_(attn_(qkv|proj)_[xy]|mlp_[xy]_w\d|mod_[xy]) "),
         ("CogVideoX", rf"{_OWN}blocks_\d+_([qkv]|attn_out|ff_out|ff_proj|norm[12]_linear) "),
         ("Stable Audio", r"transformer_layers_\d+_(self_attn|cross_attn|ff)_|to_cond_embed_"),

@@ -38,6 +38,8 @@ CALLED = {
     "Wan 2.2 5B image to video": "Wan",
     "SD 1 instruct pix2pix": "SD 1",
     "Stable Zero123": "SD 1",
+    "SDXL instruct pix2pix": "SDXL",
+    "SD 2.1 unCLIP": "SD 2",
     "Flux Fill": "Flux",
     "Flux Canny and Depth": "Flux",
     "Flux Kontext": "Flux",
@@ -51,7 +53,10 @@ CALLED = {
     "Cosmos Predict 2 image to video": "Cosmos Predict 2",
     "CogVideoX image to video": "CogVideoX",
 }
-UNETS = ("SD 1", "SD 1 inpainting", "SD 1 instruct pix2pix", "Stable Zero123", "SVD", "SD 2", "SDXL", "SDXL refiner")
+UNETS = (
+    *("SD 1", "SD 1 inpainting", "SD 1 instruct pix2pix", "Stable Zero123", "SVD", "SD 2", "SD 2.1 unCLIP"),
+    *("SDXL", "SDXL instruct pix2pix", "SDXL refiner"),
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

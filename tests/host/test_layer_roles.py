@@ -34,6 +34,7 @@ JOINT = (
     "LongCat-Image",
     "Hunyuan3D",
     "MiniMax",
+    "PixelDiT",
 )
 
 

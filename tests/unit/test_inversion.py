@@ -215,6 +215,7 @@ def prompt(rows=1, **options):
         (prompt(mask=torch.ones(1)), "positive has mask"),
         (prompt(area=(1, 1, 0, 0), start_percent=0.2), "positive has area, start_percent"),
         (prompt(control=object()), "positive has control"),
+        (prompt(unclip_conditioning=[{}]), "positive has unclip_conditioning"),
         ([[torch.full((1, 2, 3), math.nan), {}]], "positive holds numbers that are not finite"),
         ([[None, {}]], "holds no encoded prompt"),
     ],
