@@ -20,10 +20,10 @@ _FAMILIES = tuple(
         # UNets
         ("Stable Cascade", r"(down|up)_blocks_\d+_\d+_(attention|channelwise|kv_mapper|mapper)|lora_prior_"),
         ("SVD", rf"(?=.*{_UNET}).*(_time_stack_|_time_pos_embed_|_temporal_)"),
-        ("SDXL", r"add_embedding|(down|up|input|output)_blocks_\S*transformer_blocks_[2-9]"),
+        ("SDXL", r"(down|up|input|output)_blocks_\S*transformer_blocks_[2-9]"),
         ("SDXL", r"(mid_block|middle_block)_\S*transformer_blocks_[1-9]"),
         ("SDXL", rf"(?=.*{_UNET})(?=.*(lora_te2|text_encoder_2)_text_model)"),
-        ("SDXL or SD 2", r"class_embedding"),  # unCLIP's SD 2 has one too
+        ("SDXL or SD 2", r"(add|class)_embedding"),  # unCLIP's SD 2 has one too
         ("SD 1 or 2", r"down_blocks_3_|up_blocks_3_|down_blocks_0_attentions|input_blocks_(1|2|10|11)_1"),
         ("a UNet (SD 1, SD 2 or SDXL)", _UNET),
         # Flux and what is built like it
@@ -95,13 +95,12 @@ _FAMILIES = tuple(
         ("Mochi", r"blocks_\d+_(attn_(qkv|proj)_[xy]|mlp_[xy]_w\d|mod_[xy]) "),
         ("CogVideoX", rf"{_OWN}blocks_\d+_([qkv]|attn_out|ff_out|ff_proj|norm[12]_linear) "),
         ("Stable Audio", r"transformer_layers_\d+_(self_attn|cross_attn|ff)_|to_cond_embed_"),
-        (
-            "Hunyuan-DiT",
-            rf"{_OWN}blocks_\d+_(attn[12]_(Wqkv|kv_proj|q_proj|out_proj)|skip_linear|default_modulation)",
-        ),
+        ("Hunyuan3D 2.1", rf"{_OWN}blocks_\d+_(attn[12]_to_[qkv]|moe_)"),
+        ("Hunyuan-DiT", rf"{_OWN}blocks_\d+_(attn[12]_(Wqkv|kv_proj|q_proj)|default_modulation)"),
+        ("Hunyuan-DiT or Hunyuan3D 2.1", rf"{_OWN}blocks_\d+_(attn[12]_out_proj|skip_linear)"),
         ("PixArt", rf"{_OWN}blocks_\d+_(cross_attn_(kv_linear|q_linear|proj)|attn_(qkv|proj)) |csize_embedder"),
         ("MiniMax H3", r"(video|audio)_patch_proj|blocks_\d+_(attn_(qkv|out)_proj|adaln_proj_linear) "),
-        ("PixArt, Hunyuan-DiT or MiniMax H3", rf"{_OWN}blocks_\d+_mlp_fc\d "),
+        ("PixArt, Hunyuan-DiT, Hunyuan3D 2.1 or MiniMax H3", rf"{_OWN}blocks_\d+_mlp_fc\d "),
         ("LTX", r"patchify_proj|transformer_blocks_\d+_(audio_|video_)"),
         ("PixArt, LTX or SD3", r"transformer_blocks_\d+_attn[12]_"),
         (
