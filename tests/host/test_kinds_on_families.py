@@ -10,6 +10,7 @@ from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.families import FAMILIES
 from concept_sliders.tests.host.family_checks import STRENGTH, Subject
 from concept_sliders.tests.host.test_files_kinds import parts_of, random
+from concept_sliders.tests.host.test_kinds_everywhere import convolution_parts
 from concept_sliders.tests.host.tiny import difference
 from safetensors.torch import save_file
 
@@ -60,6 +61,30 @@ def test_norms_act_as_in_the_stock_loader(subject):
     if not norms:
         pytest.skip("its norms have no weights by which layers are named")
     check(subject, {f"{k.removesuffix('.weight')}.w_norm": random(*t.shape) for k, t in norms.items()})
+
+
+def grouped_and_transposed(subject) -> dict[str, tuple[int, ...]]:
+    """One convolution of each shape that has groups or is transposed, with its weight's shape."""
+    modules = ((path, m) for path, m in subject.model.model.named_modules() if hasattr(m, "transposed"))
+    special = [(path, tuple(m.weight.shape)) for path, m in modules if m.transposed or m.groups > 1]
+    return {path: shape for shape, path in {shape: path for path, shape in reversed(special)}.items()}
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "LoHa", "difference", "bias"])
+@pytest.mark.parametrize("family", ["Stable Cascade C", "Stable Cascade B", "ACE-Step", "ACE-Step 1.5"])
+@pytest.mark.filterwarnings("ignore")
+def test_grouped_and_transposed_convolutions(family, kind, tmp_path):
+    torch.manual_seed(5)
+    subject, tensors = Subject(family, tmp_path), {}
+    for path, shape in grouped_and_transposed(subject).items():
+        if kind == "bias":
+            module = subject.model.model.get_submodule(path)
+            parts = {"diff_b": random(module.out_channels)} if module.bias is not None else {}
+        else:
+            parts = convolution_parts("DoRA" if kind == "LoRA" else kind, shape)
+        tensors |= {f"{path}.{part}": t for part, t in parts.items() if kind != "LoRA" or part != "dora_scale"}
+    assert tensors
+    check(subject, tensors)
 
 
 QKV = "diffusion_model.double_blocks.0.img_attn.qkv"
