@@ -74,7 +74,12 @@ class Part:
 
 
 def must_be_apart(base_model: BaseModel, strengths: Tensor) -> bool:
-    """Whether these strengths, (rows, sliders), differ between rows that the model cannot tell apart."""
+    """Whether these strengths, (rows, sliders), differ between rows that the model cannot tell apart.
+
+    Text encoders, which have no network of diffusion, keep their prompts apart.
+    """
+    if not hasattr(base_model, "diffusion_model"):
+        return False
     apart = network_of(base_model) in KEEP_ROWS_APART and not rows_are_frames(base_model)
     return not apart and bool((strengths != strengths[:1]).any())
 
