@@ -17,7 +17,8 @@ _OWN = r"(?:^| |model_|unet_)"  # how a name may begin before its own first word
 _FAMILIES = tuple(
     (family, re.compile(pattern))
     for family, pattern in (
-        # UNets
+        # UNets; SD 2.1 unCLIP has an added embedding like SDXL's
+        ("SD 1 or 2", r"(?=.*(add|class)_embedding)(?=.*(down|up)_blocks_3_)"),
         ("Stable Cascade", r"(down|up)_blocks_\d+_\d+_(attention|channelwise|kv_mapper|mapper)|lora_prior_"),
         ("SVD", rf"(?=.*{_UNET}).*(_time_stack_|_time_pos_embed_|_temporal_)"),
         ("SDXL", r"(add|class)_embedding|(down|up|input|output)_blocks_\S*transformer_blocks_[2-9]"),
@@ -90,16 +91,16 @@ _FAMILIES = tuple(
         ),
         ("Wan", rf"blocks_\d+_((self|cross)_attn_([qkvo]|[kv]_img)|ffn_\d) |{_OWN}vace_"),
         ("Kandinsky 5", r"(visual|text)_transformer_blocks_\d+_"),
+        ("PixelDiT", r"pixel_blocks_\d+_|patch_blocks_\d+_(attn_(qkv|proj)_[xy]|mlp_[xy]_w\d|adaLN_modulation_)"),
         ("Mochi", r"blocks_\d+_(attn_(qkv|proj)_[xy]|mlp_[xy]_w\d|mod_[xy]) "),
         ("CogVideoX", rf"{_OWN}blocks_\d+_([qkv]|attn_out|ff_out|ff_proj|norm[12]_linear) "),
         ("Stable Audio", r"transformer_layers_\d+_(self_attn|cross_attn|ff)_|to_cond_embed_"),
-        (
-            "Hunyuan-DiT",
-            rf"{_OWN}blocks_\d+_(attn[12]_(Wqkv|kv_proj|q_proj|out_proj)|skip_linear|default_modulation)",
-        ),
+        ("Hunyuan-DiT", rf"{_OWN}blocks_\d+_(attn[12]_(Wqkv|kv_proj|q_proj)|default_modulation)"),
+        ("Hunyuan3D 2.1", rf"{_OWN}blocks_\d+_(attn[12]_to_[qkv]|moe_)"),
+        ("Hunyuan-DiT or Hunyuan3D 2.1", rf"{_OWN}blocks_\d+_(attn[12]_out_proj|skip_linear)"),
         ("PixArt", rf"{_OWN}blocks_\d+_(cross_attn_(kv_linear|q_linear|proj)|attn_(qkv|proj)) |csize_embedder"),
         ("MiniMax H3", r"(video|audio)_patch_proj|blocks_\d+_(attn_(qkv|out)_proj|adaln_proj_linear) "),
-        ("PixArt, Hunyuan-DiT or MiniMax H3", rf"{_OWN}blocks_\d+_mlp_fc\d "),
+        ("PixArt, Hunyuan-DiT, Hunyuan3D 2.1 or MiniMax H3", rf"{_OWN}blocks_\d+_mlp_fc\d "),
         ("LTX", r"patchify_proj|transformer_blocks_\d+_(audio_|video_)"),
         ("PixArt, LTX or SD3", r"transformer_blocks_\d+_attn[12]_"),
         (

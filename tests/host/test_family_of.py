@@ -38,6 +38,8 @@ CALLED = {
     "Wan 2.2 5B image to video": "Wan",
     "SD 1 instruct pix2pix": "SD 1",
     "Stable Zero123": "SD 1",
+    "SDXL instruct pix2pix": "SDXL",
+    "SD 2.1 unCLIP": "SDXL",  # the tiny one has no fourth level, by which the real one is told
     "Flux Fill": "Flux",
     "Flux Canny and Depth": "Flux",
     "Flux Kontext": "Flux",
@@ -51,7 +53,18 @@ CALLED = {
     "Cosmos Predict 2 image to video": "Cosmos Predict 2",
     "CogVideoX image to video": "CogVideoX",
 }
-UNETS = ("SD 1", "SD 1 inpainting", "SD 1 instruct pix2pix", "Stable Zero123", "SVD", "SD 2", "SDXL", "SDXL refiner")
+UNETS = (
+    "SD 1",
+    "SD 1 inpainting",
+    "SD 1 instruct pix2pix",
+    "Stable Zero123",
+    "SVD",
+    "SD 2",
+    "SD 2.1 unCLIP",
+    "SDXL",
+    "SDXL refiner",
+    "SDXL instruct pix2pix",
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,3 +82,9 @@ def test_every_familys_own_names_tell_it(family):
         if found != UNKNOWN and called not in candidates(found):
             wrong.setdefault(found, []).append(name)
     assert not wrong, "a single name tells another family"
+
+
+def test_an_added_embedding_in_a_unet_of_four_levels():
+    names = ("lora_unet_add_embedding_linear_1", "lora_unet_down_blocks_3_resnets_0_conv1")
+    assert family_of(names) == "SD 1 or 2"
+    assert family_of(names[:1]) == "SDXL"

@@ -13,8 +13,8 @@ from concept_sliders.training.run import ordinary
 
 GUIDED = ("SD 1", "SD 2", "SDXL", "SDXL refiner", "SD3", "AuraFlow", "PixArt Sigma", "Lumina 2", "Qwen-Image")
 # On these it cannot work: no embedding of the negative prompt is read, guidance is distilled, the rows of a batch see
-# each other, or the picture is one part of a latent
-LEFT_OUT = ("Stable Cascade B", "HiDream O1", "Hunyuan3D 2", "ACE-Step 1.5", "MiniMax H3")
+# each other, the picture is one part of a latent, or noise of a run's own seed is part of its prompt
+LEFT_OUT = ("Stable Cascade B", "HiDream O1", "Hunyuan3D 2", "ACE-Step 1.5", "MiniMax H3", "SD 2.1 unCLIP")
 OTHERS = [n for n, family in FAMILIES.items() if family.guidance > 1 and n not in (*GUIDED, *LEFT_OUT)]
 SETTINGS = {"steps": 3, "cfg": 3.0, "inner_steps": 3, "learning_rate": 0.05, "tolerance": 0.0, "refinement": 1}
 
