@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import comfy.sample
 import comfy.sd
@@ -17,14 +16,22 @@ from comfy.model_patcher import ModelPatcher
 from concept_sliders.sliders.early import runs_early
 from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.matching import Match, layer_names, resolve
-from concept_sliders.sliders.rows import Part, evaluate_apart, rows_are_frames
+from concept_sliders.sliders.matching import layer_names, resolve
+from concept_sliders.sliders.rows import rows_are_frames
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.host.by_hand import answered_by, changing_over
 from concept_sliders.tests.host.families import FAMILIES
-from concept_sliders.tests.host.family_names import file_named, names_beyond, names_by_style, respelled
-from concept_sliders.tests.host.tiny import difference, random_slider, traces
+from concept_sliders.tests.host.family_names import (
+    file_named,
+    layers_never_called,
+    names_beyond,
+    names_by_style,
+    respelled,
+    same_changes,
+)
+from concept_sliders.tests.host.tiny import difference, random_slider, tensors_of, traces
 from concept_sliders.training.packed import packed
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.run import train_slider
@@ -150,7 +157,7 @@ def acts(subject: Subject) -> str:
     expected = subject.stock(load_file(subject.file))
     for way in ("by rows", "merged"):
         assert difference(subject.acting(Stack.of(subject.slider, STRENGTH), way), expected) < CLOSE, way
-    silent = layers_never_called(subject)
+    silent = layers_never_called(subject.model, subject.sampled)
     if silent:  # their weights must then have no effect otherwise, either
         alone = random_slider(subject.model, names=silent)
         assert difference(subject.stock(tensors_of(alone)), subject.bare) < 1e-6, (
@@ -179,7 +186,7 @@ def namings(subject: Subject) -> str:
     for how, names in beyond.items():
         known = respelled(every, {name: name for name in names.values()})
         placed = (resolve(subject.model, _from_file(subject, file)) for file in (respelled(every, names), known))
-        if not _same(*placed):
+        if not same_changes(*placed):
             wrong.append(how)
     assert not wrong, f"otherwise than the stock loader: {', '.join(wrong)}"
     host = ", ".join(f"`{prefix}`" if prefix else "none" for prefix in dict.fromkeys(prefix for prefix, _ in styles))
@@ -203,20 +210,6 @@ def _from_file(subject: Subject, tensors: Mapping[str, Tensor]) -> Slider:
     return load_slider(path)
 
 
-def _same(one: Match, other: Match) -> bool:
-    """Whether both are the same numbers, all of them, on the same modules."""
-    if one.unmatched or one.layers.keys() != other.layers.keys():
-        return False
-    pairs = ((sorted_parts(one.layers[path]), sorted_parts(other.layers[path])) for path in one.layers)
-    return all(len(a) == len(b) and all(map(torch.equal, a, b)) for a, b in pairs)
-
-
-def sorted_parts(changes: tuple) -> list[Tensor]:
-    """Tensors of the changes of one module, in an order that does not depend on the file's."""
-    tensors = [tensor for change in changes for tensor in (change.down, change.up)]
-    return sorted(tensors, key=lambda t: (t.shape, t.double().sum().item()))
-
-
 def sweeps(subject: Subject) -> str:
     """Rows of one batch are the runs they would be alone; two of them and three, as a layer's batch may divide."""
     slider, low = subject.in_sampling, -0.6
@@ -234,18 +227,8 @@ def gates(subject: Subject) -> str:
         second = subject.family.build()
         patched, _ = comfy.sd.load_lora_for_models(second, None, load_file(subject.file), STRENGTH, 0.0)
         patched.patch_model()
-    opens = subject.model.model.model_sampling.percent_to_sigma(GATE.start)
-    seen = []
-
-    def by_hand(apply_model: Callable[..., Tensor], args: Mapping[str, Any]) -> Tensor:
-        inside = bool(args["timestep"][0] <= opens)
-        seen.append(inside)
-        run = second.model.apply_model if inside else apply_model
-        return run(args["input"], args["timestep"], **args["c"])
-
-    switching = subject.model.clone()
-    switching.set_model_unet_function_wrapper(by_hand)
-    expected = subject.sampled(switching)
+    seen: list[bool] = []
+    expected = subject.sampled(changing_over(subject.model, second, GATE.start, seen))
     assert any(seen) and not all(seen)
     gated = Stack.of(subject.slider, STRENGTH, GATE)
     for way in ("by rows", "merged"):
@@ -272,35 +255,11 @@ def branches(subject: Subject) -> str:
     acted = {b: run(apply_sliders(subject.model, Stack.of(subject.in_sampling, STRENGTH).on(b))) for b in BRANCHES}
     assert difference(*acted.values()) > 1e-3, "no effect"
     for on, branch in enumerate(BRANCHES):
-        if difference(acted[branch], run(_answered_by(subject.model, second, on))) >= CLOSE:
-            one_by_one = run(_answered_by(subject.model, second, on, one_by_one=True))
+        if difference(acted[branch], run(answered_by(subject.model, second, on))) >= CLOSE:
+            one_by_one = run(answered_by(subject.model, second, on, one_by_one=True))
             assert difference(acted[branch], one_by_one) < CLOSE, branch
             said = ONE_BY_ONE
     return said
-
-
-def _answered_by(model: ModelPatcher, second: ModelPatcher, on: int, one_by_one: bool = False) -> ModelPatcher:
-    """A clone of the model in which a second one answers the prompt that the host numbers `on`.
-
-    Both answer the host's whole batch, and each answer is taken from one of them; or each prompt is asked alone.
-    """
-
-    def by_hand(apply_model: Callable[..., Tensor], args: Mapping[str, Any]) -> Tensor:
-        x, chunks, given = args["input"], args["cond_or_uncond"], dict(args["c"])
-        options, given["t"] = given.pop("transformer_options"), args["timestep"]
-        asked = [second.model.apply_model if chunk == on else apply_model for chunk in chunks]
-        if one_by_one:
-            nothing = torch.zeros(1, 0)
-            parts = [Part(rows, nothing, (n,)) for n, rows in enumerate(torch.arange(len(x)).chunk(len(chunks)))]
-            return evaluate_apart(
-                lambda part, x, c, o: asked[part.chunks[0]](x, **c, transformer_options=o), parts, x, given, options
-            )
-        answers = [ask(x, **given, transformer_options=options).chunk(len(chunks)) for ask in asked]
-        return torch.cat([answer[n] for n, answer in enumerate(answers)])
-
-    clone = model.clone()
-    clone.set_model_unet_function_wrapper(by_hand)
-    return clone
 
 
 def saves(subject: Subject) -> str:
@@ -336,24 +295,3 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "trains": trains,
     "saves": saves,
 }
-
-
-def layers_never_called(subject: Subject) -> dict[str, str]:
-    """The layers whose forward does not run when the model does, by path, with their names."""
-    names, called = layer_names(subject.model), set()
-    hooks = [
-        subject.model.model.get_submodule(path).register_forward_hook(lambda *_, path=path: called.add(path))
-        for path in names
-    ]
-    subject.sampled(subject.model)
-    for hook in hooks:
-        hook.remove()
-    return {path: name for path, name in names.items() if path not in called}
-
-
-def tensors_of(slider: Slider) -> dict[str, Tensor]:
-    """A slider's tensors by the stock loader's keys."""
-    tensors = {}
-    for name, layer in slider.layers.items():
-        tensors |= {f"{name}.lora_down.weight": layer.down, f"{name}.lora_up.weight": layer.up}
-    return tensors

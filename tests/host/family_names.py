@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
@@ -10,6 +10,7 @@ import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.sliders.layers import can_act_on, weight_shape
+from concept_sliders.sliders.matching import Match, layer_names
 from concept_sliders.sliders.slider import LowRank
 from torch import Tensor
 
@@ -122,3 +123,30 @@ def respelled(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[s
         for new, old in names.items()
         for key, tensor in ((k, t) for k, t in tensors.items() if k.startswith(f"{old}."))
     }
+
+
+def same_changes(one: Match, other: Match) -> bool:
+    """Whether both are the same numbers, all of them, on the same modules."""
+    if one.unmatched or one.layers.keys() != other.layers.keys():
+        return False
+    pairs = ((sorted_parts(one.layers[path]), sorted_parts(other.layers[path])) for path in one.layers)
+    return all(len(a) == len(b) and all(map(torch.equal, a, b)) for a, b in pairs)
+
+
+def sorted_parts(changes: tuple) -> list[Tensor]:
+    """Tensors of the changes of one module, in an order that does not depend on the file's."""
+    tensors = [tensor for change in changes for tensor in (change.down, change.up)]
+    return sorted(tensors, key=lambda t: (t.shape, t.double().sum().item()))
+
+
+def layers_never_called(model: ModelPatcher, run: Callable[[ModelPatcher], object]) -> dict[str, str]:
+    """The layers whose forward does not run when the model does, by path, with their names."""
+    names, called = layer_names(model), set()
+    hooks = [
+        model.model.get_submodule(path).register_forward_hook(lambda *_, path=path: called.add(path))
+        for path in names
+    ]
+    run(model)
+    for hook in hooks:
+        hook.remove()
+    return {path: name for path, name in names.items() if path not in called}

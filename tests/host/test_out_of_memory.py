@@ -11,7 +11,8 @@ from concept_sliders.sliders.patches import HostPatch
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.slider import Adapted, LowRank, Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.family_checks import Subject, layers_never_called
+from concept_sliders.tests.host.family_checks import Subject
+from concept_sliders.tests.host.family_names import layers_never_called
 from concept_sliders.tests.host.test_failures import FailingOnce
 from concept_sliders.tests.host.tiny import STEPS, one_evaluation, random_slider, sample, tiny_model, traces
 from concept_sliders.tests.host.tiny_clip import LAYER, tiny_clip
@@ -87,7 +88,7 @@ def test_in_every_layer_of_a_transformer(kind, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         calls = failing_at(patched, places, 0)
         expected = subject.sampled(acted, steps=1)
-    silent = layers_never_called(subject).keys() & slider.layers.keys()
+    silent = layers_never_called(subject.model, subject.sampled).keys() & slider.layers.keys()
     assert len(calls) == (len(slider.layers) - len(silent)) * (1 if kind == "LoRA" else 2)
     for at in range(1, len(calls) + 1):
         workshop_of(subject.model.model).clear()

@@ -18,7 +18,7 @@ TINY_T5 = {
     "is_gated_act": True,
     "dense_act_fn": "gelu_pytorch_tanh",
 }
-TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}
+TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
 LAYER = "lora_te_text_model_encoder_layers_{}_mlp_fc1"  # (64, 32)
 
 
@@ -32,7 +32,8 @@ ENCODERS = {
 
 def tiny_clip(family: str = "SD 1") -> comfy.sd.CLIP:
     cpu = torch.device("cpu")
-    options = {"clip_l_model_config": TINY, "clip_g_model_config": TINY, "t5xxl_model_config": TINY_T5}
+    config = TINY if family == "SD 1" else {**TINY, "num_hidden_layers": 3}  # some read the last but one
+    options = {"clip_l_model_config": config, "clip_g_model_config": config, "t5xxl_model_config": TINY_T5}
     options |= {"load_device": cpu, "offload_device": cpu, "dtype": torch.float32}
     target = ClipTarget(*ENCODERS[family])
     clip = comfy.sd.CLIP(target, model_options=options, disable_dynamic=True)
