@@ -36,8 +36,8 @@ SETTINGS = [
 HEAD = """# Memory of training
 
 The most that training held at once beyond the loaded model, in MiB, by `python3 dev.py bench memory --write`: whole
-runs of two steps, with their trajectories, the slider, its optimiser and the state that a run falls back on. At SD1.5's
-size that is a fraction of the model: no second copy is made. {how}
+runs of two steps, with their trajectories, the slider, its optimiser and the state that a run falls back on. At the
+size of SD1.5 that is a fraction of the model: no second copy is made. {how}
 
 The tiny models of the tests show how settings compare on each family; their figures are small because the models are.
 """
