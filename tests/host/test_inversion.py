@@ -45,7 +45,8 @@ def test_stock_samplers_make_what_the_inversion_foresaw_on_every_family_with_gui
     family, model, made = of_family(name)
     before = {key: tensor.clone() for key, tensor in model.model.state_dict().items()}
     again = by_sampler_custom(model, made, family.conditioning(2))
-    assert off(model, again, made) == pytest.approx(float(made.error), abs=2e-4)
+    # some of these models, with random weights as they are, lead far away
+    assert off(model, again, made) == pytest.approx(float(made.error), rel=1e-5, abs=2e-4)
     torch.testing.assert_close(ksampled(model, made, family.conditioning(2)), again, rtol=1e-4, atol=1e-4)
     assert all(last < first for first, last in made.losses)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.model.state_dict().items())
@@ -56,7 +57,7 @@ def test_stock_samplers_make_what_the_inversion_foresaw_on_every_family_with_gui
 def test_stock_samplers_make_it_on_all_other_families_too(name):
     family, model, made = of_family(name, steps=2, inner_steps=2, learning_rate=0.005)
     again = by_sampler_custom(model, made, family.conditioning(2))
-    assert off(model, again, made) == pytest.approx(float(made.error), abs=2e-4)
+    assert off(model, again, made) == pytest.approx(float(made.error), rel=1e-5, abs=2e-4)
     assert all(last < first for first, last in made.losses)
     assert traces(model) == []
 

@@ -84,6 +84,6 @@ def test_eight_bit_floats_that_the_host_casts_as_it_goes(family):
 
 
 def test_quantised_weights():
-    packed, single = quantised_model()
+    packed, single = quantised_model("float8_e4m3fn")
     assert_trains(packed, "SD15")
     assert_gradients_are_those_of_float32(packed, single, "SD15", 1e-3)
