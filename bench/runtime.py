@@ -195,7 +195,8 @@ class Bench:
             self.sampler.negative = self.plain_negative
         if steps is None:
             lead, switch = run.lead(self.bare) / self.bare, run.longest(self.bare) / self.bare
-            self.note("stock hooks, gated", count, step=run.step / self.bare, change=lead, gate=switch)
+            # weights are rewritten in every run: the first is like all others
+            self.note("stock hooks, gated", count, step=run.step / self.bare, change=lead, gate=switch, first=lead)
         return run
 
     def stock_bypass(self, count: int) -> None:
@@ -210,6 +211,7 @@ class Bench:
             step=step,
             change=run.lead(run.step) / self.bare,
             first=first.lead(first.step) / self.bare,
+            gigabytes=sum(t.numel() * t.element_size() for tensors in files for t in tensors.values()) / 1e9,
         )
 
     def picture(self, count: int, steps: int) -> None:
@@ -224,7 +226,10 @@ class Bench:
 
         if count > self.options.stock_up_to:
             return
-        patched = partial(self._patched, [tensors_of(slider) for slider in sliders], after)
+        files = [tensors_of(slider) for slider in sliders]
+        bypassed = partial(self._patched, files, after, comfy.sd.load_bypass_lora_for_models)
+        self.note("picture, stock bypass", count, picture=self.sampler.run(bypassed, steps).total / bare)
+        patched = partial(self._patched, files, after)
         self.note("picture, stock loaders", count, picture=self.sampler.run(patched, steps).total / bare)
         self.sampler.run(lambda: self.model, steps=1)
         self.note("picture, stock hooks, gated", count, picture=self.stock_gate(count, steps).total / bare)
