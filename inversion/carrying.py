@@ -22,10 +22,10 @@ from comfy.hooks import EnumHookType, HookGroup
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from .checks import GUIDANCE_PATCHES, own_fingerprint, prediction_of
 from .inversion import Inversion
+from .moving import on_device
 from .rows import taken
 from .windows import first_misplaced
 
@@ -41,7 +41,7 @@ def negative_conditioning(inversion: Inversion) -> list:
     conditioning = []
     for step, (start, end) in enumerate(inversion.windows[: inversion.distinct]):
         encoding, options = inversion.entry(step)
-        options = tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, options)
+        options = on_device(options, device)
         if inversion.distinct > 1:
             options |= {"start_percent": start, "end_percent": end}
         conditioning.append([encoding.to(device), _Options(options, hooks)])
@@ -50,8 +50,7 @@ def negative_conditioning(inversion: Inversion) -> list:
 
 def positive_conditioning(inversion: Inversion) -> list:
     """CONDITIONING of the prompt that the pictures were inverted with."""
-    device = comfy.model_management.intermediate_device()
-    return [list(tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, inversion.positive))]
+    return [list(on_device(inversion.positive, comfy.model_management.intermediate_device()))]
 
 
 def inversion_in(conditioning: list) -> Inversion | None:

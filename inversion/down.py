@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .moving import on_device
 from .null_text import Embedding, Fitted
 
 
@@ -38,9 +39,9 @@ class Down:
 
     def on(self, device: torch.device) -> Down:
         """A copy with its tensors there."""
-        there = Down(self.x.to(device), _there(self.embedding, device))
+        there = Down(*on_device((self.x, self.embedding), device))
         there.moved, there.losses, there.passes = self.moved, list(self.losses), self.passes
-        there._kept = [_there(kept, device) for kept in self._kept]
+        there._kept = on_device(self._kept, device)
         return there
 
     def said(self) -> str:
@@ -55,10 +56,6 @@ class Down:
         """(rows,): distance from the clean latents as a share of their size; NaN if it is not all the way down."""
         apart = ((self.x - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)).cpu()
         return apart if self.moved == steps else torch.full_like(apart, float("nan"))
-
-
-def _there(embedding: Embedding, device: torch.device) -> Embedding:
-    return tuple(part.to(device) for part in embedding)
 
 
 def losses_of(downs: Sequence[Down]) -> tuple[tuple[float, float], ...]:

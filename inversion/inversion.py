@@ -12,7 +12,6 @@ from torch import Tensor
 from .recipe import InversionRecipe
 
 _SAME = 1e-2  # share of a latent's size within which two of them are one
-STEP_MARK = "concept_sliders_inversion_step"  # says in a CONDITIONING which step's an entry is
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,6 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ..training.denoiser import Denoiser
 from ..training.differentiable import differentiable
@@ -27,6 +26,7 @@ from .asking import Asked
 from .checks import checked_latents, checked_model, own_fingerprint, prediction_of
 from .down import Down, errors_of, losses_of
 from .inversion import Inversion
+from .moving import on_device
 from .null_text import Embedding, Fitted, Step, fit
 from .recipe import InversionRecipe
 from .rows import checked_rows, single_entry
@@ -34,6 +34,8 @@ from .telling import Tell, Teller, Told
 from .trajectory import euler, upwards
 from .unfinished import Group, Standing, digest_of_inputs, group_of, keep, take
 from .windows import windows
+
+CPU = torch.device("cpu")
 
 
 def invert(
@@ -113,7 +115,7 @@ class _Run:
             self.ups, self.trajectory, self.downs, self.at_once = here.ups, here.trajectory, here.downs, here.at_once
 
     def standing(self) -> Standing:
-        return Standing(self.ups, self.trajectory, self.downs, self.at_once).on(torch.device("cpu"))
+        return Standing(self.ups, self.trajectory, self.downs, self.at_once).on(CPU)
 
     def result(self) -> Inversion:
         if self.trajectory is None:
@@ -269,8 +271,8 @@ class _Run:
             sigmas=self.sigmas.cpu(),
             embeddings=fitted[0],
             pooled=fitted[1] if len(fitted) > 1 else None,
-            options=on_cpu(options),
-            positive=(prompt.detach().float().cpu(), on_cpu(beside)),
+            options=on_device(options, CPU),
+            positive=on_device((prompt.float(), beside), CPU),
             windows=self.windows,
             recipe=self.recipe,
             family=family(self.patcher),
@@ -286,7 +288,3 @@ def fitted_parts(recipe: InversionRecipe, options: Mapping[str, Any]) -> tuple[s
     """The names of the options that are fitted beside the encoding."""
     wanted = recipe.method == "null-text" and recipe.pooled == "optimised"
     return ("pooled_output",) if wanted and isinstance(options.get("pooled_output"), Tensor) else ()
-
-
-def on_cpu(options: Mapping[str, Any]) -> dict[str, Any]:
-    return tree_map(lambda value: value.detach().cpu() if isinstance(value, Tensor) else value, dict(options))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from ..training.keeping import digest_of
 from .down import Down
+from .moving import on_device
 from .recipe import InversionRecipe
 
 Group = tuple[int, int]  # pictures that go together: the first, and how many
@@ -37,8 +37,7 @@ class Standing:
 
     def on(self, device: torch.device) -> Standing:
         """A copy with its tensors there."""
-        ups = {group: [x.to(device) for x in met] for group, met in self.ups.items()}
-        trajectory = None if self.trajectory is None else self.trajectory.to(device)
+        ups, trajectory = on_device((self.ups, self.trajectory), device)
         downs = {group: down.on(device) for group, down in self.downs.items()}
         return Standing(ups, trajectory, downs, self.at_once)
 
@@ -84,5 +83,4 @@ def _of_model(patcher: ModelPatcher, digest: str) -> str:
 
 def digest_of_inputs(latents: Tensor, positive: list, negative: list, recipe: InversionRecipe) -> str:
     """A hash of what an inversion is made of, beside the model. latents: (B, C, ...); the others CONDITIONING."""
-    values, shape = tree_flatten([positive, negative])
-    return digest_of(recipe.as_dict(), tuple(latents.shape), latents, repr(shape), *values)
+    return digest_of(recipe.as_dict(), latents, positive, negative)
