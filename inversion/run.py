@@ -14,10 +14,10 @@ from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..sliders.memory import ran_out
 from ..training.denoiser import Denoiser
 from ..training.differentiable import differentiable
 from ..training.in_place import Loan, borrowed, family
-from ..training.memory import ran_out
 from ..training.recompute import recomputed
 from ..training.refetched import refetched
 from ..training.rollouts import classifier_free

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
@@ -26,6 +25,7 @@ from .early import patch_early_layers, runs_early
 from .gate import PercentToSigma
 from .holding import Holding
 from .matching import KEY, HostPatch, Match, resolve, workshop_of
+from .memory import ran_out
 from .rows import Part, evaluate_apart, must_be_apart, parts_of, rows_are_frames, takes_one_row
 from .slider import LowRank
 from .stack import Stack
@@ -226,8 +226,9 @@ class ActingStack:
             try:
                 acting.enter_context(workshop.merged.acting(still, version))
                 strengths = strengths * ~self._steady
-            except comfy.model_management.OOM_EXCEPTION as error:
-                comfy.model_management.raise_non_oom(error)
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
                 workshop.merged.drop()
                 run.refused = True
                 logging.warning("Sliders act by rows: there is no memory for merged weights")

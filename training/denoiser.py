@@ -14,9 +14,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from ..sliders.memory import ran_out
 from ..sliders.prompt_cache import PromptCache
 from ..sliders.rows import must_be_apart, takes_one_row
-from .memory import ran_out
 from .packed import Shapes
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from ..sliders.memory import ran_out
 from ..sliders.rows import must_be_apart
 from .differentiable import differentiable
 from .last_good import Drawn, LastGood
-from .memory import ran_out
 from .objectives import prediction_loss
 from .points import Point, Points
 from .recipe import BLOCKS_TWICE

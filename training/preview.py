@@ -12,7 +12,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from .memory import ran_out
+from ..sliders.memory import ran_out
 
 if TYPE_CHECKING:
     from .denoiser import Denoiser

@@ -3,10 +3,10 @@
 import comfy.model_management
 import pytest
 import torch
+from concept_sliders.sliders.memory import ran_out
 from concept_sliders.tests.host.short_runs import same, train_on
 from concept_sliders.tests.host.tiny import traces
 from concept_sliders.training.in_place import ModelLost, borrowed
-from concept_sliders.training.memory import ran_out
 from concept_sliders.training.preview import HalfDone
 from concept_sliders.training.run import Watch
 

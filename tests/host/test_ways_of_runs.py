@@ -77,14 +77,15 @@ def test_asked_for_merged_and_not_merged_is_said_once(model, monkeypatch, caplog
     assert caplog.text.count(f"although they are to be merged: {reasons[refuse]}") == 1
 
 
-def test_out_of_memory_while_building(model, monkeypatch, caplog):
+def on_a_gpu():
+    raise torch.cuda.OutOfMemoryError("no room")
+
+
+@pytest.mark.parametrize("no_room", [on_a_gpu, lambda: torch.empty(2**46)], ids=["GPU", "CPU"])
+def test_out_of_memory_while_building(model, monkeypatch, caplog, no_room):
     stack = Stack.of(random_slider(model))
     expected = sample(apply_sliders(model, stack, "by rows"), FAMILY)
-
-    def no_room(*args, **kwargs):
-        raise torch.cuda.OutOfMemoryError("no room")
-
-    monkeypatch.setattr(torch, "empty_like", no_room)
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: no_room())
     acted = apply_sliders(model, stack, "merged")
     assert difference(sample(acted, FAMILY), expected) < 1e-6
     assert caplog.text.count("no memory for merged weights") == 1  # a run does not try again in every step
