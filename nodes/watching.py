@@ -16,6 +16,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..inversion.telling import Tell, Told
+from ..training.in_place import fingerprint
 from ..training.loop import Progress
 from ..training.run import Watch
 from .stopped import checkpoint_folder
@@ -66,14 +67,22 @@ def watch_training(
             preview = ("JPEG", _strip(model, latents, vae, text), 4 * CELL)
         bar.update_absolute(done.steps, steps, preview)
 
-    embed = None
+    embed, embed_hash = None, ""
     if clip_vision is not None:
 
         def embed(latents: Tensor) -> Tensor:
             return clip_vision.encode_image(_decoded(model, latents, vae))["image_embeds"]
 
+        embed_hash = fingerprint(clip_vision.model) + fingerprint(vae.first_stage_model)
+
     folder = checkpoint_folder() if checkpoint_every else None
-    return Watch(progress=progress, checkpoints=folder, checkpoint_every=checkpoint_every, embed=embed)
+    return Watch(
+        progress=progress,
+        checkpoints=folder,
+        checkpoint_every=checkpoint_every,
+        embed=embed,
+        embed_hash=embed_hash,
+    )
 
 
 def say(text: str, node_id: str | None) -> None:

@@ -48,6 +48,7 @@ class Watch:
         neither. Runs that differ in their number of steps alone are the same.
     checkpoint_every: steps between writings; it is written once more where the run is stopped.
     embed: what the early stop looks at foreseen images with, such as CLIP vision; None looks at the latents.
+    embed_hash: what sets this `embed` apart from others, such as a hash of its model's weights.
     """
 
     should_stop: Callable[[], bool] = lambda: False
@@ -56,6 +57,7 @@ class Watch:
     checkpoints: Path | None = None
     checkpoint_every: int = 100
     embed: Embed | None = None
+    embed_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def train(
         reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
         model_hash = fingerprint(patcher.model)
-        sampling, looks_through = denoiser.sampling, bool(recipe.patience and embed)
+        sampling = denoiser.sampling
+        looks_through = watch.embed_hash if recipe.patience and embed else None
         frozen = (model_hash, denoiser.dtype, type(sampling), vars(sampling), acting_in(patcher))
         given = (tuple(latents.shape), shapes, conditionings, data, looks_through)
         keeper = Keeper(watch, training, name, digest_of(recipe.digest(), frozen, given))

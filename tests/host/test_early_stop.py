@@ -1,31 +1,16 @@
 """Training that ends when the slider reaches no further."""
 
-import json
-
-import comfy.clip_vision
 import pytest
 import torch
 from concept_sliders.nodes.training import TrainSlider
 from concept_sliders.pocket.model import load_pocket
+from concept_sliders.tests.host.tiny_vision import tiny_vision
 from concept_sliders.training.preview import Reach
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.run import PROBED, Watch, train_slider
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 LATENTS = torch.zeros(1, 24, 8, 8)
-TINY_VISION = {
-    "hidden_act": "quick_gelu",
-    "hidden_size": 32,
-    "image_size": 28,
-    "intermediate_size": 64,
-    "model_type": "clip_vision_model",
-    "num_attention_heads": 2,
-    "num_channels": 3,
-    "num_hidden_layers": 2,
-    "patch_size": 14,
-    "projection_dim": 16,
-    "torch_dtype": "float32",
-}
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +85,8 @@ def test_a_run_that_ended_early_has_ended_when_it_is_taken_up_again(train, tmp_p
 
 def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
     model, clip, vae = pocket
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(TINY_VISION))
+    vision = tiny_vision(tmp_path)
     with torch.inference_mode():
-        vision = comfy.clip_vision.ClipVisionModel(str(config))
-        torch.manual_seed(0)
-        for parameter in vision.model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.1)
         seen, encode_image = [], vision.encode_image
         vision.encode_image = lambda pictures: seen.append(pictures) or encode_image(pictures)
         given = {"model": model, "clip": clip, "concept": (CONCEPT,), "latent": {"samples": LATENTS}, "name": "age"}

@@ -1,12 +1,16 @@
 """Runs whose checkpoints must not be taken for one another's: whatever decides a step is part of a run's name."""
 
+from dataclasses import replace
+
 import comfy.sd
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from concept_sliders.nodes.watching import watch_training
 from concept_sliders.sliders.matching import layer_names
 from concept_sliders.tests.host.short_runs import CONCEPT, same, train_on
 from concept_sliders.tests.host.tiny import random_slider, tensors_of
+from concept_sliders.tests.host.tiny_vision import tiny_vision
 from concept_sliders.training.encoder import train_encoder
 from concept_sliders.training.keeping import digest_of
 from concept_sliders.training.recipe import EncoderRecipe, VisualRecipe
@@ -120,6 +124,17 @@ def test_by_whether_the_early_stop_looks_through_clip_vision(pocket, tmp_path):
 
     assert files() == 1
     assert files(patience=2) == 3
+
+
+def test_by_the_clip_vision_that_the_early_stop_looks_through(pocket, tmp_path):
+    """Two of the same architecture, as the node hands them on."""
+    model, clip, vae = pocket
+    kept = tmp_path / "kept"
+    for seed in (0, 1, 0):
+        with torch.inference_mode():
+            watch = watch_training(model, FEW["steps"], vae, clip_vision=tiny_vision(tmp_path, seed))
+        textual(model, clip, patience=2)(replace(watch, checkpoints=kept, preview_every=0))
+    assert len(list(kept.iterdir())) == 2
 
 
 def test_values_at_other_places_have_another_digest():
