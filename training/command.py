@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..sliders.files import load_slider, save_slider
 from .encoder import train_encoder
+from .facts import Facts, facts_from
 from .in_place import ModelLost
 from .loop import Progress
 from .model_files import add_options, load_models
@@ -38,7 +39,7 @@ POCKET_SIZE, SIZE = 64, 512
 
 
 def read_values(path: Path) -> Mapping[str, Any]:
-    """What a file says of a training, the recipe and `recipe.FACTS`. Raises ValueError if it says nothing."""
+    """What a file says of a training, the recipe and the facts. Raises ValueError if it says nothing."""
     is_json = path.suffix == ".json"
     values = json.loads(path.read_text(encoding="utf-8")) if is_json else load_slider(path).info.recipe
     if not values:
@@ -53,18 +54,18 @@ def read_recipe(path: Path) -> Recipe:
     return _read(path)[0]
 
 
-def _read(path: Path) -> tuple[Recipe, Mapping[str, Any]]:
-    """(the recipe, all that the file says)."""
+def _read(path: Path) -> tuple[Recipe, Facts]:
+    """(the recipe, what else the file says of a slider)."""
     try:
         values = read_values(path)
-        return recipe_from(values), values
+        return recipe_from(values), facts_from(values)
     except ValueError as error:
         raise ValueError(f"{path} holds no recipe: {error}") from error
 
 
 @torch.inference_mode()  # as the host runs its nodes
-def train(recipe: Recipe, facts: Mapping[str, Any], options: argparse.Namespace) -> Trained | None:
-    """facts: of `recipe.FACTS`, how the recipe's slider was trained, where it is one's."""
+def train(recipe: Recipe, facts: Facts, options: argparse.Namespace) -> Trained | None:
+    """facts: how the recipe's slider was trained, where it is one's."""
     model, clip, vae = load_models(options, recipe)
     name = options.out.stem
     with tqdm(total=recipe.steps, unit="step") as bar:
@@ -87,28 +88,29 @@ def train(recipe: Recipe, facts: Mapping[str, Any], options: argparse.Namespace)
         return train_visual(model, _encoded(clip, [one.prompt for one in pairs]), recipe, sets, name, watch)
 
 
-def _latents(model, facts: Mapping[str, Any], options: argparse.Namespace) -> torch.Tensor:
+def _latents(model, facts: Facts, options: argparse.Namespace) -> torch.Tensor:
     """(B, C, ...) empty latents: as many and as large as the options say, else as the recipe's slider had them."""
-    batch = options.batch or facts.get("batch", 1)
-    if options.size is None and "latent_shape" in facts:
+    batch = options.batch or facts.batch
+    if options.size is None and facts.latent_shape:
         # these are the model's own latents; on a model of another kind their channels are fitted
-        return comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, *facts["latent_shape"]))
+        return comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, *facts.latent_shape))
     side = (options.size or _size(options)) // 8
     return comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, 4, side, side), 8)
 
 
-def _side(facts: Mapping[str, Any], vae) -> int | None:
+def _side(facts: Facts, vae) -> int | None:
     """Of the square that has the area of the pictures that the recipe's slider was trained on, in pixels."""
-    shape = facts.get("latent_shape")
-    return shape and round(math.sqrt(shape[-2] * shape[-1]) * vae.spacial_compression_encode())
+    if not facts.latent_shape:
+        return None
+    *_, height, width = facts.latent_shape
+    return round(math.sqrt(height * width) * vae.spacial_compression_encode())
 
 
-def _prompt(facts: Mapping[str, Any], options: argparse.Namespace) -> str:
+def _prompt(facts: Facts, options: argparse.Namespace) -> str:
     """Of scenes without a caption: the one that all scenes of the recipe's slider had."""
-    scenes = facts.get("scenes", ())
     if options.prompt is not None:
         return options.prompt
-    return scenes[0] if len(scenes) == 1 else ""
+    return facts.scenes[0] if len(facts.scenes) == 1 else ""
 
 
 def _size(options: argparse.Namespace) -> int:
@@ -173,10 +175,10 @@ def main() -> int:
     return reported(trained, recipe, facts, options.out)
 
 
-def reported(trained: Trained, recipe: Recipe, facts: Mapping[str, Any], out: Path) -> int:
+def reported(trained: Trained, recipe: Recipe, facts: Facts, out: Path) -> int:
     """Says what is not as asked for; the exit code, 0 for a whole run."""
     progress, made = trained.progress, trained.slider.info.recipe
-    if "pairs" in facts and made.get("pairs") != facts["pairs"]:
+    if facts.pairs and made.get("pairs") != facts.pairs:
         sys.stderr.write("Note: these are not the pictures, or the sizes, that the recipe's slider was trained on.\n")
     if progress.broken:
         sys.stderr.write(f"{progress.broken} {out} is from before that.\n")

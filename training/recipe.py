@@ -11,12 +11,11 @@ from math import isfinite
 from typing import Any
 
 from .concept import Concept
+from .facts import FACTS
 from .layers import CHOICES
 from .typed import check_types, made_of
 
 VISUAL_METHODS = ("noise", "ADDifT")
-# What a slider's header says beside its recipe: how far the run went, and what it was given
-FACTS = ("steps_done", "versions", "latent_shape", "batch", "scenes", "pairs")
 BLOCKS_TWICE = "blocks run twice"
 MEMORY = ("auto", BLOCKS_TWICE)
 

@@ -190,7 +190,7 @@ def _given_back(loan: Loan, embed: Embed, shapes: Shapes) -> Embed:
 def info_of(
     recipe: Recipe, progress: Progress, of_family: str, model_hash: str, facts: Mapping[str, Any] | None = None
 ) -> SliderInfo:
-    """What the slider's file will say. facts: of `recipe.FACTS`, what the run was given."""
+    """What the slider's file will say. facts: some of `facts.Facts`, what the run was given."""
     less, more = recipe.ends
     return SliderInfo(
         less=less,

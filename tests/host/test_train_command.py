@@ -79,6 +79,11 @@ def test_a_visual_recipe_takes_a_folder_of_pairs(run, tmp_path):
         ({"concepts": [{**CONCEPT, "more": 5}]}, "more must be a text, got 5"),
         ({"concepts": [CONCEPT], "rank": 4.5}, "rank must be a whole number, got 4.5"),
         ({"concepts": [CONCEPT], "both_signs": "no"}, "both_signs must be true or false, got 'no'"),
+        ({"concepts": [CONCEPT], "batch": "two"}, "batch must be a whole number, got 'two'"),
+        ({"concepts": [CONCEPT], "batch": 0}, "batch must be at least 1, got 0"),
+        ({"concepts": [CONCEPT], "latent_shape": [4, 64.5, 64]}, "latent_shape must be a list of whole numbers"),
+        ({"concepts": [CONCEPT], "latent_shape": [64, 64]}, "channels, height and width or more, got [64, 64]"),
+        ({"concepts": [CONCEPT], "scenes": "a person"}, "scenes must be a list of texts, got 'a person'"),
         ({"concepts": [CONCEPT], "kind": []}, "one of textual, visual, encoder; got []"),
     ],
 )
