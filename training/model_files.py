@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.sd
 import comfy.utils
+from safetensors import SafetensorError
 
 from ..pocket.model import load_pocket
+from ..sliders.memory import ran_out
 from .recipe import EncoderRecipe, Recipe, VisualRecipe
 
+_OLD_CLIP = "transformer.resblocks.0.ln_1.weight"  # of CLIP by its first names, which the host converts
 CLIP_TYPES = tuple(kind.name.lower() for kind in comfy.sd.CLIPType)
 
 
@@ -32,14 +38,15 @@ def load_models(options: argparse.Namespace, recipe: Recipe):
         return load_pocket()
     model = clip = vae = None
     if options.checkpoint:
-        model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
-            str(options.checkpoint), output_vae=True, output_clip=True
-        )
+        with _named(options.checkpoint, "checkpoint"):
+            model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
+                str(options.checkpoint), output_vae=True, output_clip=True
+            )
     if options.unet:
-        model = comfy.sd.load_diffusion_model(str(options.unet))
+        with _named(options.unet, "diffusion model"):
+            model = comfy.sd.load_diffusion_model(str(options.unet))
     if options.clip:
-        kind = comfy.sd.CLIPType[options.clip_type.upper()]
-        clip = comfy.sd.load_clip(ckpt_paths=[str(path) for path in options.clip], clip_type=kind)
+        clip = load_clip(options.clip, comfy.sd.CLIPType[options.clip_type.upper()])
     if options.vae:
         vae = load_vae(options.vae)
     needed = [("a text encoder", "--clip", clip)]
@@ -53,9 +60,33 @@ def load_models(options: argparse.Namespace, recipe: Recipe):
     return model, clip, vae
 
 
+@contextmanager
+def _named(path: Path, what: str) -> Iterator[None]:
+    """The host's errors over a file within the block, as ValueErrors that name it."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        if ran_out(error):
+            raise
+        raise ValueError(f"{path} holds no {what} that this ComfyUI knows: {str(error).strip()}") from error
+
+
+def load_clip(paths: Sequence[Path], kind: comfy.sd.CLIPType) -> comfy.sd.CLIP:
+    """Raises ValueError, naming it, for a file that holds no text encoder: the host would go on with another's
+    untrained weights.
+    """
+    for path in paths:
+        with _named(path, "text encoder"):
+            state = comfy.utils.load_torch_file(str(path), safe_load=True)
+        if comfy.sd.detect_te_model(state) is None and _OLD_CLIP not in state:
+            raise ValueError(f"{path} holds no text encoder that this ComfyUI knows.")
+    return comfy.sd.load_clip(ckpt_paths=[str(path) for path in paths], clip_type=kind)
+
+
 def load_vae(path: Path) -> comfy.sd.VAE:
     """Raises ValueError if there is none in the file."""
-    state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    with _named(path, "VAE"):
+        state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     vae = comfy.sd.VAE(sd=state, metadata=metadata)
     if vae.first_stage_model is None:
         raise ValueError(f"{path} holds no VAE that this ComfyUI knows.")

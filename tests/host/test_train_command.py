@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.world import portraits
 from concept_sliders.sliders.files import load_slider, save_slider
+from concept_sliders.tests import checkpoint
 from concept_sliders.tests.host.tiny_vae import film_vae
 from concept_sliders.training import command
 from concept_sliders.training.model_files import load_vae
@@ -22,7 +24,7 @@ from concept_sliders.training.pair_folders import read_pairs
 from concept_sliders.training.recipe import Concept
 from concept_sliders.training.run import PROJECT
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 CONCEPT = {"target": "portrait of a person", "more": "very old person", "less": "very young person"}
 SMALL = {"steps": 3, "rollout_steps": 2, "rank": 2}
@@ -197,3 +199,68 @@ def test_files_of_parts_are_loaded_and_what_is_missing_is_said(run, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="none.safetensors holds no VAE"):
         load_vae(tmp_path / "none.safetensors")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """A small SD 1 checkpoint, and its parts in files of their own, by the options they are for."""
+    folder = tmp_path_factory.mktemp("models")
+    named = {part: folder / f"{part}.safetensors" for part in ("checkpoint", "unet", "clip", "vae")}
+    tensors, zeros = checkpoint.weights("SD 1")
+    checkpoint.write(named["checkpoint"], tensors, zeros)
+    whole = load_file(named["checkpoint"])
+    for part, prefix in PARTS.items():
+        own = {name.removeprefix(prefix): t for name, t in whole.items() if name.startswith(prefix)}
+        save_file(own, named[part])
+    return named
+
+
+PARTS = {"unet": "model.diffusion_model.", "clip": "cond_stage_model.transformer.", "vae": "first_stage_model."}
+ON_FILES = {"steps": 2, "rank": 1, "learning_rate": 1e-3}
+
+
+def given(files, *parts):
+    return [each for part in parts for each in (f"--{part}", files[part])]
+
+
+def test_a_checkpoint_and_its_parts_in_files_give_the_same_slider(run, tmp_path, files):
+    recipe = recipe_file(tmp_path, concepts=[CONCEPT], rollout_steps=2, **ON_FILES)
+    for name, parts in {"whole": ["checkpoint"], "parts": ["unet", "clip"]}.items():
+        code, said = run(recipe, "--out", tmp_path / f"{name}.safetensors", "--size", 64, *given(files, *parts))
+        assert code == 0, said
+    whole, parts = (load_slider(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
+    assert same(whole, parts)
+    assert whole.info.family == "SD15" and whole.info.recipe["latent_shape"] == [4, 8, 8]
+    assert any(layer.up.any() for layer in whole.layers.values())
+
+
+def test_a_visual_slider_of_a_checkpoint_sees_through_the_vae_that_is_given(run, tmp_path, files):
+    pairs, out = drawn_pairs(tmp_path / "pairs"), tmp_path / "s.safetensors"
+    recipe = recipe_file(tmp_path, kind="visual", more="smile", **ON_FILES)
+    everything = [recipe, "--out", out, "--pairs", pairs, "--size", 64]
+    code, said = run(*everything, *given(files, "unet", "clip"))
+    assert code == 1 and "needs a VAE: give a checkpoint that has one, or --vae FILE" in said and not out.exists()
+    code, said = run(*everything, *given(files, "unet", "clip", "vae"))
+    assert code == 0, said
+    assert load_slider(out).info.family == "SD15" and load_slider(out).info.recipe["latent_shape"] == [4, 8, 8]
+
+
+def test_a_text_encoder_slider_needs_no_diffusion_model(run, tmp_path, files):
+    out = tmp_path / "s.safetensors"
+    recipe = recipe_file(tmp_path, kind="encoder", concepts=[CONCEPT], **ON_FILES)
+    code, said = run(recipe, "--out", out, *given(files, "clip"))
+    assert code == 0, said
+    within = [name for name in load_slider(out).layers if name.startswith("lora_te1_text_model_encoder_layers_")]
+    assert len(within) == 6 * 12  # attention and both layers of an MLP, of 12 blocks
+
+
+def test_files_that_are_not_what_they_are_given_for_are_named(run, tmp_path, files):
+    recipe, out = recipe_file(tmp_path, concepts=[CONCEPT], **SMALL), tmp_path / "s.safetensors"
+    save_file({"a": torch.zeros(1)}, tmp_path / "nothing.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(files["vae"].read_bytes()[:2000])
+    (tmp_path / "torn.ckpt").write_bytes(b"no pickle")
+    for option, others in {"checkpoint": (), "unet": ("clip",), "clip": ("unet",), "vae": ()}.items():
+        for name in ("nothing.safetensors", "torn.safetensors", "torn.ckpt", "lost.safetensors"):
+            code, said = run(recipe, "--out", out, f"--{option}", tmp_path / name, *given(files, *others))
+            assert code == 1 and re.search(f"^error: .*{name}", said, re.MULTILINE), (option, said)
+    assert not out.exists()

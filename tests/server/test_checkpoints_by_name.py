@@ -12,7 +12,7 @@ from concept_sliders.devtools.workflow import change, named
 from concept_sliders.sliders.files import load_slider
 from concept_sliders.tests.server.test_workflows import cancel_after_a_step, loras, saved_file, shown
 
-WRITER = Path(__file__).parent / "checkpoint.py"
+WRITER = Path(__file__).parents[1] / "checkpoint.py"
 PICTURES = {"batch_size": 1}
 BY_NAME = {  # as the examples' notes say, with few steps
     "train_a_textual_slider": {

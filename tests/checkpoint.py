@@ -1,6 +1,6 @@
 """Writes a small checkpoint with random weights that ComfyUI's own Load Checkpoint knows as SD 1 or SDXL.
 
-    PYTHON tests/server/checkpoint.py COMFYUI FAMILY FILE
+    PYTHON tests/checkpoint.py COMFYUI FAMILY FILE
 
 What ComfyUI knows the family by is kept: channels, depths where it looks at them, and the width of prompts. The rest
 is as small as it lets one: every level as wide as the first, and a tiny autoencoder. Its text encoders have one size
