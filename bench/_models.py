@@ -206,3 +206,9 @@ def settle() -> None:
     """Wait for the device, so that the clock shows what is done and not what is queued."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def table(columns: tuple[str, ...], rows: list[dict]) -> str:
+    """In Markdown; a row that lacks a column leaves it empty."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows])

@@ -264,12 +264,6 @@ WAYS = {
 }
 
 
-def table(rows: list[dict]) -> str:
-    columns = ("way", "sliders", "step", "change", "gate", "first", "gigabytes", "picture")
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join(lines + ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=_models.SIZES, default="sd15")
@@ -294,7 +288,8 @@ def main() -> None:
         bench.sweep(options.sweep)
     if options.picture:
         bench.picture(max(options.counts), options.picture)
-    log.info("\n%s", table(bench.rows))
+    columns = ("way", "sliders", "step", "change", "gate", "first", "gigabytes", "picture")
+    log.info("\n%s", _models.table(columns, bench.rows))
     if options.out:
         options.out.write_text(json.dumps({"bare_seconds": bench.bare, "rows": bench.rows}, indent=1))
 
