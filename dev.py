@@ -90,9 +90,7 @@ def parser() -> argparse.ArgumentParser:
     command("demo", demo, "train a slider in the real ComfyUI and turn it", passes_on=True)
     command("train", train, "train a slider by a recipe: a slider's file, or JSON", passes_on=True)
     testing = command("test", test, "run the tests; arguments after -- go to pytest")
-    testing.add_argument(
-        "tiers", nargs="*", metavar="tier", help=f"of {', '.join(checks.TIERS)}; default: all"
-    )
+    testing.add_argument("tiers", nargs="*", metavar="tier", help=f"of {', '.join(checks.TIERS)}; default: all")
     benching = command("bench", bench, "run one of the benchmarks in bench/", passes_on=True)
     benching.add_argument("name")
     serving = command("serve", serve, "start ComfyUI with this pack in it")

@@ -123,9 +123,7 @@ class Bench:
     def again(self, what: str, model, name: str) -> Tensor:
         """(count, 64, 64, 3) pictures, with what the model has on it from the gate on."""
         later, latents = slice(self.opens, None), self.begun(what)
-        made = self.kept(
-            f"{what} from {self.gate.start:g} {name}", lambda: self.sampled(what, model, later, latents)
-        )
+        made = self.kept(f"{what} from {self.gate.start:g} {name}", lambda: self.sampled(what, model, later, latents))
         return self.pictures(made)
 
     @torch.inference_mode()

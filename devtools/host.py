@@ -104,9 +104,7 @@ def set_up(
             if home.is_dir() and not left(home, steps):
                 # All stamps stand but the environment's Python is gone: begin again with the environment.
                 (home / "steps" / f"{steps[0].name}.done").unlink()
-            say(
-                f"setting up ComfyUI {pins.COMFYUI_VERSION} in {home} (once; {total(left(home, steps))} to go)"
-            )
+            say(f"setting up ComfyUI {pins.COMFYUI_VERSION} in {home} (once; {total(left(home, steps))} to go)")
             carry_out(home, steps, say)
     except OSError as error:
         raise Problem(

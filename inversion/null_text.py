@@ -62,9 +62,7 @@ class Fitted:
     losses: tuple[tuple[float, ...], ...]
 
 
-def fit(
-    predict: PredictNull, embedding: Embedding, step: Step, steps: int, rate: float, tolerance: float
-) -> Fitted:
+def fit(predict: PredictNull, embedding: Embedding, step: Step, steps: int, rate: float, tolerance: float) -> Fitted:
     """Fit the embedding so that the step lands on its target, with Adam started afresh.
 
     As published, a row whose loss is below the tolerance makes the step of that loss and is then done; rows do not
@@ -90,9 +88,7 @@ def fit(
     return Fitted(tuple(leaf.detach() for leaf in leaves), tuple(map(tuple, losses)))
 
 
-def _descend(
-    predict: PredictNull, leaves: Embedding, adam: torch.optim.Adam, step: Step, rows: Tensor
-) -> Tensor:
+def _descend(predict: PredictNull, leaves: Embedding, adam: torch.optim.Adam, step: Step, rows: Tensor) -> Tensor:
     """One step of Adam for some rows; their losses before it, (rows,)."""
     with torch.enable_grad():
         d_null = predict(step.x[rows], tuple(leaf[rows] for leaf in leaves), rows)

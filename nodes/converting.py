@@ -190,9 +190,7 @@ def _left_whole(merged: Merged) -> str:
     )
 
 
-def merged_stack(
-    sliders: Stack, rank: int, name: str, model: ModelPatcher | None = None
-) -> tuple[Stack, Merged]:
+def merged_stack(sliders: Stack, rank: int, name: str, model: ModelPatcher | None = None) -> tuple[Stack, Merged]:
     """A stack of the one slider that does what the whole stack does, and how it was merged.
 
     model: the one that the sliders are for, see `merge`.

@@ -176,9 +176,7 @@ def _fewest_rows(strengths: Tensor) -> Tensor:
     return strengths[:1] if bool((strengths == strengths[:1]).all()) else strengths
 
 
-def _hooks(
-    index: int, name: str, chosen: Changes, acting: _Acting, shelf: Shelf
-) -> Iterator[Callable[..., Tensor]]:
+def _hooks(index: int, name: str, chosen: Changes, acting: _Acting, shelf: Shelf) -> Iterator[Callable[..., Tensor]]:
     """The forward hooks of one layer: its products in one, and what is multiplied out in another."""
     together = bound_together(chosen)
     products = tuple(

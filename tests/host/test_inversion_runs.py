@@ -1,6 +1,5 @@
 """Sampling with an inversion's conditioning: what is active when, and what comes of it."""
 
-
 import comfy.hooks
 import comfy.model_management
 import pytest
@@ -158,9 +157,7 @@ def test_outside_a_mask_the_picture_stays_as_it_was(pocket, pictures, inversion)
     acted = apply_sliders(pocket[0], Stack.of(random_slider(pocket[0], size=0.1)))
     for sampler, noise in (("euler", False), ("ddim", True)):
         latent = {"samples": inversion.noise, "noise_mask": mask}
-        edited = by_sampler_custom(
-            acted, inversion, pictures.positive, latent=latent, sampler=sampler, noise=noise
-        )
+        edited = by_sampler_custom(acted, inversion, pictures.positive, latent=latent, sampler=sampler, noise=noise)
         assert difference(edited[..., :8], pictures.latents[..., :8]) < 1e-5
         assert difference(edited[..., 8:], pictures.latents[..., 8:]) > 0.05
 

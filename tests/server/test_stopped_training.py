@@ -50,8 +50,12 @@ def graph():
 
 
 def steps_done(server, entry):
-    (file,) = [text.removeprefix("Saved ") for out in entry["outputs"].values() for text in out.get("text", ()) if
-               text.startswith("Saved ")]
+    (file,) = [
+        text.removeprefix("Saved ")
+        for out in entry["outputs"].values()
+        for text in out.get("text", ())
+        if text.startswith("Saved ")
+    ]
     return load_slider(server.base / "models" / "loras" / file).info.recipe["steps_done"]
 
 

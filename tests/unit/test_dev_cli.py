@@ -67,9 +67,7 @@ def test_tiers_are_run_in_their_own_order(tree):
     assert checks.select(["server", "unit"], tree) == ["unit", "server"]
 
 
-@pytest.mark.parametrize(
-    ("tier", "sentence"), [("nowhere", "no tier 'nowhere'"), ("browser", "holds no tests")]
-)
+@pytest.mark.parametrize(("tier", "sentence"), [("nowhere", "no tier 'nowhere'"), ("browser", "holds no tests")])
 def test_a_tier_without_tests_is_one_sentence(tree, tier, sentence):
     with pytest.raises(Problem, match=sentence):
         checks.select([tier], tree)

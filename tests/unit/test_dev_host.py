@@ -104,9 +104,7 @@ def test_missing_modules_are_found_by_the_hosts_own_python(comfy):
     ],
 )
 def test_the_first_suitable_python_makes_the_environment(versions, chosen):
-    found = pythons.choose(
-        "own", pythons.PREFERRED, versions.get, lambda name: name if name in versions else None
-    )
+    found = pythons.choose("own", pythons.PREFERRED, versions.get, lambda name: name if name in versions else None)
     assert found == chosen
 
 

@@ -82,9 +82,7 @@ def published(predict, step, embedding, inner_steps, rate, tolerance):
 
 
 def row(step, at):
-    return Step(
-        step.x[at], step.sigma, step.following, step.target[at], step.d_prompt[at], step.guidance, step.scale
-    )
+    return Step(step.x[at], step.sigma, step.following, step.target[at], step.d_prompt[at], step.guidance, step.scale)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 35.0, 1e9])

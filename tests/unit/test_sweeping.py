@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-_spec = importlib.util.spec_from_file_location(
-    "sweeping", Path(__file__).parents[2] / "nodes" / "sweeping.py"
-)
+_spec = importlib.util.spec_from_file_location("sweeping", Path(__file__).parents[2] / "nodes" / "sweeping.py")
 sweeping = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sweeping)
 
@@ -65,9 +63,12 @@ def test_a_batch_index_that_is_there_is_kept():
 def test_masks_of_each_latent_go_along_and_others_stay():
     samples = torch.zeros(2, 1, 1, 1)
     each, shared = torch.arange(2.0).view(2, 1, 1), torch.ones(1, 1, 1)
-    assert sweeping.swept_latent({"samples": samples, "noise_mask": each}, 2)[
-        "noise_mask"
-    ].flatten().tolist() == [0, 0, 1, 1]
+    assert sweeping.swept_latent({"samples": samples, "noise_mask": each}, 2)["noise_mask"].flatten().tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
     assert sweeping.swept_latent({"samples": samples, "noise_mask": shared}, 2)["noise_mask"] is shared
 
 
