@@ -1,6 +1,6 @@
 """What an iteration of training costs: ours beside the published schedule, on the same model in one run.
 
-    python3 dev.py bench train [--models pocket sd15 sdxl] [--side 16]
+    python3 dev.py bench train [--models pocket sd15 sdxl] [--side 16] [--hold 0 2 6]
 
 In units of one forward pass at batch 1 of the same model, and in seconds. The published schedules are written from
 their description: the textual one rolls out afresh in every iteration, over 50 steps up to a random one, and asks in
@@ -17,6 +17,7 @@ import gc
 import json
 import logging
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,13 +31,15 @@ from concept_sliders.training.differentiable import differentiable
 from concept_sliders.training.in_place import borrowed
 from concept_sliders.training.loop import Training
 from concept_sliders.training.new_layers import NewLayers
-from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
+from concept_sliders.training.recipe import VISUAL_METHODS, Concept, TextualRecipe, VisualRecipe
 from concept_sliders.training.recompute import recomputed
 from concept_sliders.training.textual import POOL, TextualPoints
 from concept_sliders.training.visual import LatentSet, VisualPoints
 
 log = logging.getLogger("bench")
 CONCEPT = Concept("person", "old person", "young person")
+PHRASES = ("male", "female", "with glasses", "without glasses", "smiling", "frowning")
+TRAININGS = ("textual", "visual", "memory")
 
 
 class Cost(NamedTuple):
@@ -50,33 +53,37 @@ class Bench:
     """One model, borrowed for training. shape: (1, C, ...) of the latents."""
 
     def __init__(self, name: str, side: int):
-        self.name = name
+        self.name, prompts = name, (*replace(CONCEPT, hold=PHRASES).prompts(), *CONCEPT.prompts(), "")
         with torch.inference_mode():
             if name == "pocket":
                 self.model, clip, vae = load_pocket()
                 self.shape = (1, 24, 16, 16)
                 self.encode = lambda: vae.encode(torch.zeros(1, 64, 64, 3))
                 encode = clip.encode_from_tokens_scheduled
-                self.conditionings = {p: encode(clip.tokenize(p)) for p in (*CONCEPT.prompts(), "")}
+                self.conditionings = {p: encode(clip.tokenize(p)) for p in prompts}
             else:
                 self.model, self.shape = _models.full_size(name), (1, 4, side, side)
                 vae, device = _models.full_size_vae(), comfy.model_management.get_torch_device()
                 self.encode = lambda: vae.encode(torch.zeros(1, 3, 8 * side, 8 * side, device=device))
                 context, extra = _models.SIZES[name][1]["context_dim"], _models.SIZES[name][2]
-                self.conditionings = {
-                    p: [[torch.randn(1, 77, context), dict(extra)]] for p in (*CONCEPT.prompts(), "")
-                }
+                self.conditionings = {p: [[torch.randn(1, 77, context), dict(extra)]] for p in prompts}
         self.rows: list[dict] = []
 
-    def measure(self, published_iterations: int, own_iterations: int) -> None:
+    def measure(self, options: argparse.Namespace) -> None:
         with borrowed(self.model):
             self.denoiser = Denoiser(self.model, self._plain())
             self.x = torch.randn(self.shape, device=self.denoiser.device)
             self.unit = self._unit()
-            log.info("%s: a forward pass at batch 1 takes %.3f s", self.name, self.unit)
-            self._textual(published_iterations, own_iterations)
-            self._visual(max(2, own_iterations // 8))  # they are all alike
-            self._memory()
+            two = self._unit(2) / self.unit
+            log.info(
+                "%s: a forward pass at batch 1 takes %.3f s, at batch 2 %.2f times that", self.name, self.unit, two
+            )
+            if "textual" in options.trainings:
+                self._textual(options.published, options.own, options.hold)
+            if "visual" in options.trainings:
+                self._visual(max(2, options.own // 8))  # they are all alike
+            if "memory" in options.trainings:
+                self._memory()
 
     def _plain(self) -> dict[str, list]:
         return {
@@ -84,15 +91,20 @@ class Bench:
             for p, c in self.conditionings.items()
         }
 
-    def _unit(self) -> float:
+    def _unit(self, rows: int = 1) -> float:
+        x = self.x.repeat(rows, *(1 for _ in self.shape[1:]))
+
         def once() -> None:
             with torch.no_grad():
-                self.denoiser(self.x, torch.tensor(0.5, device=self.denoiser.device), [CONCEPT.target])
+                self.denoiser(x, torch.tensor(0.5, device=self.denoiser.device), [CONCEPT.target])
 
         once()
         return statistics.median(_models.timed(once) for _ in range(5))
 
-    def _textual(self, published_iterations: int, own_iterations: int) -> None:
+    def _textual(self, published_iterations: int, own_iterations: int, hold: list[int]) -> None:
+        """hold: numbers of phrases held fixed. The published schedule draws one of them in every iteration, and so costs
+        the same with any number.
+        """
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=10**6)
         generator = torch.Generator().manual_seed(0)
         layers = NewLayers(self.model, recipe, generator)
@@ -101,27 +113,31 @@ class Bench:
         # a rollout of a fixed length, the mean of the published ones, so that few iterations are enough
         points.steps = STEPS // 2
         before = self._cost(published, published_iterations)
-        own = TextualPoints(self.denoiser, layers, recipe, self.shape, generator)
-        # from a full pool on, whole trajectories, half of them with the slider on
-        ours = self._cost(Training(self.denoiser, layers, own, recipe, generator), own_iterations, warm=POOL)
-        self._note("textual", before, ours)
+        for phrases in hold:
+            recipe = replace(recipe, concepts=(replace(CONCEPT, hold=PHRASES[:phrases]),))
+            own = TextualPoints(self.denoiser, layers, recipe, self.shape, generator)
+            # from a full pool on, whole trajectories, half of them with the slider on
+            ours = self._cost(Training(self.denoiser, layers, own, recipe, generator), own_iterations, warm=POOL)
+            self._note(f"textual, {phrases} held", before, ours)
 
     def _visual(self, iterations: int) -> None:
         latents = torch.randn(2, *self.shape[1:])
         sets = [LatentSet(latents, (-1.0, 1.0), CONCEPT.target)]
         generator = torch.Generator().manual_seed(0)
         layers = NewLayers(self.model, VisualRecipe(), generator)
+        recipes = {method: VisualRecipe(steps=10**6, method=method) for method in VISUAL_METHODS}
+
+        def training(kind: type[Training], method: str) -> Training:
+            points = VisualPoints(self.denoiser, sets, recipes[method], generator)
+            return kind(self.denoiser, layers, points, recipes[method], generator)
+
+        published = training(PublishedVisualTraining, "noise")
+        published.encode, published.clock = torch.no_grad()(self.encode), _models.now
+        before = self._cost(published, iterations)
+        spent = {part: seconds / (iterations + 1) / self.unit for part, seconds in published.spent.items()}
         floor = self._floor(latents, iterations)
-        for method in ("noise", "ADDifT"):
-            recipe = VisualRecipe(steps=10**6, method=method)
-            points = VisualPoints(self.denoiser, sets, recipe, generator)
-            ours = self._cost(Training(self.denoiser, layers, points, recipe, generator), iterations)
-            points = VisualPoints(self.denoiser, sets, VisualRecipe(steps=10**6, method="noise"), generator)
-            published = PublishedVisualTraining(self.denoiser, layers, points, recipe, generator)
-            published.encode, published.clock = torch.no_grad()(self.encode), _models.now
-            before = self._cost(published, iterations)
-            spent = {part: seconds / (iterations + 1) / self.unit for part, seconds in published.spent.items()}
-            self._note(f"visual, {method}", before, ours, spent, floor)
+        for method in VISUAL_METHODS:
+            self._note(f"visual, {method}", before, self._cost(training(Training, method), iterations), spent, floor)
 
     def _floor(self, latents: torch.Tensor, iterations: int) -> float:
         """Units of the two passes over a pair that its training cannot do without."""
@@ -152,13 +168,13 @@ class Bench:
         row = {"model": self.name, "training": what, "published": published, "ours": ours, "ratio": published / ours}
         seconds = {"published_seconds": before.seconds, "seconds": now.seconds}
         self.rows.append({**row, "of which": spent, "floor": floor, **seconds})
-        log.info("%-7s %-15s published %.1f units, ours %.2f: %.1f times fewer", *row.values())
-        log.info("%23s published %.3f s an iteration, ours %.3f s", "", *seconds.values())
+        log.info("%-7s %-16s published %.1f units, ours %.2f: %.1f times fewer", *row.values())
+        log.info("%24s published %.3f s an iteration, ours %.3f s", "", *seconds.values())
         if spent:
             parts = ", ".join(f"{part} {units:.2f}" for part, units in spent.items())
             alike = published - spent["encoding"] - spent["garbage"]
-            log.info("%23s of which %s; without encoding and garbage %.1f times", "", parts, alike / ours)
-            log.info("%23s ours against its floor of %.2f: %.2f", "", floor, ours / floor)
+            log.info("%24s of which %s; without encoding and garbage %.1f times", "", parts, alike / ours)
+            log.info("%24s ours against its floor of %.2f: %.2f", "", floor, ours / floor)
 
     def _memory(self) -> None:
         """Bytes that a training step keeps for backward, weights of the model not counted."""
@@ -201,6 +217,11 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=16, help="of the full-size models' latents")
     parser.add_argument("--published", type=int, default=3, help="iterations of the published textual schedule")
     parser.add_argument("--own", type=int, default=48, help="iterations of ours: whole trajectories")
+    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS), help="some of them")
+    hold_help = f"numbers of phrases held fixed, 0 to {len(PHRASES)}"
+    parser.add_argument(
+        "--hold", type=int, nargs="+", default=[0, 2, 6], choices=range(len(PHRASES) + 1), help=hold_help
+    )
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -208,7 +229,7 @@ def main() -> None:
     rows = []
     for name in options.models:
         bench = Bench(name, options.side)
-        bench.measure(options.published, options.own)
+        bench.measure(options)
         rows += bench.rows
         del bench
         gc.collect()
