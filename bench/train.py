@@ -102,8 +102,8 @@ class Bench:
         return statistics.median(_models.timed(once) for _ in range(5))
 
     def _textual(self, published_iterations: int, own_iterations: int, hold: list[int]) -> None:
-        """hold: numbers of phrases held fixed. The published schedule draws one of them in every iteration: its cost is
-        the same with any number.
+        """hold: numbers of phrases held fixed. The published schedule draws one of them an iteration: its cost is the
+        same with any number.
         """
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=10**6)
         generator = torch.Generator().manual_seed(0)

@@ -96,8 +96,11 @@ class TextualRecipe(Recipe):
     rollout_steps: noise levels of a frozen trajectory. guidance: its classifier-free guidance scale.
     visits: training points taken from one trajectory before the next is rolled out.
     own_rollouts: share of the trajectories that are rolled out with the slider on, in [0, 1]; the rest run the
-        bare model, as published. held_target: ask the frozen model for the target with every phrase too, and not
-        for the target alone; without phrases it changes nothing.
+        bare model, as published.
+    phrases_asked: of the phrases held fixed, how many the frozen model is asked about at a noise level, all in turn;
+        0 for all of them at once.
+    held_target: ask it for the target with these phrases too, and not for the target alone; without phrases it
+        changes nothing.
     """
 
     concepts: tuple[Concept, ...]
@@ -105,6 +108,7 @@ class TextualRecipe(Recipe):
     guidance: float = 3.0
     visits: int = 12
     own_rollouts: float = 0.5
+    phrases_asked: int = 1
     held_target: bool = True
 
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
@@ -113,6 +117,7 @@ class TextualRecipe(Recipe):
         yield "rollout_steps", self.rollout_steps >= 2, "at least 2"
         yield "guidance", isfinite(self.guidance) and self.guidance >= 0, "0 or above"
         yield "visits", self.visits >= 1, "at least 1"
+        yield "phrases_asked", self.phrases_asked >= 0, "at least 1, or 0 for all"
         yield "own_rollouts", 0 <= self.own_rollouts <= 1, "0 to 1"
 
     def prompts(self) -> tuple[str, ...]:

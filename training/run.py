@@ -89,7 +89,8 @@ def train_slider(
     def points(denoiser: Denoiser, layers: NewLayers, generator: torch.Generator) -> TextualPoints:
         return TextualPoints(denoiser, layers, recipe, tuple(latents.shape), generator)
 
-    questions = max(len(concept.prompts()) for concept in recipe.concepts) + 1
+    phrases = max(len(concept.phrases) for concept in recipe.concepts)
+    questions = 2 + 3 * min(recipe.phrases_asked or phrases, phrases)  # of guidance; the target and both ends
     prompt = recipe.concepts[0].target
     return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, shapes=shapes, watch=watch)
 

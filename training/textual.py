@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +31,8 @@ class TextualPoints:
     Points one after the other come from different trajectories: `POOL` of them take turns, and when one is used up
     another is rolled out in its place. The first ones are cut short, each to another length, so that never many end
     together: at batch 1 a slider would otherwise learn from one picture for many steps, and forget the one before.
+    Of the phrases held fixed, `recipe.phrases_asked` are asked about at a level, as the public code asks about one:
+    that is the mean over all in expectation, and costs the same with any number of them.
     Most trajectories run the bare model, as the paper has it. A share of them runs with the slider on (the public
     code does so always), each row at its own sign: there it learns what to hold in pictures that it has changed.
 
@@ -84,7 +88,8 @@ class TextualPoints:
         own = bool(torch.rand((), generator=generator) < recipe.own_rollouts)
         visits = self._visits(count, own)
         acting = (signs if own else torch.zeros_like(signs)).to(device)
-        rollout = _Rollout(self, recipe.concepts[chosen], acting, visits)
+        asked = self._phrases_in_turn(len(recipe.concepts[chosen].phrases))
+        rollout = _Rollout(self, recipe.concepts[chosen], acting, visits, asked)
         last = max(level for level, _ in visits)
         sigmas = self.denoiser.sigmas(recipe.rollout_steps)[: last + 2]  # what lies beyond is not asked for
         trajectory = roll_out(rollout, noise, sigmas, self.denoiser.scale_noise)
@@ -104,6 +109,16 @@ class TextualPoints:
         if self.recipe.both_signs:
             signs -= 2.0 * torch.randint(0, 2, signs.shape, generator=self.generator)
         return signs
+
+    def _phrases_in_turn(self, count: int) -> Iterator[list[int]]:
+        """For one noise level after the other, which of `count` phrases to ask about: all in turn."""
+        at_once = self.recipe.phrases_asked or count
+        if at_once >= count:
+            yield from repeat(list(range(count)))
+        shuffled = (torch.randperm(count, generator=self.generator).tolist() for _ in repeat(None))
+        in_turn = chain.from_iterable(shuffled)
+        while True:
+            yield list(islice(in_turn, at_once))
 
     def _visits(self, count: int, own: bool) -> list[tuple[int, int]]:
         """(level, factor of the signs) of `count` points to come: no level a third time before all had two.
@@ -131,21 +146,28 @@ class _Rollout:
     """The guided prediction along a trajectory, which keeps the frozen model's answers on the way.
 
     Everything asked about at a noise level goes to the model in one batch: the target and the empty prompt, with the
-    slider at `strengths`, (B,), and without it the target and both ends of the concept where a point will be.
+    slider at `strengths`, (B,), and without it the target and both ends of the concept where a point will be, with
+    the phrases that `phrases` gives for the level.
     """
 
-    def __init__(self, points: TextualPoints, concept: Concept, strengths: Tensor, visits: list[tuple[int, int]]):
-        self.points, self.strengths = points, strengths
-        self.target, self.guidance = concept.target, points.recipe.guidance
-        self.targets = concept.targets() if points.recipe.held_target else (concept.target,)
-        self.more, self.less = zip(*concept.ends())
+    def __init__(
+        self,
+        points: TextualPoints,
+        concept: Concept,
+        strengths: Tensor,
+        visits: list[tuple[int, int]],
+        phrases: Iterator[list[int]],
+    ):
+        self.points, self.strengths, self.concept, self.phrases = points, strengths, concept, phrases
+        self.guidance, self.holds_target = points.recipe.guidance, points.recipe.held_target
         self.visited = {level for level, _ in visits}
         self.d_target: list[Tensor] = []
         self.d_change: list[Tensor] = []
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...), guided."""
-        guiding = [self.target, ""] if self.guidance != 1 and self.target else [self.target]
+        target = self.concept.target
+        guiding = [target, ""] if self.guidance != 1 and target else [target]
         frozen = self._frozen_prompts() if len(self.d_target) in self.visited else []
         strengths = torch.zeros(len(guiding) + len(frozen), len(x), 1, device=x.device)
         strengths[: len(guiding)] = self.strengths[:, None]
@@ -154,12 +176,14 @@ class _Rollout:
         return classifier_free(answers[0], answers[1], self.guidance) if len(guiding) > 1 else answers[0]
 
     def _frozen_prompts(self) -> list[str]:
-        """What is asked of the frozen model beside the guidance, which may have asked for the target already."""
-        return [*(() if self._target_is_guiding else self.targets), *self.more, *self.less]
-
-    @property
-    def _target_is_guiding(self) -> bool:
-        return self.targets == (self.target,) and not self.strengths.any()
+        """With the phrases whose turn it is: the target, unless the guidance asks the same, and both ends."""
+        concept, turn = self.concept, next(self.phrases)
+        more, less = zip(*(concept.ends()[phrase] for phrase in turn))
+        targets = [concept.targets()[phrase] for phrase in turn] if self.holds_target else [concept.target]
+        if targets == [concept.target] and not self.strengths.any():
+            targets = []
+        self.ends = len(turn)
+        return [*targets, *more, *less]
 
     def _keep(self, d_guiding: Tensor, frozen: Tensor) -> None:
         """The two terms of the target at this level; zeros where no point will be."""
@@ -167,7 +191,6 @@ class _Rollout:
             self.d_target.append(torch.zeros_like(d_guiding))
             self.d_change.append(torch.zeros_like(d_guiding))
             return
-        asked = 0 if self._target_is_guiding else len(self.targets)
-        d_target, d_more, d_less = frozen.split([asked, len(self.more), len(self.less)])
-        self.d_target.append(d_target.mean(dim=0) if asked else d_guiding)
+        d_targets, d_more, d_less = frozen.split([len(frozen) - 2 * self.ends, self.ends, self.ends])
+        self.d_target.append(d_targets.mean(dim=0) if len(d_targets) else d_guiding)
         self.d_change.append(textual_change(d_more, d_less))

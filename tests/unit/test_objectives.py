@@ -97,8 +97,8 @@ CONCEPT = Concept("p", "m", "l", ("a", "b"), eta=2.0)
 
 def source(concepts=(CONCEPT,), seed=0, **changes):
     model, generator = Affine(), torch.Generator().manual_seed(seed)
-    values = {"own_rollouts": 0.0, "held_target": False, "rollout_steps": 10, "visits": 4, **changes}
-    recipe = TextualRecipe(concepts=concepts, **values)
+    values = {"own_rollouts": 0.0, "held_target": False, "phrases_asked": 0, "rollout_steps": 10, "visits": 4}
+    recipe = TextualRecipe(concepts=concepts, **{**values, **changes})
     return model, generator, TextualPoints(model, model, recipe, (2, 3), generator)
 
 
@@ -205,6 +205,30 @@ def test_a_held_target_asks_with_every_phrase():
     sign = float(met[0].strengths[0, 0])
     expected = (3.0 + 0.0) / 2 + float(met[0].sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
     torch.testing.assert_close(met[0].target[0], torch.full((3,), expected))
+
+
+def test_phrases_take_turns_where_not_all_are_asked_about():
+    model, met = points(40, held_target=True, phrases_asked=1, visits=40)
+    asked = [prompts[2:] for prompts in model.asked if len(prompts) > 2]
+    by_phrase = [("p, a", "m, a", "l, a"), ("p, b", "m, b", "l, b")]
+    assert [set(pair) for pair in zip(asked[::2], asked[1::2])] == [set(by_phrase)] * (len(asked) // 2)
+    assert len(asked) == 40 and len(set(zip(asked[::2], asked[1::2]))) == 2  # either comes first
+    for point in met:
+        sigma, sign = float(point.sigma), float(point.strengths[0, 0])
+        expected = {round(base + sigma + sign * 2.0 * change, 4) for base, change in ((3, 5 - 2), (0, 4 - 3))}
+        assert round(float(point.target[0, 0]), 4) in expected
+
+
+def test_some_of_many_phrases_are_asked_about_at_once():
+    model = Affine()
+    three = Concept("p", "m", "l", ("a", "b", "c"))
+    model.shifts = {f"{prompt}{phrase}": 0.0 for prompt in "pml" for phrase in ("", ", a", ", b", ", c")} | {"": 0.0}
+    recipe = TextualRecipe(concepts=(three,), phrases_asked=2, rollout_steps=6, visits=12, own_rollouts=0.0)
+    next(TextualPoints(model, model, recipe, (2, 3), torch.Generator().manual_seed(0)))
+    asked = [[prompt[-1] for prompt in prompts[2:4]] for prompts in model.asked if len(prompts) > 2]
+    assert all(len(phrases) == 2 for phrases in asked) and len(asked) >= 3
+    met = [phrase for phrases in asked for phrase in phrases]
+    assert all(set(met[at : at + 3]) == set("abc") for at in range(0, len(met) - 2, 3))
 
 
 def test_own_rollouts_carry_the_slider_along():
