@@ -43,7 +43,8 @@ class Denoiser:
     def __call__(self, x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
         """One prediction per prompt and latent, in one batch: x (B, C, ...) -> (len(prompts), B, C, ...).
 
-        sigma: a scalar tensor. Without any part thrown away: guidance is the caller's choice of prompts.
+        sigma: a scalar tensor. Without any part thrown away: guidance is the caller's choice of prompts, which must
+        go into one batch, see `ask`.
         """
         rows = x.shape[0]
         batch = x.repeat(len(prompts), *(1 for _ in x.shape[1:]))  # (P * B, C, ...), chunk by chunk
@@ -72,9 +73,16 @@ class Denoiser:
     ) -> Tensor:
         """The same without gradients, with a slider at strengths (len(prompts), B, 1), or the frozen model.
 
-        In as few batches as memory and the model allow. Raises the host's out-of-memory error if a single entry
-        does not fit.
+        In as few batches as memory and the model allow: prompts of different lengths have one each, unless the model
+        reads them padded. Raises the host's out-of-memory error if a single entry does not fit.
         """
+        groups = self._alike(x, prompts) if len(prompts) > 1 else []
+        if len(groups) > 1:
+            answers = {}
+            for group in groups:
+                taken = None if strengths is None else strengths[group]
+                answers |= zip(group, self.ask(x, sigma, [prompts[place] for place in group], layers, taken))
+            return torch.stack([answers[place] for place in range(len(prompts))])
         entries, acting = len(prompts) * len(x), nullcontext()
         too_many = self.at_once is not None and entries > self.at_once
         if layers is not None and strengths is not None and strengths.any():
@@ -92,6 +100,19 @@ class Denoiser:
         comfy.model_management.soft_empty_cache()
         logging.warning("There is no memory for %d predictions at once; going on with %d.", entries, self.at_once)
         return self._halves(x, sigma, prompts, layers, strengths)
+
+    def _alike(self, x: Tensor, prompts: Sequence[str]) -> list[list[int]]:
+        """The places of prompts that the host would put into one batch, batch by batch."""
+        groups: list[tuple[dict, list[int]]] = []
+        for place, prompt in enumerate(prompts):
+            conditions = self._row_conditions(prompt, x)
+            for first, places in groups:
+                if comfy.samplers.cond_equal_size(first, conditions):
+                    places.append(place)
+                    break
+            else:
+                groups.append((conditions, [place]))
+        return [places for _, places in groups]
 
     def _halves(self, x: Tensor, sigma: Tensor, prompts: Sequence[str], layers, strengths: Tensor | None) -> Tensor:
         """Asked in two parts: of the prompts, or of the rows where there is one prompt."""

@@ -31,10 +31,9 @@ from concept_sliders.tests.host.family_names import (
     respelled,
     same_changes,
 )
+from concept_sliders.tests.host.family_training import EARLY_OUT, trains
 from concept_sliders.tests.host.tiny import difference, random_slider, tensors_of, traces
 from concept_sliders.training.packed import packed
-from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.run import train_slider
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -43,12 +42,7 @@ STRENGTH = 0.8
 CLOSE = 1e-4  # relative, of latents in float32
 GATE = Gate(0.4)
 BRANCHES = ("positive", "negative")
-EARLY_OUT = "all but early layers"
 ONE_BY_ONE = "as if asked one by one"  # what the host's own batch of both prompts is not, in such a model
-CONCEPT = Concept("a person", "an old person", "a young person")
-RECIPE = TextualRecipe(
-    concepts=(CONCEPT,), rank=2, steps=2, learning_rate=1e-3, layers="all", rollout_steps=2, visits=2
-)
 
 
 class Subject:
@@ -268,21 +262,6 @@ def saves(subject: Subject) -> str:
     assert again.layers.keys() == subject.slider.layers.keys()
     assert torch.equal(subject.acting(Stack.of(again, STRENGTH), "by rows"), subject.acted)
     return "yes"
-
-
-def trains(subject: Subject) -> str:
-    """Two steps in place: a finite loss, a slider that is no longer nothing, a model that is as before."""
-    prompts = (*CONCEPT.prompts(), "")
-    conditionings = {prompt: subject.family.conditioning(seed) for seed, prompt in enumerate(prompts)}
-    with torch.inference_mode():
-        trained = train_slider(subject.model, conditionings, RECIPE, subject.family.empty(2), "trained")
-    assert trained.progress.steps == RECIPE.steps
-    assert all(torch.isfinite(torch.tensor(trained.progress.losses)))
-    learned = sum(bool(layer.up.any()) for layer in trained.slider.layers.values())
-    assert learned > len(trained.slider.layers) / 2
-    assert trained.slider.layers.keys() == subject.in_sampling.layers.keys()
-    subject.assert_untouched()
-    return "yes" if subject.in_sampling is subject.slider else EARLY_OUT
 
 
 CHECKS: dict[str, Callable[[Subject], str]] = {

@@ -18,7 +18,11 @@ OPERATIONS = comfy.ops.manual_cast  # what makes the layers of smaller parts
 TOKENS = 7
 TEXT = 16  # the width of a prompt's encoding, unless a family says otherwise
 POOLED = {"pooled_output": (1, 8)}
-ALL_TOKENS = torch.ones(1, TOKENS, dtype=torch.long)
+
+
+def all_tokens(tokens: int, generator: torch.Generator) -> Tensor:
+    """(1, tokens): a mask that takes all of a prompt."""
+    return torch.ones(1, tokens, dtype=torch.long)
 
 
 def still(*shape: int) -> Tensor:
@@ -38,7 +42,8 @@ class Family:
 
     config: the host's configuration class. unet: its settings, with hidden sizes of 32 to 128 and a block or two.
     latent: (C, ...), without the batch. context: (tokens, width) of a prompt's encoding. extra: what comes with
-    it, by the names of CONDITIONING; a tuple stands for random numbers of that shape. guidance: the scale of
+    it, by the names of CONDITIONING; a tuple stands for random numbers of that shape, a function is given the number
+    of tokens and a source of random numbers. guidance: the scale of
     classifier-free guidance, 1 for none. state: tensors of a checkpoint that the configuration looks at.
     parts: makers of smaller parts, by path, where the host's class has one size only. sound: the latent of the
     sound that belongs to a film, where the host nests both.
@@ -64,14 +69,15 @@ class Family:
         randomise(model.diffusion_model, seed)
         return ModelPatcher(model, CPU, CPU)
 
-    def conditioning(self, seed: int) -> list:
-        """CONDITIONING of one prompt."""
-        generator = torch.Generator().manual_seed(seed)
-        extra = {
-            name: torch.randn(value, generator=generator) if isinstance(value, tuple) else value
-            for name, value in self.extra.items()
-        }
-        return [[torch.randn(1, *self.context, generator=generator), extra]]
+    def conditioning(self, seed: int, more_tokens: int = 0) -> list:
+        """CONDITIONING of one prompt. more_tokens: than `context` has."""
+        generator, (tokens, width) = torch.Generator().manual_seed(seed), self.context
+        extra = {}
+        for name, value in self.extra.items():
+            if isinstance(value, tuple):
+                value = torch.randn(value, generator=generator)
+            extra[name] = value(tokens + more_tokens, generator) if callable(value) else value
+        return [[torch.randn(1, tokens + more_tokens, width, generator=generator), extra]]
 
     def empty(self, rows: int = 1) -> Tensor | NestedTensor:
         """An empty latent of that many rows."""

@@ -4,7 +4,7 @@ import comfy.ops
 import comfy.supported_models as host
 import torch
 from comfy.ldm.anima.model import LLMAdapter
-from concept_sliders.tests.host.tiny_families.family import ALL_TOKENS, CPU, POOLED, TEXT, TOKENS, Family
+from concept_sliders.tests.host.tiny_families.family import CPU, POOLED, TEXT, TOKENS, Family, all_tokens
 from concept_sliders.tests.host.tiny_families.videos import COSMOS_2, KANDINSKY
 
 LUMINA = {
@@ -62,8 +62,14 @@ def small_adapter() -> LLMAdapter:
     )
 
 
+def token_ids(tokens: int, generator: torch.Generator) -> torch.Tensor:
+    """(1, tokens) of words, and HiDream O1's own token that the picture follows."""
+    words = torch.randint(5, 1000, (1, tokens - 1), generator=generator)
+    return torch.cat([words, torch.tensor([[151673]])], dim=1)
+
+
 LATER: dict[str, Family] = {
-    "Lumina 2": Family(host.Lumina2, LUMINA, (16, 8, 8), extra={"attention_mask": ALL_TOKENS}),
+    "Lumina 2": Family(host.Lumina2, LUMINA, (16, 8, 8), extra={"attention_mask": all_tokens}),
     "Z-Image": Family(host.ZImage, Z_IMAGE, (16, 8, 8)),
     "Qwen-Image": Family(host.QwenImage, QWEN, (16, 1, 8, 8)),
     "HiDream": Family(
@@ -109,16 +115,16 @@ LATER: dict[str, Family] = {
             },
         },
         (3, 64, 64),
-        extra={"text_input_ids": torch.tensor([[5, 6, 7, 8, 151673]])},
+        extra={"text_input_ids": token_ids},
     ),
     "OmniGen 2": Family(
-        host.Omnigen2, {**OMNIGEN, "text_feat_dim": TEXT}, (16, 8, 8), extra={"attention_mask": ALL_TOKENS}
+        host.Omnigen2, {**OMNIGEN, "text_feat_dim": TEXT}, (16, 8, 8), extra={"attention_mask": all_tokens}
     ),
     "Boogu": Family(
         host.Boogu,
         {**OMNIGEN, "image_model": "boogu", "num_double_stream_layers": 1, "instruction_feat_dim": TEXT},
         (16, 8, 8),
-        extra={"attention_mask": ALL_TOKENS},
+        extra={"attention_mask": all_tokens},
     ),
     "Krea 2": Family(
         host.Krea2,
@@ -151,7 +157,7 @@ LATER: dict[str, Family] = {
         },
         (128, 4, 4),
         (TOKENS, 2 * TEXT),
-        extra={"attention_mask": ALL_TOKENS},
+        extra={"attention_mask": all_tokens},
     ),
     "Ernie-Image": Family(
         host.ErnieImage,

@@ -2,7 +2,7 @@
 
 import comfy.supported_models as host
 import torch
-from concept_sliders.tests.host.tiny_families.family import ALL_TOKENS, POOLED, TEXT, TOKENS, Family
+from concept_sliders.tests.host.tiny_families.family import POOLED, TEXT, TOKENS, Family, all_tokens
 from concept_sliders.tests.host.tiny_families.videos import HUNYUAN
 
 FLUX = {
@@ -145,7 +145,7 @@ TRANSFORMERS: dict[str, Family] = {
             "use_style_cond": True,
         },
         extra={
-            "attention_mask": ALL_TOKENS,
+            "attention_mask": all_tokens,
             "conditioning_mt5xl": (1, 5, TEXT),
             "attention_mask_mt5xl": torch.ones(1, 5),
         },

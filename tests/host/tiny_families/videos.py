@@ -6,7 +6,7 @@ import torch
 from comfy.ldm.ace.lyric_encoder import ConformerEncoder
 from comfy.ldm.audio.embedders import NumberConditioner
 from comfy.ldm.hunyuan_video.model import ByT5Mapper
-from concept_sliders.tests.host.tiny_families.family import ALL_TOKENS, CPU, POOLED, TEXT, TOKENS, Family
+from concept_sliders.tests.host.tiny_families.family import CPU, POOLED, TEXT, TOKENS, Family, all_tokens
 
 HUNYUAN = {
     "image_model": "hunyuan_video",
@@ -149,7 +149,7 @@ VIDEOS: dict[str, Family] = {
         host.LTXV,
         LTXV,
         (128, 2, 4, 4),
-        extra={"attention_mask": ALL_TOKENS},
+        extra={"attention_mask": all_tokens},
     ),
     "Mochi": Family(
         host.GenmoMochi,
@@ -175,7 +175,7 @@ VIDEOS: dict[str, Family] = {
             "t5_token_length": TOKENS,
         },
         (12, 2, 8, 8),
-        extra={"attention_mask": ALL_TOKENS},
+        extra={"attention_mask": all_tokens},
     ),
     "CogVideoX": Family(
         host.CogVideoX_T2V,

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import comfy.supported_models as host
 import torch
-from concept_sliders.tests.host.tiny_families.family import ALL_TOKENS, POOLED, TEXT, Family, still
+from concept_sliders.tests.host.tiny_families.family import POOLED, TEXT, Family, all_tokens, still
 from concept_sliders.tests.host.tiny_families.later import QWEN
 from concept_sliders.tests.host.tiny_families.transformers import FLUX
 from concept_sliders.tests.host.tiny_families.unets import UNET, V_PREDICTION, WIDE_UNET
@@ -115,7 +115,7 @@ WITH_PICTURES: dict[str, Family] = {
         host.LTXV,
         LTXV,
         (128, 2, 4, 4),
-        extra={"attention_mask": ALL_TOKENS, "concat_mask": FIRST_FRAME_KEPT.expand(1, 1, 2, 4, 4)},
+        extra={"attention_mask": all_tokens, "concat_mask": FIRST_FRAME_KEPT.expand(1, 1, 2, 4, 4)},
     ),
     "Wan 2.2 5B image to video": Family(
         host.WAN22_T2V,
