@@ -27,9 +27,12 @@ def asked():
             loans.enter_context(borrowed(model))
             denoiser = Denoiser(model, {prompt: ordinary(given) for prompt, given in conditionings.items()})
             calls, apply_model = [], model.model.apply_model
-            model.model.apply_model = lambda x, *args, **kwargs: (
-                calls.append(len(x)) or apply_model(x, *args, **kwargs)
-            )
+
+            def noted(x, *args, **kwargs):
+                calls.append(len(x))
+                return apply_model(x, *args, **kwargs)
+
+            model.model.apply_model = noted
             return denoiser, family.noise(2), denoiser.sigmas(4)[1], calls
 
         yield of

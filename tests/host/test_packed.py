@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from concept_sliders.tests.host.family_checks import CONCEPT, RECIPE, Subject
+from concept_sliders.tests.host.family_checks import Subject
+from concept_sliders.tests.host.family_training import CONCEPT, RECIPE
 from concept_sliders.training.packed import packed
 from concept_sliders.training.run import Watch, train_slider
 
