@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .bank import LayerBank
 from .branches import branches_of, tell_apart
+from .compiled import eagerly
 from .early import patch_early_layers, runs_early
 from .gate import PercentToSigma
 from .holding import Holding
@@ -32,8 +33,6 @@ from .stack import Stack
 from .stand_ins import needs_stand_in
 from .ways import WAYS, room_beside, steady_part
 from .workshop import Run
-
-COMPILED = "torch.compile"  # the key of the host's own wrapper for compiled models
 
 
 def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> ModelPatcher:
@@ -233,9 +232,7 @@ class ActingStack:
                 run.refused = True
                 logging.warning("Sliders act by rows: there is no memory for merged weights")
         if strengths.any():
-            if COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
-                # a compiled graph does not know of hooks that came later
-                acting.enter_context(torch.compiler.set_stance("force_eager"))
+            acting.enter_context(eagerly(options))
             acting.enter_context(bank.acting(strengths, self._room(bank, base_model, x)))
 
     def _room(self, bank: LayerBank, base_model: BaseModel, x: Tensor) -> float | None:

@@ -12,11 +12,14 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import merge_nested_dicts
 from torch import Tensor, nn
 
+from ..sliders.compiled import eagerly
 from ..sliders.memory import ran_out
 from ..sliders.prompt_cache import PromptCache
 from ..sliders.rows import must_be_apart, takes_one_row
+from .attention import OVERRIDE, with_gradient
 from .packed import Shapes
 
 if TYPE_CHECKING:
@@ -50,14 +53,16 @@ class Denoiser:
         batch = x.repeat(len(prompts), *(1 for _ in x.shape[1:]))  # (P * B, C, ...), chunk by chunk
         sigmas = sigma.to(batch).expand(len(batch))
         conditions = comfy.samplers.cond_cat([self._row_conditions(prompt, x) for prompt in prompts])
+        given = self.patcher.model_options.get("transformer_options", {})
         options = {
-            **self.patcher.model_options.get("transformer_options", {}),
-            "wrappers": self.patcher.wrappers,
-            "callbacks": self.patcher.callbacks,
+            **given,
+            OVERRIDE: with_gradient(given),
+            "wrappers": merge_nested_dicts(given.get("wrappers", {}), self.patcher.wrappers),
+            "callbacks": merge_nested_dicts(given.get("callbacks", {}), self.patcher.callbacks),
             "cond_or_uncond": [0] * len(prompts),
             "sigmas": sigmas[:rows],
         }
-        with PromptCache().instead(self.patcher.model, None):
+        with PromptCache().instead(self.patcher.model, None), eagerly(options):
             denoised = self.patcher.model.apply_model(batch, sigmas, **conditions, transformer_options=options)
         d = (batch - denoised) / sigma
         return d.unflatten(0, (len(prompts), rows))

@@ -1,0 +1,78 @@
+"""Training on models that other nodes have changed: attention without a backward pass, compilation, wrappers."""
+
+import comfy.ldm.modules.attention as host_attention
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from comfy_extras.nodes_torch_compile import TorchCompileModel
+from concept_sliders.tests.host.short_runs import same, train_on
+from concept_sliders.tests.host.tiny import difference
+from concept_sliders.training.attention import OVERRIDE, with_gradient
+from concept_sliders.training.run import Watch
+
+FEW = {"steps": 4, "rank": 2, "rollout_steps": 2, "visits": 2, "learning_rate": 2e-3, "own_rollouts": 1.0}
+QKV = torch.randn(3, 1, 6, 16, generator=torch.Generator().manual_seed(0))
+
+
+def trained(model, clip):
+    return train_on(model, clip)(Watch(preview_every=0), **FEW).slider
+
+
+def forward_only(usual, q, k, v, *args, **kwargs):
+    """As a kernel that knows nothing of autograd: its result stands alone."""
+    return usual(q.detach(), k.detach(), v.detach(), *args, **kwargs)
+
+
+def with_option(model, name, value):
+    clone = model.clone()
+    clone.model_options["transformer_options"][name] = value
+    return clone
+
+
+def test_every_layer_learns_through_attention_that_has_no_gradient(pocket):
+    model, clip, _ = pocket
+    expected, learned = trained(model, clip), trained(with_option(model, OVERRIDE, forward_only), clip)
+    assert all(layer.up.any() for layer in learned.layers.values())
+    ups = [torch.cat([layer.up.flatten().float() for layer in each.layers.values()]) for each in (learned, expected)]
+    assert difference(*ups) < 1e-3
+
+
+def test_attention_of_a_node_that_has_a_gradient_is_kept(pocket):
+    model, clip, _ = pocket
+    halved = with_option(model, OVERRIDE, lambda usual, *args, **kwargs: 0.5 * usual(*args, **kwargs))
+    assert not same(trained(model, clip), trained(halved, clip))
+
+
+@pytest.mark.parametrize("name", ["attention_sage", "attention_flash"])
+def test_the_hosts_kernels_without_a_gradient_give_way_to_torch(name):
+    q, k, v = QKV.clone().requires_grad_().unbind()
+
+    def kernel(*args, **kwargs):
+        raise AssertionError("not to be called")
+
+    kernel.__name__ = name
+    out = with_gradient({})(kernel, q, k, v, 2)
+    torch.testing.assert_close(out, host_attention.attention_basic(q, k, v, 2))
+    assert out.requires_grad
+    usual = host_attention.attention_sub_quad
+    assert torch.equal(with_gradient({})(usual, q, k, v, 2), usual(q, k, v, 2))
+
+
+def test_a_compiled_model_learns_what_it_learns_uncompiled(pocket):
+    """By its slider's own trajectories, too, which are made without gradients."""
+    model, clip, _ = pocket
+    torch.compiler.reset()
+    fast = TorchCompileModel.execute(model, "cudagraphs").args[0]
+    assert same(trained(model, clip), trained(fast, clip))
+
+
+def test_wrappers_in_the_models_options_act(pocket):
+    model, clip, _ = pocket
+    calls, clone = [], model.clone()
+
+    def count(executor, *args, **kwargs):
+        calls.append(1)
+        return executor(*args, **kwargs)
+
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count, clone.model_options, is_model_options=True)
+    assert same(trained(model, clip), trained(clone, clip)) and calls
