@@ -81,6 +81,16 @@ class TrainSlider(io.ComfyNode):
                 ),
                 *layer_inputs(),
                 *keeping_inputs(),
+                io.Int.Input(
+                    "phrases_asked",
+                    default=2,
+                    min=0,
+                    max=100,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How many of the held phrases are asked about at one noise level. Where there are more "
+                    "they take turns, and a step costs the same with any number of them. 0: all every time.",
+                ),
                 io.Vae.Input(
                     "vae",
                     optional=True,

@@ -75,4 +75,4 @@ def _plain(text: str) -> str:
 
 
 def _joined(prompt: str, phrase: str) -> str:
-    return f"{prompt}, {phrase}" if phrase else prompt
+    return ", ".join(filter(None, (prompt, phrase)))

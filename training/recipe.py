@@ -108,7 +108,7 @@ class TextualRecipe(Recipe):
     guidance: float = 3.0
     visits: int = 12
     own_rollouts: float = 0.5
-    phrases_asked: int = 1
+    phrases_asked: int = 2
     held_target: bool = True
 
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
@@ -183,6 +183,7 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"A recipe is a set of named values, got a {type(values).__name__}.")
+    is_old = "steps_done" in values and "phrases_asked" not in values
     values = {name: value for name, value in values.items() if name not in FACTS}
     kind = values.pop("kind", "textual")
     if "concept" in values:  # of sliders with a single one
@@ -191,6 +192,8 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
         raise ValueError(f"A recipe is one of {', '.join(_KINDS)}; got {kind!r}.")
     if isinstance(concepts := values.get("concepts"), list):
         values["concepts"] = [made_of(Concept, each, "concept") for each in concepts]
+    if kind == "textual" and is_old:  # sliders from before there was a choice were asked about all
+        values["phrases_asked"] = 0
     return made_of(_KINDS[kind], values, f"{kind} recipe")
 
 

@@ -43,19 +43,29 @@ def test_attention_of_a_node_that_has_a_gradient_is_kept(pocket):
     assert not same(trained(model, clip), trained(halved, clip))
 
 
-@pytest.mark.parametrize("name", ["attention_sage", "attention_flash"])
-def test_the_hosts_kernels_without_a_gradient_give_way_to_torch(name):
-    q, k, v = QKV.clone().requires_grad_().unbind()
-
-    def kernel(*args, **kwargs):
+def kernel(name):
+    def attention(*args, **kwargs):
         raise AssertionError("not to be called")
 
-    kernel.__name__ = name
-    out = with_gradient({})(kernel, q, k, v, 2)
+    attention.__name__ = name
+    return attention
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("name", ["attention_sage", "attention_flash"])
+def test_the_hosts_kernels_without_a_gradient_give_way_to_torch(name, learns):
+    """In all that training asks: targets and predictions are to be of one model."""
+    q, k, v = QKV.clone().requires_grad_(learns).unbind()
+    out = with_gradient({})(kernel(name), q, k, v, 2)
     torch.testing.assert_close(out, host_attention.attention_basic(q, k, v, 2))
-    assert out.requires_grad
-    usual = host_attention.attention_sub_quad
+    assert out.requires_grad == learns
+
+
+def test_attention_that_learns_is_torchs_and_else_the_hosts():
+    usual, (q, k, v) = host_attention.attention_sub_quad, QKV.clone().unbind()
     assert torch.equal(with_gradient({})(usual, q, k, v, 2), usual(q, k, v, 2))
+    learning = with_gradient({})(kernel("attention_sub_quad"), q.requires_grad_(), k, v, 2)
+    torch.testing.assert_close(learning, usual(q, k, v, 2))
 
 
 def test_a_compiled_model_learns_what_it_learns_uncompiled(pocket):

@@ -17,6 +17,7 @@ def test_every_end_is_asked_with_every_phrase():
         ("old person, without glasses", "young person, without glasses"),
     )
     assert AGE.targets() == ("person, with glasses", "person, without glasses")
+    assert Concept("", "old", "young", ("male",)).targets() == ("male",)  # a global slider's
     assert AGE.prompts()[:3] == ("person", *AGE.targets()) and len(AGE.prompts()) == 7
 
 
@@ -79,7 +80,8 @@ def test_a_recipe_with_a_single_concept_and_no_kind_is_read():
         "rank": 2,
         "steps_done": 9,
     }
-    assert recipe_from(values) == TextualRecipe(concepts=(Concept("a", "b", "c", eta=2.0),), rank=2)
+    concepts = (Concept("a", "b", "c", eta=2.0),)
+    assert recipe_from(values) == TextualRecipe(concepts=concepts, rank=2, phrases_asked=0)
 
 
 @pytest.mark.parametrize(
@@ -185,3 +187,11 @@ def test_a_role_the_model_does_not_have_is_an_error():
     with pytest.raises(ValueError, match="one of"):
         choose(PATHS, "norms")
     assert set(CHOICES) >= {"all", "attention"}
+
+
+def test_sliders_from_before_phrases_took_turns_were_asked_about_all():
+    """Their recipes train the same sliders again; a recipe that someone writes has today's defaults."""
+    assert recipe_from({"concepts": [SAID], "steps_done": 5}).phrases_asked == 0
+    assert recipe_from({"concepts": [SAID], "steps_done": 5, "phrases_asked": 1}).phrases_asked == 1
+    assert recipe_from({"concepts": [SAID]}).phrases_asked == 2
+    assert recipe_from({"kind": "visual", "steps_done": 5}).sets == 0
