@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..sliders.stack import Stack
 from ..training.encoder import train_encoder
+from ..training.own_latents import to_own_scale
 from ..training.pairs import ImagePairs
 from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
 from ..training.run import Trained, Watch, train_slider, train_visual
@@ -180,7 +181,7 @@ class TrainVisualSlider(io.ComfyNode):
             recipe = VisualRecipe(sets=len(pairs), noise_range=(from_part, to_part), **settings)
         must_be(VisualRecipe, recipe)
         conditionings = encode_prompts(clip, {one.prompt: None for one in pairs})
-        sets = encoded(pairs, vae.encode, model.model.process_latent_in)
+        sets = encoded(pairs, vae.encode, to_own_scale(model))
         watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision, node_id_of(cls))
         trained = train_visual(model, conditionings, recipe, sets, called(name), watch)
         return handed_on(trained, recipe, name, cls, watch)

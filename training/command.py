@@ -29,6 +29,7 @@ from .facts import Facts, facts_from
 from .in_place import ModelLost
 from .loop import Progress
 from .model_files import add_options, load_models
+from .own_latents import to_own_scale
 from .pair_folders import read_pairs
 from .pairs import STEP
 from .recipe import EncoderRecipe, Recipe, TextualRecipe, recipe_from
@@ -84,7 +85,7 @@ def train(recipe: Recipe, facts: Facts, options: argparse.Namespace) -> Trained 
             raise ValueError("The recipe is of a visual slider: say where its pictures are, with --pairs FOLDER.")
         side = options.size or _side(facts, vae) or _size(options)
         pairs = read_pairs(options.pairs, prompt=_prompt(facts, options), side=side, step=min(STEP, side))
-        sets = encoded(pairs, vae.encode, model.model.process_latent_in)
+        sets = encoded(pairs, vae.encode, to_own_scale(model))
         return train_visual(model, _encoded(clip, [one.prompt for one in pairs]), recipe, sets, name, watch)
 
 
