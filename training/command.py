@@ -177,9 +177,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the slider's file, .safetensors")
     like = "as the slider in RECIPE was trained, else"
     side = f"side of the pictures in pixels, at least {SMALLEST} and a multiple of {MULTIPLE}"
-    parser.add_argument(
-        "--size", type=pixels, help=f"{side} (default: {like} {SIZE}, the pocket model {POCKET_SIZE})"
-    )
+    usual = f"{like} {SIZE} or, of the pocket model, {POCKET_SIZE}; that too where it is of another family"
+    parser.add_argument("--size", type=pixels, help=f"{side} (default: {usual})")
     parser.add_argument("--batch", type=count, help=f"pictures a step (default: {like} 1)")
     parser.add_argument("--pairs", type=Path, help="folder of image pairs, for a visual slider")
     parser.add_argument("--prompt", help=f"of pairs that have no caption (default: {like} none)")
