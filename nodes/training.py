@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..sliders.stack import Stack
 from ..training.encoder import train_encoder
+from ..training.own_latents import to_own_scale
 from ..training.pairs import ImagePairs
 from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
 from ..training.run import Trained, Watch, train_slider, train_visual
@@ -127,7 +128,7 @@ class TrainSlider(io.ComfyNode):
             recipe = TextualRecipe(concepts=concept, noise_range=(from_part, to_part), **settings)
         must_be(TextualRecipe, recipe)
         conditionings = encode_prompts(clip, recipe.prompts())
-        watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision, node_id_of(cls))
+        watch = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
         trained = train_slider(model, conditionings, recipe, fitted(model, latent), called(name), watch)
         return handed_on(trained, recipe, name, cls, watch)
 
@@ -190,8 +191,8 @@ class TrainVisualSlider(io.ComfyNode):
             recipe = VisualRecipe(sets=len(pairs), noise_range=(from_part, to_part), **settings)
         must_be(VisualRecipe, recipe)
         conditionings = encode_prompts(clip, {one.prompt: None for one in pairs})
-        sets = encoded(pairs, vae.encode, model.model.process_latent_in)
-        watch = watch_training(model, recipe.steps, vae, checkpoint_every, clip_vision, node_id_of(cls))
+        sets = encoded(pairs, vae.encode, to_own_scale(model))
+        watch = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
         trained = train_visual(model, conditionings, recipe, sets, called(name), watch)
         return handed_on(trained, recipe, name, cls, watch)
 
@@ -244,7 +245,7 @@ class TrainTextEncoderSlider(io.ComfyNode):
         if recipe is None:
             recipe = EncoderRecipe(concepts=concept, **settings)
         must_be(EncoderRecipe, recipe)
-        watch = watch_training(None, recipe.steps, checkpoint_every=checkpoint_every, node_id=node_id_of(cls))
+        watch = watch_training(None, recipe, checkpoint_every=checkpoint_every, node_id=node_id_of(cls))
         return handed_on(train_encoder(clip, recipe, called(name), watch), recipe, name, cls, watch)
 
 

@@ -125,7 +125,8 @@ def keeping_inputs() -> list[io.Input]:
             "clip_vision",
             optional=True,
             tooltip="The early stop looks at pictures through it, by its embeddings; it needs a VAE wired in as "
-            "well. Without it the early stop looks at the latents. These looks take what time they take.",
+            "well. Without it the early stop looks at the latents. These looks take what time they take. With a "
+            "patience of 0 it is not used.",
         ),
         *checkpoint_inputs(),
     ]

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..inversion.telling import Tell, Told
 from ..training.in_place import fingerprint
 from ..training.loop import Progress
+from ..training.recipe import Recipe
 from ..training.run import Watch
 from .stopped import checkpoint_folder
 from .strip import draw_strip
@@ -44,8 +45,8 @@ def fitted(model: ModelPatcher, latent: dict) -> Tensor:
 
 
 def watch_training(
-    model: ModelPatcher,
-    steps: int,
+    model: ModelPatcher | None,
+    recipe: Recipe,
     vae=None,
     checkpoint_every: int = 0,
     clip_vision=None,
@@ -53,10 +54,15 @@ def watch_training(
 ) -> Watch:
     """Progress on the host's bar and in words on the node, a preview strip now and then, and checkpoints.
 
-    clip_vision: what the early stop looks at pictures with. Raises ValueError if it is there without a VAE.
+    model: None shows no pictures. clip_vision: what the early stop looks at pictures with; a run without one does
+    not use it, and says so. Raises ValueError if it is used without a VAE.
     """
+    if clip_vision is not None and not recipe.patience:
+        logging.warning("Training: CLIP vision is only used by the early stop: set patience, or do without it.")
+        clip_vision = None
     if clip_vision is not None and vae is None:
         raise ValueError("Training: CLIP vision looks at pictures; wire in a VAE to make them.")
+    steps = recipe.steps
     bar, clock = comfy.utils.ProgressBar(steps), Clock(steps)
 
     def progress(done: Progress, latents: Tensor | None) -> None:

@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from tqdm import tqdm
 from ..sliders.files import load_slider, save_slider
 from .encoder import train_encoder
 from .facts import Facts, facts_from
-from .in_place import ModelLost
+from .in_place import ModelLost, family
 from .loop import Progress
 from .model_files import add_options, load_models
+from .own_latents import to_own_scale
 from .pair_folders import read_pairs
 from .pairs import STEP
 from .recipe import EncoderRecipe, Recipe, TextualRecipe, recipe_from
@@ -36,17 +38,22 @@ from .run import Trained, Watch, train_slider, train_visual
 from .visual import encoded
 
 POCKET_SIZE, SIZE = 64, 512
+SMALLEST, MULTIPLE = 16, 8  # of --size, as of the size that the nodes for image pairs take
 
 
 def read_values(path: Path) -> Mapping[str, Any]:
     """What a file says of a training, the recipe and the facts. Raises ValueError if it says nothing."""
-    is_json = path.suffix == ".json"
-    values = json.loads(path.read_text(encoding="utf-8")) if is_json else load_slider(path).info.recipe
+    about = {}
+    if path.suffix == ".json":
+        values = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        info = load_slider(path).info
+        values, about = info.recipe, {"family": info.family, "base_model_hash": info.base_model_hash}
     if not values:
         raise ValueError("it was not trained with this pack")
     if not isinstance(values, Mapping):
         raise ValueError(f"a recipe is a JSON object, not a {type(values).__name__}")
-    return {k: v for k, v in values.items() if k not in ("family", "base_model_hash")}
+    return {**values, **about}
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -67,6 +74,8 @@ def _read(path: Path) -> tuple[Recipe, Facts]:
 def train(recipe: Recipe, facts: Facts, options: argparse.Namespace) -> Trained | None:
     """facts: how the recipe's slider was trained, where it is one's."""
     model, clip, vae = load_models(options, recipe)
+    if not isinstance(recipe, EncoderRecipe):
+        facts = for_family(family(model), facts, options)
     name = options.out.stem
     with tqdm(total=recipe.steps, unit="step") as bar:
 
@@ -84,15 +93,25 @@ def train(recipe: Recipe, facts: Facts, options: argparse.Namespace) -> Trained 
             raise ValueError("The recipe is of a visual slider: say where its pictures are, with --pairs FOLDER.")
         side = options.size or _side(facts, vae) or _size(options)
         pairs = read_pairs(options.pairs, prompt=_prompt(facts, options), side=side, step=min(STEP, side))
-        sets = encoded(pairs, vae.encode, model.model.process_latent_in)
+        sets = encoded(pairs, vae.encode, to_own_scale(model))
         return train_visual(model, _encoded(clip, [one.prompt for one in pairs]), recipe, sets, name, watch)
+
+
+def for_family(of_model: str, facts: Facts, options: argparse.Namespace) -> Facts:
+    """The facts without a size in another family's latents, which stand for other sizes in pixels; says so."""
+    if options.size is not None or not facts.latent_shape or facts.family == of_model:
+        return facts
+    size, was_of = _size(options), facts.family or "a family that RECIPE does not name"
+    sys.stderr.write(
+        f"Note: the recipe's slider was of {was_of}; on {of_model} it is trained at {size} pixels, or give --size.\n"
+    )
+    return replace(facts, latent_shape=())
 
 
 def _latents(model, facts: Facts, options: argparse.Namespace) -> torch.Tensor:
     """(B, C, ...) empty latents: as many and as large as the options say, else as the recipe's slider had them."""
     batch = options.batch or facts.batch
     if options.size is None and facts.latent_shape:
-        # these are the model's own latents; on a model of another kind their channels are fitted
         return comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, *facts.latent_shape))
     side = (options.size or _size(options)) // 8
     return comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, 4, side, side), 8)
@@ -138,13 +157,29 @@ def stopped_by_ctrl_c() -> Iterator[None]:
         comfy.model_management.interrupt_current_processing(False)
 
 
+def count(text: str) -> int:
+    """A number of pictures. Raises ArgumentTypeError for what is no whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
+def pixels(text: str) -> int:
+    """The side of a picture. Raises ArgumentTypeError for one that is too small or between what latents show."""
+    if not text.isdecimal() or int(text) < SMALLEST or int(text) % MULTIPLE:
+        raise argparse.ArgumentTypeError(f"must be at least {SMALLEST} and a multiple of {MULTIPLE}, got {text!r}")
+    return int(text)
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py train", description=__doc__.splitlines()[0])
     parser.add_argument("recipe", type=Path, help="a slider file, or JSON")
     parser.add_argument("--out", type=Path, required=True, help="the slider's file, .safetensors")
     like = "as the slider in RECIPE was trained, else"
-    parser.add_argument("--size", type=int, help=f"side of the pictures in pixels (default: {like} {SIZE})")
-    parser.add_argument("--batch", type=int, help=f"pictures a step (default: {like} 1)")
+    side = f"side of the pictures in pixels, at least {SMALLEST} and a multiple of {MULTIPLE}"
+    usual = f"{like} {SIZE} or, of the pocket model, {POCKET_SIZE}; that too where it is of another family"
+    parser.add_argument("--size", type=pixels, help=f"{side} (default: {usual})")
+    parser.add_argument("--batch", type=count, help=f"pictures a step (default: {like} 1)")
     parser.add_argument("--pairs", type=Path, help="folder of image pairs, for a visual slider")
     parser.add_argument("--prompt", help=f"of pairs that have no caption (default: {like} none)")
     parser.add_argument("--checkpoints", type=Path, help="folder to keep the run in, and to go on from")

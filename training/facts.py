@@ -14,7 +14,8 @@ class Facts:
     """How far a run went, and what it was given.
 
     latent_shape: (C, ..., h, w) of the latents trained at. batch: how many a step; a visual slider's, in its largest
-    set. scenes: the prompts of a visual slider's pictures. pairs: a hash of these pictures.
+    set. scenes: the prompts of a visual slider's pictures. pairs: a hash of these pictures. family, base_model_hash:
+    of the model trained on, as `SliderInfo` has them.
     Raises ValueError, naming the field, for a value of another type or out of range.
     """
 
@@ -24,6 +25,8 @@ class Facts:
     batch: int = 1
     scenes: tuple[str, ...] = ()
     pairs: str = ""
+    family: str = ""
+    base_model_hash: str = ""
 
     def __post_init__(self) -> None:
         check_types(self, "A trained slider")

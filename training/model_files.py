@@ -40,8 +40,12 @@ def load_models(options: argparse.Namespace, recipe: Recipe):
     if options.checkpoint:
         with _named(options.checkpoint, "checkpoint"):
             model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
-                str(options.checkpoint), output_vae=True, output_clip=True
+                str(options.checkpoint),
+                output_model=not isinstance(recipe, EncoderRecipe),
+                output_vae=isinstance(recipe, VisualRecipe),
             )
+        if vae is not None and vae.first_stage_model is None:  # the host's stand-in where a checkpoint has none
+            vae = None
     if options.unet:
         with _named(options.unet, "diffusion model"):
             model = comfy.sd.load_diffusion_model(str(options.unet))

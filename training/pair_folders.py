@@ -15,8 +15,6 @@ with a point are passed over.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ from pathlib import Path
 
 from .pair_names import UNDERSTOOD, by_count, by_edits, by_numbers, by_words, read_folders, read_names
 from .pairs import STEP, ImagePairs, ImageSet, prepare
-from .pictures import is_picture, read_caption, read_mask, read_picture
+from .pictures import is_picture, passed_over, read_caption, read_mask, read_picture
 
 MASK_FOLDERS = ("mask", "masks")
 _SHOWN = 5  # names in a message
@@ -73,45 +71,10 @@ def read_pairs(
     return ImagePairs(tuple(prepare(_read(scene, prompt, folder), side, step) for scene in scenes))
 
 
-def find_folder(root: Path, name: str) -> Path:
-    """The folder of that name below root.
-
-    Raises ValueError for a name that leads out of it, FileNotFoundError, saying what there is, for a missing one.
-    """
-    wanted = name.strip().replace("\\", "/")
-    path = root / wanted
-    if "\0" in wanted or ".." in Path(wanted).parts or not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"The folder {name!r} leads out of {root}; choose one inside it.")
-    if not wanted or not path.is_dir():
-        there = _list(picture_folders(root)) or "no folder with pictures"
-        raise FileNotFoundError(f"There is no folder {name!r} in {root}; there is {there}.")
-    return path
-
-
-def picture_folders(root: Path) -> list[str]:
-    """Folders below root, by their path from it, that hold pictures themselves or in a subfolder of their own."""
-    holding: set[Path] = set()
-    for place, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not _passed_over(name)]
-        if any(is_picture(Path(file)) and not _passed_over(file) for file in files):
-            holding |= {Path(place), Path(place).parent}
-    return sorted(p.relative_to(root).as_posix() for p in holding if p != root and p.is_relative_to(root))
-
-
-def fingerprint(folder: Path) -> str:
-    """Changes whenever a file of the folder comes, goes or is written: a hash of names, sizes and times."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            about = path.stat()
-            digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
-
-
 def _look(folder: Path, depth: int = 1) -> _Found:
     found = _Found(folder)
     for path in sorted(folder.iterdir()):
-        if _passed_over(path.name):
+        if passed_over(path.name):
             continue
         if path.is_dir() and path.name.lower() in MASK_FOLDERS:
             for mask in filter(is_picture, sorted(path.iterdir())):
@@ -134,10 +97,6 @@ def _put(files: dict[str, Path], name: str, path: Path) -> None:
     files[name] = path
 
 
-def _passed_over(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
 def _scenes(top: _Found, marks: Mapping[str, float]) -> list[_Scene]:
     pictures = [path for found in (top, *top.subfolders) for path in found.pictures.values()]
     if not pictures:
@@ -148,8 +107,8 @@ def _scenes(top: _Found, marks: Mapping[str, float]) -> list[_Scene]:
         return _scenes_by_name(top, marks, "", ())
     if top.pictures:
         raise ValueError(
-            f"{top.folder} holds pictures ({_list(top.pictures)}) and subfolders with pictures "
-            f"({_list(f.folder.name for f in top.subfolders)}); it must be one or the other."
+            f"{top.folder} holds pictures ({listed(top.pictures)}) and subfolders with pictures "
+            f"({listed(f.folder.name for f in top.subfolders)}); it must be one or the other."
         )
     strengths = read_folders([found.folder.name for found in top.subfolders], marks)
     if strengths is not None and (marks or not _are_scenes(top)):
@@ -172,8 +131,8 @@ def _are_scenes(top: _Found) -> bool:
         return signed or all(by_words(names) or by_edits(names) for names in inside)
     if signed:
         raise ValueError(
-            f"{top.folder}: both the subfolders ({_list(folders)}) and the pictures in them ({_list(inside[0])}) are "
-            f"named by strengths; rename one, or say the strengths of the subfolders."
+            f"{top.folder}: both the subfolders ({listed(folders)}) and the pictures in them ({listed(inside[0])}) "
+            f"are named by strengths; rename one, or say the strengths of the subfolders."
         )
     return False
 
@@ -188,7 +147,7 @@ def _check_scene_folders(top: _Found, marks: Mapping[str, float]) -> None:
     if marks or all(name[-1].isdigit() for name in folders):
         return
     if any(by_count(list(found.pictures)) or not read_names(list(found.pictures), {}) for found in top.subfolders):
-        raise ValueError(f"{top.folder}: cannot tell strengths from the subfolders {_list(folders)}. {UNDERSTOOD}")
+        raise ValueError(f"{top.folder}: cannot tell strengths from the subfolders {listed(folders)}. {UNDERSTOOD}")
 
 
 def _scenes_by_folder(top: _Found, strengths: Mapping[str, float]) -> list[_Scene]:
@@ -207,8 +166,8 @@ def _scenes_by_name(
     """The scenes of a folder whose pictures are named by scene and strength. prefix: for their names."""
     reading = read_names(list(found.pictures), marks)
     if reading is None:
-        rule = f"None but {_list(marks)} were asked for, as last parts of names." if marks else UNDERSTOOD
-        raise ValueError(f"{found.folder}: cannot tell strengths from the pictures {_list(found.pictures)}. {rule}")
+        rule = f"None but {listed(marks)} were asked for, as last parts of names." if marks else UNDERSTOOD
+        raise ValueError(f"{found.folder}: cannot tell strengths from the pictures {listed(found.pictures)}. {rule}")
     pictures: dict[str, dict[float, Path]] = defaultdict(dict)
     for name, (scene, strength) in reading.items():
         _put_at(pictures[scene], strength, found.pictures[name])
@@ -238,7 +197,9 @@ def _check_matching(scenes: Sequence[_Scene], folder: Path) -> None:
         having = [scene for scene in scenes if strength in scene.pictures]
         if missing := [scene.name for scene in scenes if strength not in scene.pictures]:
             example = having[0].pictures[strength].relative_to(folder).as_posix()
-            problems.append(f"strength {strength:g} ({example}) has {len(having)} of them and lacks {_list(missing)}")
+            problems.append(
+                f"strength {strength:g} ({example}) has {len(having)} of them and lacks {listed(missing)}"
+            )
     if problems:
         raise ValueError(
             f"{folder}: each of the {len(scenes)} scenes must be there at every strength, but {'; '.join(problems)}."
@@ -251,7 +212,9 @@ def _check_masks(scenes: Sequence[_Scene]) -> None:
     for found in {id(found): found for scene in scenes for found in scene.near}.values():
         for name, path in found.masks.items():
             if name and name not in keys:
-                raise ValueError(f"The mask {path} is of no picture; the scenes are {_list(s.name for s in scenes)}.")
+                raise ValueError(
+                    f"The mask {path} is of no picture; the scenes are {listed(s.name for s in scenes)}."
+                )
 
 
 def _read(scene: _Scene, prompt: str, folder: Path) -> ImageSet:
@@ -283,7 +246,8 @@ def _beside(scene: _Scene, kind: str, otherwise: tuple[str, ...] = ()) -> list[P
     return []
 
 
-def _list(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first few names, for a message, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

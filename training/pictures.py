@@ -20,6 +20,11 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
+def passed_over(name: str) -> bool:
+    """Whether a file or folder of that name is hidden, or a leftover of an archive."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def read_picture(path: Path) -> Tensor:
     """(H, W, 3) in [0, 1], upright by the camera's note of orientation, on white where it is transparent.
 

@@ -22,6 +22,7 @@ from .in_place import Loan, borrowed, family, fingerprint
 from .keeping import Keeper, acting_in, digest_of
 from .loop import Progress, Training
 from .new_layers import NewLayers
+from .own_latents import must_take
 from .packed import Shapes, must_be_whole, packed, pictures_of
 from .points import Point, Points
 from .preview import Embed, HalfDone, Looks, Reach, Strip
@@ -107,6 +108,8 @@ def train_visual(
 
     conditionings: the host's CONDITIONING for every prompt of the sets. sets: see `visual.encoded`.
     """
+    for one in sets:
+        must_take(patcher, one.latents)
 
     def points(denoiser: Denoiser, layers: NewLayers, generator: torch.Generator) -> VisualPoints:
         return VisualPoints(denoiser, sets, recipe, generator)

@@ -24,6 +24,7 @@ sys.argv = own_arguments
 from concept_sliders.pocket.model import load_pocket  # noqa: E402
 from concept_sliders.tests.host.inverting import Pictures, inverted  # noqa: E402
 from concept_sliders.tests.host.tiny import traces  # noqa: E402
+from concept_sliders.training import command  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +67,14 @@ def untouched(pocket):
     assert state() == before
     assert all(torch.equal(p, bits[name]) for name, p in pocket[0].model.named_parameters())
     assert traces(pocket[0]) == []
+
+
+@pytest.fixture
+def train_command(monkeypatch, capsys):
+    """`dev.py train` with these arguments: its exit code, and what it says on stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dev.py train", *map(str, arguments)])
+        return command.main(), capsys.readouterr().err
+
+    return run

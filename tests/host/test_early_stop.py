@@ -101,6 +101,26 @@ def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
     torch.testing.assert_close(seen[0], seen[1], atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("with_vae", [False, True])
+def test_clip_vision_without_an_early_stop_is_not_used_and_that_is_said(pocket, tmp_path, with_vae, caplog):
+    model, clip, vae = pocket
+    vision, seen = tiny_vision(tmp_path), []
+    vision.encode_image = seen.append
+    settings = {"from_part": 0.0, "to_part": 1.0, "steps": 21, "rollout_steps": 2, "patience": 0}
+    with torch.inference_mode():
+        TrainSlider.execute(
+            model,
+            clip,
+            (CONCEPT,),
+            {"samples": LATENTS},
+            "age",
+            vae=vae if with_vae else None,
+            clip_vision=vision,
+            **settings,
+        )
+    assert not seen and caplog.text.count("CLIP vision is only used by the early stop: set patience") == 1
+
+
 def test_what_is_seen_decides_and_not_the_latents(train):
     """A viewer that sees no change ends the run of a slider that learns; one that sees some lets any go on."""
     seen = []

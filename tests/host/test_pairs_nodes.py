@@ -92,6 +92,17 @@ def test_the_combo_shows_the_folders_that_are_there(input_folder):
     assert shown()[0] == "new"
 
 
+def test_the_folders_shown_behind_links_are_those_taken(input_folder):
+    (input_folder / "smiles").rename(input_folder.parent / "disk")
+    (input_folder / "linked").symlink_to(input_folder.parent / "disk")
+    options = next(i for i in ImagePairsFromFolder.define_schema().inputs if i.id == "folder").options
+    assert options == ["linked", "linked/less", "linked/more", "pocket_shirt"]
+    assert len(ImagePairsFromFolder.execute("linked", "", 64).result[0]) == 3
+    before = ImagePairsFromFolder.fingerprint_inputs(folder="linked", size=64)
+    (input_folder.parent / "disk" / "less" / "0.txt").write_text("a caption")
+    assert before != ImagePairsFromFolder.fingerprint_inputs(folder="linked", size=64)
+
+
 def test_folders_that_are_not_there_or_outside_are_refused(input_folder):
     with pytest.raises(FileNotFoundError, match="no folder 'frowns' in .*; there is smiles"):
         ImagePairsFromFolder.execute("frowns", "", 64)

@@ -129,10 +129,10 @@ def test_by_whether_the_early_stop_looks_through_clip_vision(pocket, tmp_path):
 def test_by_the_clip_vision_that_the_early_stop_looks_through(pocket, tmp_path):
     """Two of the same architecture, as the node hands them on."""
     model, clip, vae = pocket
-    kept = tmp_path / "kept"
+    kept, recipe = tmp_path / "kept", VisualRecipe(patience=2, **FEW)
     for seed in (0, 1, 0):
         with torch.inference_mode():
-            watch = watch_training(model, FEW["steps"], vae, clip_vision=tiny_vision(tmp_path, seed))
+            watch = watch_training(model, recipe, vae, clip_vision=tiny_vision(tmp_path, seed))
         textual(model, clip, patience=2)(replace(watch, checkpoints=kept, preview_every=0))
     assert len(list(kept.iterdir())) == 2
 

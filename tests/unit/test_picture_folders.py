@@ -4,21 +4,69 @@ import os
 
 import pytest
 from concept_sliders.tests.unit.test_pair_folders import put
-from concept_sliders.training.pair_folders import find_folder, fingerprint, picture_folders
+from concept_sliders.training.pair_folders import read_pairs
+from concept_sliders.training.picture_folders import LINKED, find_folder, fingerprint, picture_folders
 
 
-@pytest.mark.parametrize("name", ["..", "../outside", "a/../../b", "/etc", "..\\outside", "a\0b"])
+@pytest.mark.parametrize("name", ["..", "../outside", "a/../../b", "a/../a", "/etc", "..\\outside", "a\\b", "a\0b"])
 def test_a_folder_outside_is_refused(tmp_path, name):
+    (tmp_path / "a").mkdir()
     with pytest.raises(ValueError, match="leads out of"):
         find_folder(tmp_path, name)
 
 
-def test_a_link_that_leads_outside_is_refused(tmp_path):
-    (tmp_path / "input").mkdir()
-    (tmp_path / "secret").mkdir()
-    (tmp_path / "input" / "link").symlink_to(tmp_path / "secret")
-    with pytest.raises(ValueError, match="leads out of"):
-        find_folder(tmp_path / "input", "link")
+def test_a_link_is_followed_wherever_it_leads(tmp_path):
+    """It is the user who has put it there, for pictures on another disk; a name in a workflow cannot make one."""
+    put(tmp_path, "disk/eyes/less/x.png", "disk/eyes/more/x.png", "elsewhere/x.png")
+    root = tmp_path / "input"
+    (root / "mine").mkdir(parents=True)
+    (root / "eyes").symlink_to(tmp_path / "disk" / "eyes")
+    (root / "mine" / "less").symlink_to(tmp_path / "disk" / "eyes" / "less")
+    (root / "mine" / "more").symlink_to(tmp_path / "disk" / "eyes" / "more")
+    (root / "gone").symlink_to(tmp_path / "disk" / "nothing")
+    (root / "itself").symlink_to(root / "itself")
+    assert picture_folders(root) == ["eyes", "eyes/less", "eyes/more", "mine", "mine/less", "mine/more"]
+    for name in picture_folders(root):
+        assert find_folder(root, name) == root / name
+    for name in ("eyes", "mine"):
+        assert len(read_pairs(find_folder(root, name))) == 1
+    for name in ("eyes/../../elsewhere", str(tmp_path / "elsewhere")):
+        with pytest.raises(ValueError, match="leads out of"):
+            find_folder(root, name)
+
+
+def test_links_that_lead_back_end(tmp_path):
+    put(tmp_path, "input/eyes/less/x.png", "input/eyes/more/x.png")
+    root = tmp_path / "input"
+    (root / "all").symlink_to(root)
+    (root / "up").symlink_to(tmp_path)
+    (root / "eyes" / "again").symlink_to(root / "eyes")
+    (root / "same").symlink_to(root / "eyes" / "less")
+    assert picture_folders(root) == ["eyes", "eyes/less", "eyes/more", "same"]
+
+
+def test_a_link_to_a_whole_disk_is_not_searched_to_its_end(tmp_path):
+    deep = "/".join("abcdef")
+    put(tmp_path, "disk/x.png", f"disk/{deep}/x.png", f"input/own/{deep}/x.png", "disk/a/b/c/x.png")
+    root = tmp_path / "input"
+    (root / "disk").symlink_to(tmp_path / "disk")
+    assert LINKED == 3
+    linked = ["disk", "disk/a/b", "disk/a/b/c"]
+    assert picture_folders(root) == [*linked, "own/a/b/c/d/e", f"own/{deep}"]
+    assert find_folder(root, f"disk/{deep}").is_dir()
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+    put(tmp_path, "eyes/x.png", "locked/x.png")
+    listing = os.listdir
+
+    def refused(path):
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    assert picture_folders(tmp_path) == ["eyes"]
 
 
 def test_a_missing_folder_is_told_with_what_there_is(tmp_path):
@@ -37,3 +85,14 @@ def test_the_fingerprint_changes_with_the_files(tmp_path):
     touched = fingerprint(tmp_path)
     (tmp_path / "less" / "x.txt").write_text("a caption")
     assert len({before, touched, fingerprint(tmp_path)}) == 3
+
+
+def test_the_fingerprint_changes_with_the_files_behind_links(tmp_path):
+    put(tmp_path, "disk/less/x.png", "disk/more/x.png")
+    (tmp_path / "eyes").mkdir()
+    for word in ("less", "more"):
+        (tmp_path / "eyes" / word).symlink_to(tmp_path / "disk" / word)
+    (tmp_path / "linked").symlink_to(tmp_path / "eyes")
+    before = [fingerprint(tmp_path / name) for name in ("eyes", "linked")]
+    os.utime(tmp_path / "disk" / "less" / "x.png", ns=(1, 1))
+    assert all(fingerprint(tmp_path / name) != was for name, was in zip(("eyes", "linked"), before))
