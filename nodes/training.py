@@ -154,9 +154,9 @@ class TrainVisualSlider(io.ComfyNode):
                     "method",
                     options=list(VISUAL_METHODS),
                     default="ADDifT",
-                    tooltip="ADDifT: the frozen model at one picture teaches the slider at the other; fast, and it "
-                    "learns what the pictures differ in alone. noise: the published loss, each picture at its "
-                    "strength; it also learns what the model gets wrong in all of them.",
+                    tooltip="ADDifT: the frozen model at one picture teaches the slider at the other; it learns what "
+                    "the pictures differ in alone, and reaches less far. noise: the published loss, each picture at "
+                    "its strength; reaches far, and also learns what the model gets wrong in all of them.",
                 ),
                 *slider_inputs(steps=150),
                 *range_inputs(),
