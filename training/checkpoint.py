@@ -26,9 +26,12 @@ def plain_name(name: str) -> str:
 
 
 def store(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state."""
+    """Write a training state, whole or not at all. Raises OSError if it cannot be written."""
     with written_whole(path) as partial:
-        torch.save({"version": _VERSION, "state": state}, partial)
+        try:
+            torch.save({"version": _VERSION, "state": state}, partial)
+        except RuntimeError as error:  # torch's own writer has no other class for a disk that is full
+            raise OSError(f"not all of it could be written, as on a full disk: {error}") from error
 
 
 def restored(path: Path) -> dict[str, Any] | None:
