@@ -153,7 +153,7 @@ def train(
         embed = watch.embed and _given_back(loan, watch.embed, shapes)
         reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
-        model_hash = fingerprint(patcher.model)
+        model_hash = fingerprint(patcher)
         sampling = denoiser.sampling
         looks_through = watch.embed_hash if recipe.patience and embed else None
         frozen = (model_hash, denoiser.dtype, type(sampling), vars(sampling), acting_in(patcher))
