@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ def plain_name(name: str) -> str:
     """The name with what file names may not hold replaced, and cut where it is too long for one."""
     plain = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name)
     return plain.encode()[:_LONGEST].decode(errors="ignore")
+
+
+def is_another_kept(folder: Path, name: str, digest: str) -> bool:
+    """Whether a run with this name and another digest is kept in the folder."""
+    others = re.compile(rf"{re.escape(plain_name(name))} (?!{digest})[0-9a-f]{{{len(digest)}}}( \d+ steps)?")
+    return any(others.fullmatch(file.stem) for file in folder.glob("*.pt"))
 
 
 def store(path: Path, state: dict[str, Any]) -> None:
