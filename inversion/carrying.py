@@ -23,7 +23,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 from torch import Tensor
 
-from .checks import GUIDANCE_PATCHES, own_fingerprint, prediction_of
+from ..training.in_place import fingerprint
+from .checks import GUIDANCE_PATCHES, prediction_of
 from .inversion import Inversion
 from .moving import on_device
 from .rows import taken
@@ -146,7 +147,7 @@ class InversionRun:
     def check_guider(self, guider: CFGGuider) -> None:
         """Raises ValueError for another model, or another guidance where the embeddings are fitted to one."""
         inversion, cfg = self.inversion, getattr(guider, "cfg", None)
-        found = own_fingerprint(guider.model_patcher)
+        found = fingerprint(guider.model_patcher)
         if found != inversion.fingerprint:
             raise ValueError(
                 f"This inversion was made with another model: of the family {inversion.family}, weights "

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import comfy.model_sampling
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..sliders.runtime import acting_on
-from ..training.in_place import family, fingerprint
+from ..training.in_place import family
 from .recipe import InversionRecipe
 
 # Patches of guidance that sampling would follow and an inversion does not
@@ -69,9 +67,3 @@ def prediction_of(patcher: ModelPatcher) -> str:
     kinds = type(patcher.get_model_object("model_sampling")).__mro__
     names = (kind.__name__ for kind in kinds if kind.__module__ == comfy.model_sampling.__name__)
     return ", ".join(name for name in names if not name.startswith("ModelSampling"))
-
-
-def own_fingerprint(patcher: ModelPatcher) -> str:
-    """A hash of the model's weights as they were before any patches (LoRA, say) that are on it now."""
-    originals: Mapping[str, Tensor] = {name: kept.weight for name, kept in patcher.backup.items()}
-    return fingerprint(patcher.model, originals)

@@ -17,13 +17,13 @@ from torch import Tensor
 from ..sliders.memory import ran_out
 from ..training.denoiser import Denoiser
 from ..training.differentiable import differentiable
-from ..training.in_place import Loan, borrowed, family
+from ..training.in_place import Loan, borrowed, family, fingerprint
 from ..training.recompute import recomputed
 from ..training.refetched import refetched
 from ..training.rollouts import classifier_free
 from ..training.run import ordinary
 from .asking import Asked
-from .checks import checked_latents, checked_model, own_fingerprint, prediction_of
+from .checks import checked_latents, checked_model, prediction_of
 from .down import Down, errors_of, losses_of
 from .inversion import Inversion
 from .moving import on_device
@@ -276,7 +276,7 @@ class _Run:
             windows=self.windows,
             recipe=self.recipe,
             family=family(self.patcher),
-            fingerprint=own_fingerprint(self.patcher),
+            fingerprint=fingerprint(self.patcher),
             prediction=prediction_of(self.patcher),
             done=min(down.done if fitting else down.moved for down in downs),
             losses=losses_of(downs),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..training.failures import FAILURES, described
 from ..training.in_place import Loan
 from ..training.preview import Looks
 
@@ -46,6 +47,6 @@ class Teller:
         with self._looks.timed(), self._loan.returned():
             try:
                 self._tell(replace(told, preview=shown))
-            except (RuntimeError, OSError) as error:  # memory running out is a RuntimeError
+            except FAILURES as error:
                 self._failed = True
-                logging.warning("Inversion goes on without previews, as one failed: %s", error)
+                logging.warning("Inversion goes on without previews, as one failed: %s", described(error))

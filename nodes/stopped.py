@@ -6,6 +6,7 @@ fingerprint changes: the node runs again, and goes on from its checkpoint, or fr
 when that run is finished, and with it the fingerprint.
 """
 
+import logging
 import time
 from glob import escape
 from pathlib import Path
@@ -27,11 +28,18 @@ def node_id_of(node: type[io.ComfyNode]) -> str | None:
 
 
 def note_stopped(name: str, node_id: str | None, done: int, steps: int) -> None:
-    """A run of this node ended before its last step. Outside a graph, without an id, nothing is noted."""
+    """A run of this node ended before its last step. Outside a graph, without an id, nothing is noted.
+
+    A note that cannot be written is no reason to lose what the run has made.
+    """
     if node_id is None:
         return
-    with written_whole(checkpoint_folder() / f"{plain_name(name)}{_of_node(node_id)}") as partial:
-        partial.write_text(f"stopped after step {done} of {steps}, {time.time_ns()}", encoding="utf-8")
+    note = checkpoint_folder() / f"{plain_name(name)}{_of_node(node_id)}"
+    try:
+        with written_whole(note) as partial:
+            partial.write_text(f"stopped after step {done} of {steps}, {time.time_ns()}", encoding="utf-8")
+    except OSError as error:
+        logging.warning("That a run was stopped cannot be noted, so the same graph will not go on with it: %s", error)
 
 
 def fingerprint(name: str | None, node_id: str | None) -> str:

@@ -79,7 +79,7 @@ def watch_training(
         def embed(latents: Tensor) -> Tensor:
             return clip_vision.encode_image(_decoded(model, latents, vae))["image_embeds"]
 
-        embed_hash = fingerprint(clip_vision.model) + fingerprint(vae.first_stage_model)
+        embed_hash = fingerprint(clip_vision.patcher) + fingerprint(vae.patcher)
 
     folder = checkpoint_folder() if checkpoint_every else None
     return Watch(

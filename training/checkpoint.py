@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,19 @@ def plain_name(name: str) -> str:
     return plain.encode()[:_LONGEST].decode(errors="ignore")
 
 
+def is_another_kept(folder: Path, name: str, digest: str) -> bool:
+    """Whether a run with this name and another digest is kept in the folder."""
+    others = re.compile(rf"{re.escape(plain_name(name))} (?!{digest})[0-9a-f]{{{len(digest)}}}( \d+ steps)?")
+    return any(others.fullmatch(file.stem) for file in folder.glob("*.pt"))
+
+
 def store(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state."""
+    """Write a training state, whole or not at all. Raises OSError if it cannot be written."""
     with written_whole(path) as partial:
-        torch.save({"version": _VERSION, "state": state}, partial)
+        try:
+            torch.save({"version": _VERSION, "state": state}, partial)
+        except RuntimeError as error:  # torch's own writer has no other class for a disk that is full
+            raise OSError(f"not all of it could be written, as on a full disk: {error}") from error
 
 
 def restored(path: Path) -> dict[str, Any] | None:

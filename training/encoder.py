@@ -130,7 +130,7 @@ def train_encoder(clip: CLIP, recipe: EncoderRecipe, name: str, watch: Watch | N
         encoder = Encoder(clip)
         points = EncoderPoints(encoder, recipe, generator)
         training = Training(encoder, layers, points, recipe, generator)
-        model_hash = fingerprint(clip.cond_stage_model)
+        model_hash = fingerprint(clip.patcher)
         # the encodings, too: they are others with other settings of the CLIP, such as the layer they are taken from
         digest = digest_of(recipe.digest(), model_hash, encoder.dtype, acting_in(clip.patcher), points.lines)
         keeper = Keeper(watch, training, name, digest)

@@ -7,7 +7,7 @@ backward; here each is lent out, for the time of training, as an ordinary tensor
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -110,18 +110,29 @@ def family(patcher: ModelPatcher) -> str:
 _NETWORK = "diffusion_model."  # the part of a diffusion model whose weights are learned
 
 
-def fingerprint(model: nn.Module, originals: Mapping[str, Tensor] | None = None) -> str:
-    """A short hash of a model's weights: names, shapes and the first values of every tensor.
+def fingerprint(patcher: ModelPatcher) -> str:
+    """A short hash of a model's own weights: names, shapes and the first values of every tensor.
 
-    Of a diffusion model its network counts alone: the tables of noise levels beside it are replaced by nodes that set
-    the sampling's shift. originals: by name, what counts in the place of weights that are patched at the moment.
+    Patches (LoRA, say) do not count, nor how many of them the host has worked into the weights by now, which depends
+    on the memory it has. Of a diffusion model its network counts alone: the tables of noise levels beside it are
+    replaced by nodes that set the sampling's shift.
     """
     digest = hashlib.sha256()
-    within = _NETWORK if hasattr(model, "diffusion_model") else ""
-    for name, tensor in sorted({**model.state_dict(), **(originals or {})}.items()):
+    within = _NETWORK if hasattr(patcher.model, "diffusion_model") else ""
+    for name, tensor in sorted(_own_weights(patcher).items()):
         if not name.startswith(within):
             continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         if tensor.is_floating_point():
             digest.update(tensor.flatten()[:32].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _own_weights(patcher: ModelPatcher) -> dict[str, Tensor]:
+    """By name, as the model's file has them; of patched ones, what the host keeps to put back."""
+    weights = patcher.model.state_dict()
+    for name, kept in patcher.backup.items():
+        # a quantised weight lies in a state dict in several parts
+        own = kept.weight.state_dict(name) if hasattr(kept.weight, "state_dict") else {name: kept.weight}
+        weights |= own
+    return weights

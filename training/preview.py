@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..sliders.memory import ran_out
+from .failures import FAILURES, described
 
 if TYPE_CHECKING:
     from .denoiser import Denoiser
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 LEVEL = 0.4  # of sampling: noisy enough to change, clear enough to see
 STEPS = 20  # of that sampling
 SHARE = 0.04  # of the time that looks take, at most
+FIRST = 4  # training steps that a first look is taken to last: 11 forward passes, then the pictures are decoded
 
 Embed = Callable[[Tensor], Tensor]  # (N, C, ...) clean latents -> (N, E)
 
@@ -67,11 +69,11 @@ class HalfDone:
 class Looks:
     """How much of a run's time looks take, and whether there is time for one more.
 
-    now: the time in seconds, from any start.
+    at_most: that share, in (0, 1]. now: the time in seconds, from any start.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic):
-        self._now, self._began = now, now()
+    def __init__(self, at_most: float = SHARE, now: Callable[[], float] = time.monotonic):
+        self.at_most, self._now, self._began = at_most, now, now()
         self._spent, self._last = 0.0, 0.0
 
     @property
@@ -80,8 +82,17 @@ class Looks:
         return self._spent / max(self._now() - self._began, 1e-9)
 
     def has_time(self) -> bool:
-        """Whether, after one more like the last, all looks together have taken no more than a small share."""
-        return self._spent + self._last <= SHARE * (self._now() - self._began + self._last)
+        """Whether, after one more like the last, all looks together have taken no more than their share."""
+        return self._spent + self._last <= self.at_most * (self._now() - self._began + self._last)
+
+    def has_time_for_first(self, done: int, steps: int) -> bool:
+        """Whether they will have done so by the end, if a look is taken now that nothing is known of yet.
+
+        done: training steps since the beginning, 1 or more. steps: how many there will be at the end.
+        """
+        step = (self._now() - self._began - self._spent) / done
+        looks = self._spent + FIRST * step
+        return looks <= self.at_most * (steps * step + looks)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -99,15 +110,22 @@ class Looks:
 class Strip:
     """One latent at strength -1, 0 and +1, at intervals of `every` steps or more; 0 for never.
 
-    As often as there is time for it: what becomes of the latents is part of the look.
+    As often as there is time for it: what becomes of the latents is part of the look. The first one comes early, if
+    the run is long enough for it.
+    begun: the step that the run goes on from. steps: the one that it ends with.
     """
 
-    def __init__(self, half_done: HalfDone, looks: Looks, every: int):
+    def __init__(self, half_done: HalfDone, looks: Looks, every: int, begun: int, steps: int):
         self.half_done, self.looks, self.every = half_done, looks, every
-        self._last = 0
+        self.begun, self.steps = begun, steps
+        self._last = begun
 
     def is_due(self, step: int) -> bool:
-        return bool(self.every) and step - self._last >= self.every and self.looks.has_time()
+        if not self.every or step - self._last < self.every:
+            return False
+        if self._last == self.begun:
+            return self.looks.has_time_for_first(step - self.begun, self.steps - self.begun)
+        return self.looks.has_time()
 
     def latents(self, step: int) -> Tensor:
         """(3, C, ...)."""
@@ -122,8 +140,8 @@ class Reach:
     distance of their embeddings if there is one, else by their own difference, relative to their size. After
     `patience` measurements in a row without growth of `GROWTH` the slider is done. Below `ROUNDING` nothing can be
     told apart from the rounding of the model, and is no growth. These looks come at fixed steps, whatever they cost,
-    so that a run ends where it would end on any machine; previews wait until there is time again. One for which
-    memory has no room is the last, and the run goes on to its last step.
+    so that a run ends where it would end on any machine; previews wait until there is time again. One that fails,
+    for want of memory say, is the last, and the run goes on to its last step.
     """
 
     GROWTH = 0.02
@@ -140,20 +158,19 @@ class Reach:
         self.half_done, self.patience, self.every, self.embed = half_done, patience, every, embed
         self.looks = looks
         self.measured: list[float] = []
-        self._has_room = True
+        self._can_look = True
 
     def is_reached(self, step: int) -> bool:
         """Asked after every step, and once more where the look after the last one was cut off."""
-        if not self.patience or not self._has_room or len(self.measured) >= step // self.every:
+        if not self.patience or not self._can_look or len(self.measured) >= step // self.every:
             return False
         try:
             with self.looks.timed() if self.looks else nullcontext():
                 self.measured.append(self.measure())
-        except RuntimeError as error:
-            if not ran_out(error):
-                raise
-            self._has_room = False
-            logging.warning("Training goes on without an early stop: there is no memory for its looks (%s)", error)
+        except FAILURES as error:
+            self._can_look = False
+            why = "there is no memory for its looks" if ran_out(error) else f"look {len(self.measured) + 1} failed"
+            logging.warning("Training goes on without an early stop: %s (%s)", why, described(error))
             return False
         best = max(self.measured[: -self.patience], default=0.0)
         enough = len(self.measured) > self.patience
@@ -169,7 +186,7 @@ class Reach:
         return float((1 - torch.cosine_similarity(one, other, dim=-1)).mean())
 
     def state(self) -> dict[str, Any]:
-        return {"measured": list(self.measured), "has_room": self._has_room}
+        return {"measured": list(self.measured), "can_look": self._can_look}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.measured, self._has_room = list(state["measured"]), state["has_room"]
+        self.measured, self._can_look = list(state["measured"]), state.get("can_look", True)

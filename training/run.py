@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..sliders.slider import Slider, SliderInfo
 from .denoiser import Denoiser
+from .failures import FAILURES, described
 from .in_place import Loan, borrowed, family, fingerprint
 from .keeping import Keeper, acting_in, digest_of
 from .loop import Progress, Training
@@ -25,7 +26,7 @@ from .new_layers import NewLayers
 from .own_latents import must_take
 from .packed import Shapes, must_be_whole, packed, pictures_of
 from .points import Point, Points
-from .preview import Embed, HalfDone, Looks, Reach, Strip
+from .preview import SHARE, Embed, HalfDone, Looks, Reach, Strip
 from .recipe import Recipe, TextualRecipe, VisualRecipe
 from .textual import TextualPoints
 from .visual import LatentSet, VisualPoints
@@ -43,8 +44,9 @@ class Watch:
 
     progress: told after every step how it goes, with (3, C, ...) clean latents at strength -1, 0 and +1 now and then;
         then in inference mode, and the host may move the model meanwhile.
-    preview_every: steps between such previews, at least; 0 for none. They take a small share of the time, whatever
-        it says.
+    preview_every: steps between such previews, at least; 0 for none.
+    preview_share: of the run's time, which they take at most, in (0, 1], whatever is due; what a first one costs is
+        foreseen, so that a short run has none.
     checkpoints: a folder to keep the run's state in, and to go on from if the same run has been kept there; None for
         neither. Runs that differ in their number of steps alone are the same.
     checkpoint_every: steps between writings; it is written once more where the run is stopped.
@@ -55,6 +57,7 @@ class Watch:
     should_stop: Callable[[], bool] = lambda: False
     progress: Callable[[Progress, Tensor | None], None] = lambda progress, preview: None
     preview_every: int = 20
+    preview_share: float = SHARE
     checkpoints: Path | None = None
     checkpoint_every: int = 100
     embed: Embed | None = None
@@ -151,24 +154,25 @@ def train(
         layers = NewLayers(patcher, recipe, generator)
         denoiser = Denoiser(patcher, {p: ordinary(c) for p, c in conditionings.items()}, shapes)
         look = partial(HalfDone, denoiser, layers, preview_prompt, tuple(latents.shape[1:]), recipe.seed)
-        looks = Looks()
-        strip = Strip(look(), looks, watch.preview_every)
+        looks = Looks(watch.preview_share)
         embed = watch.embed and _given_back(loan, watch.embed, shapes)
         reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
-        model_hash = fingerprint(patcher.model)
+        model_hash = fingerprint(patcher)
         sampling = denoiser.sampling
         looks_through = watch.embed_hash if recipe.patience and embed else None
         frozen = (model_hash, denoiser.dtype, type(sampling), vars(sampling), acting_in(patcher))
         given = (tuple(latents.shape), shapes, conditionings, data, looks_through)
         keeper = Keeper(watch, training, name, digest_of(recipe.digest(), frozen, given))
+        keeper.go_on()
+        begun = training.progress.steps
+        strip = Strip(look(), looks, watch.preview_every, begun, recipe.steps)
         shown = Shown(loan, strip, looks, watch, shapes)
 
         def after_step(progress: Progress, point: Point) -> None:
             keeper.after_step()
             shown.after_step(progress)
 
-        keeper.go_on()
         with keeper.kept_in_any_case():
             # the host's layers raise it as soon as the user cancels, and take the cancel back by doing so
             progress = training.run(watch.should_stop, after_step, cancelled=InterruptProcessingException)
@@ -222,9 +226,9 @@ class Shown:
                 latents = pictures_of(self.strip.latents(progress.steps), self.shapes)
                 with self.loan.returned():
                     self.watch.progress(progress, latents)
-        except (RuntimeError, OSError) as error:  # memory running out is a RuntimeError
+        except FAILURES as error:
             self._failed = True
-            logging.warning("Training goes on without previews, as one failed: %s", error)
+            logging.warning("Training goes on without previews, as one failed: %s", described(error))
 
 
 def _versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ def trained(subject, latents, watch=None):
 
 def test_previews_and_the_early_stop_see_the_pictures(subject):
     seen = []
-    watch = Watch(progress=lambda _, latents: seen.append(latents), preview_every=1)
+    watch = Watch(progress=lambda _, latents: seen.append(latents), preview_every=1, preview_share=1.0)
     slider = trained(subject, subject.family.empty(2), watch).slider
     previews = [latents for latents in seen if latents is not None]
     assert previews and all(latents.shape == (3, *subject.family.latent) for latents in previews)

@@ -174,7 +174,7 @@ def test_a_run_that_breaks_down_at_once_says_where(pocket, conditionings):
 
 def test_a_preview_shows_three_strengths(pocket, conditionings):
     previews = []
-    watch = Watch(progress=lambda progress, preview: previews.append(preview), preview_every=2)
+    watch = Watch(progress=lambda progress, preview: previews.append(preview), preview_every=2, preview_share=1.0)
     train(pocket, conditionings, watch)
     # the second time it is due it may be too soon: previews take a small share of the time only
     assert previews[0] is None and previews[2] is None

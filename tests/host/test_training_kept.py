@@ -112,8 +112,8 @@ def press_after():
 def test_a_cancel_in_a_preview_keeps_the_step(train, tmp_path, press_after):
     whole, shown = train(), []
     release = press_after(5)
-    watch = Watch(progress=lambda _, x: shown.append(x is not None), preview_every=5, checkpoints=tmp_path)
-    stopped = train(watch)
+    previews = {"preview_every": 5, "preview_share": 1.0}
+    stopped = train(Watch(progress=lambda _, x: shown.append(x is not None), **previews, checkpoints=tmp_path))
     release()
     assert stopped.progress.stopped and stopped.progress.steps == 5 and shown == [False] * 4
     assert same(train(Watch(checkpoints=tmp_path)).slider, whole.slider)

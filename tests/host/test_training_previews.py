@@ -16,11 +16,12 @@ from concept_sliders.tests.host.tiny_vae import film_vae, picture_vae
 from concept_sliders.training.in_place import borrowed
 from concept_sliders.training.loop import Progress
 from concept_sliders.training.pairs import pairs_from_batches
-from concept_sliders.training.preview import SHARE, Looks
+from concept_sliders.training.preview import SHARE
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.run import Watch, train_slider
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
+BY_OTHER_CODE = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError)
 SETTINGS = {"rank": 1, "from_part": 0.0, "to_part": 1.0, "name": "age"}
 
 
@@ -55,18 +56,18 @@ def test_train_slider_goes_on_after_a_preview_through_a_vae_of_the_hosts(pocket,
     with torch.inference_mode():
         assert any(p.is_inference() for p in vae.first_stage_model.parameters())
         out = TrainSlider.execute(
-            pocket[0], pocket[1], (CONCEPT,), latent, vae=vae, steps=22, rollout_steps=2, **SETTINGS
+            pocket[0], pocket[1], (CONCEPT,), latent, vae=vae, steps=100, rollout_steps=2, **SETTINGS
         )
-    assert out.args[0].placed[0].slider.info.recipe["steps_done"] == 22
-    assert len(strips) == 1 and strips[0].width > 3 * CELL
+    assert out.args[0].placed[0].slider.info.recipe["steps_done"] == 100
+    assert strips and strips[0].width > 3 * CELL
 
 
 def test_train_visual_slider_does_so_too(pocket, vae, strips):
     less, more = (torch.full((1, 64, 64, 3), shade) for shade in (0.2, 0.8))
     with torch.inference_mode():
-        out = TrainVisualSlider.execute(*pocket[:2], vae, pairs_from_batches(less, more), steps=22, **SETTINGS)
-    assert out.args[0].placed[0].slider.info.recipe["steps_done"] == 22
-    assert len(strips) == 1
+        out = TrainVisualSlider.execute(*pocket[:2], vae, pairs_from_batches(less, more), steps=100, **SETTINGS)
+    assert out.args[0].placed[0].slider.info.recipe["steps_done"] == 100
+    assert strips
 
 
 def test_of_three_films_the_strip_shows_the_frame_in_the_middle_of_each():
@@ -109,23 +110,16 @@ def test_what_becomes_of_a_preview_counts_as_part_of_it(train):
             time.sleep(1.0)
 
     began = time.monotonic()
-    progress = train(Watch(progress=slow, preview_every=1), steps=30).progress
+    progress = train(Watch(progress=slow, preview_every=1), steps=100).progress
     assert shown == [1] or SHARE * (time.monotonic() - began) > len(shown) - 1
     assert 1.0 / (time.monotonic() - began) - 0.05 < progress.looks < 1
 
 
-def test_looks_take_a_small_share_of_the_time_whatever_they_cost():
-    """By a clock of its own: steps of a second, looks of two."""
-    clock = [0.0]
-    looks, made = Looks(lambda: clock[0]), []
-    for step in range(1000):
-        clock[0] += 1.0
-        if looks.has_time():
-            made.append(step)
-            with looks.timed():
-                clock[0] += 2.0
-    assert made[0] == 0 and looks.share <= SHARE
-    assert len(made) > 0.9 * SHARE * clock[0] / 2.0
+def test_a_preview_in_a_run_of_a_hundred_steps_takes_less_than_one_in_twenty_of_its_time(train):
+    shown = []
+    watch = Watch(progress=lambda p, x: shown.append(p.steps) if x is not None else None)
+    progress = train(watch, steps=100).progress
+    assert shown[0] == 20 and progress.looks < 0.05
 
 
 def test_looks_of_the_early_stop_leave_no_time_for_previews(train):
@@ -163,7 +157,7 @@ def test_after_a_look_the_model_is_loaded_and_lent_again(pocket, train):
     """While it lasts the weights are the host's own, and it works in its own mode."""
     before = {n: (id(p), p.data_ptr(), p.clone()) for n, p in pocket[0].model.named_parameters()}
     watch = Moved(pocket[0])
-    assert train(Watch(progress=watch, preview_every=2), steps=3).progress.steps == 3
+    assert train(Watch(progress=watch, preview_every=2, preview_share=1.0), steps=3).progress.steps == 3
     assert watch.loaded == [True, True, False, True]
     assert watch.own == [False, True, False] and watch.mode == [False, True, False]
     for name, p in pocket[0].model.named_parameters():
@@ -189,7 +183,7 @@ def test_what_the_host_has_put_in_place_of_a_weight_meanwhile_stays(pocket):
         module.weight = mine
 
 
-@pytest.mark.parametrize("error", [OSError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("error", [OSError, torch.OutOfMemoryError, *BY_OTHER_CODE])
 def test_a_look_that_fails_leaves_the_model_as_it_was(pocket, train, caplog, error):
     """It is the last one: training goes on without, and says so."""
     before = {n: (id(p), p.data_ptr()) for n, p in pocket[0].model.named_parameters()}
@@ -200,9 +194,10 @@ def test_a_look_that_fails_leaves_the_model_as_it_was(pocket, train, caplog, err
         if latents is not None:
             raise error("no room for a picture")
 
-    trained = train(Watch(progress=fail, preview_every=2), steps=6)
+    trained = train(Watch(progress=fail, preview_every=2, preview_share=1.0), steps=6)
     assert trained.progress.steps == 6 and not trained.progress.stopped
-    assert sum(asked) == 1 and "goes on without previews, as one failed: no room for a picture" in caplog.text
+    assert "no room for a picture" in caplog.text
+    assert sum(asked) == 1 and f"previews, as one failed: {error.__name__}: " in caplog.text
     assert {n: (id(p), p.data_ptr()) for n, p in pocket[0].model.named_parameters()} == before
 
 

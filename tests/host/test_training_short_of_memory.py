@@ -58,7 +58,7 @@ def crowded_at(step, full, times):
 
 def test_a_model_that_finds_no_room_after_a_preview_takes_that_of_others(pocket, train, full):
     before, whole = held(pocket[0]), train()
-    trained = train(Watch(progress=crowded_at(1, full, times=1), preview_every=3))
+    trained = train(Watch(progress=crowded_at(1, full, times=1), preview_every=3, preview_share=1.0))
     assert trained.progress.losses == whole.progress.losses and same(trained.slider, whole.slider)
     assert_as_before(pocket[0], before)
 
@@ -67,7 +67,7 @@ def test_one_that_finds_none_at_all_ends_the_run_and_what_was_learned_is_kept(po
     """It is no preview that failed: the run must not go on with weights that are not lent."""
     before, whole, done = held(pocket[0]), train(), []
     with pytest.raises(ModelLost, match="cannot be loaded again: no room for the model"):
-        train(Watch(progress=crowded_at(1, full, times=2), preview_every=3, checkpoints=tmp_path))
+        train(Watch(progress=crowded_at(1, full, times=2), preview_every=3, preview_share=1.0, checkpoints=tmp_path))
     full(0)
     assert_as_before(pocket[0], before)
     again = train(Watch(progress=lambda progress, _: done.append(progress.steps), checkpoints=tmp_path))
@@ -117,12 +117,33 @@ def test_a_run_whose_early_stop_has_no_memory_for_its_looks_goes_on_without(
     assert caplog.text.count("without an early stop") == 1
 
 
-def test_another_error_in_a_look_is_one(train):
-    def broken(latents):
-        raise RuntimeError("no picture of that size")
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError])
+def test_a_run_whose_early_stop_cannot_see_says_so_at_its_first_look_and_goes_on_without(train, caplog, error):
+    """As through a VAE and a CLIP vision that are not made for each other's pictures."""
 
-    with pytest.raises(RuntimeError, match="no picture of that size"):
-        train(Watch(embed=broken), **STILL)
+    def broken(latents):
+        raise error("no picture of that size")
+
+    trained = train(Watch(embed=broken), **{**STILL, "steps": 41})
+    assert trained.progress.steps == 41 and not trained.progress.still and not trained.progress.broken
+    assert caplog.text.count(f"without an early stop: look 1 failed ({error.__name__}: ") == 1
+    assert "no picture of that size" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ModelLost, comfy.model_management.InterruptProcessingException, KeyboardInterrupt])
+def test_what_ends_a_run_ends_it_in_a_look_and_in_a_preview_too(train, error):
+    def broken(*given):
+        if given[-1] is not None:
+            raise error("the end")
+
+    for watch in (Watch(embed=broken), Watch(progress=broken, preview_every=20, preview_share=1.0)):
+        settings = {**STILL, "steps": 22, "patience": 1 if watch.embed else 0}
+        if error is comfy.model_management.InterruptProcessingException:
+            progress = train(watch, **settings).progress
+            assert progress.stopped and progress.steps == 20
+        else:
+            with pytest.raises(error):
+                train(watch, **settings)
 
 
 def test_memory_that_ran_out_is_told_from_other_errors():

@@ -78,7 +78,7 @@ def test_the_model_is_as_it_was_after_an_error_in(pocket, tmp_path, monkeypatch,
 
     monkeypatch.setattr(owner, name, failing)
     with pytest.raises(Injected):
-        train(pocket, Watch(preview_every=1, checkpoints=tmp_path, checkpoint_every=2))
+        train(pocket, Watch(preview_every=1, preview_share=1.0, checkpoints=tmp_path, checkpoint_every=2))
     for n, tensor in tensors(model):
         identity, pointer, inference, numbers = before[n]
         assert (id(tensor), tensor.data_ptr(), tensor.is_inference()) == (identity, pointer, inference), n

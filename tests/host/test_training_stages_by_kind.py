@@ -66,7 +66,8 @@ def twice(pocket):
 
 
 def with_pictures(pocket):
-    return textual(pocket, vae=pocket[2], patience=0)
+    """Of as many steps as a run with previews has at least."""
+    return textual(pocket, vae=pocket[2], patience=0, steps=100)
 
 
 STAGES = [

@@ -8,6 +8,7 @@ import torch
 from concept_sliders.sliders.files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import LowRank, Slider, SliderInfo
+from concept_sliders.tests.full_disk import full_disk
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -232,3 +233,13 @@ def test_a_failed_save_leaves_the_old_file(slider, tmp_path):
     with pytest.raises(OSError, match="Cannot write"):
         save_slider(slider, target)  # fails at the very last, the rename
     assert sorted(p.name for p in tmp_path.iterdir()) == ["age.safetensors", "folder.safetensors"]
+
+
+@pytest.mark.parametrize("room", [0, 1000])
+def test_on_a_full_disk_the_file_is_named_and_no_part_of_it_is_left(slider, tmp_path, room):
+    path = tmp_path / "age.safetensors"
+    save_slider(Slider("age", {KOHYA: low_rank()}), path)
+    before = path.read_bytes()
+    with full_disk(room), pytest.raises(OSError, match=r"Cannot write the slider to .*age\.safetensors: .*[Ff]ile"):
+        save_slider(slider, path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -9,6 +9,7 @@ from concept_sliders.inversion.files import load_inversion, save_inversion
 from concept_sliders.inversion.inversion import Inversion
 from concept_sliders.inversion.recipe import InversionRecipe
 from concept_sliders.sliders import writing
+from concept_sliders.tests.full_disk import full_disk
 from safetensors.torch import load_file, save_file
 
 
@@ -87,6 +88,15 @@ def test_a_failed_write_leaves_what_was_there(inversion, tmp_path, monkeypatch):
 
     monkeypatch.setattr(writing, "save_file", full)
     with pytest.raises(OSError, match="Cannot write the inversion.*no space left"):
+        save_inversion(inversion, path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_leaves_what_was_there(inversion, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_inversion(inversion, path)
+    before = path.read_bytes()
+    with full_disk(5000), pytest.raises(OSError, match=r"Cannot write the inversion to .*mine\.safetensors"):
         save_inversion(inversion, path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
