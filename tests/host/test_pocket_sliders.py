@@ -5,10 +5,12 @@ import torch
 from concept_sliders.pocket.captions import vocabulary
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
-from concept_sliders.pocket.train_sliders import FOLDER, LESSONS, PERSON
+from concept_sliders.pocket.train_sliders import BATCH, FOLDER, LESSONS, PERSON
 from concept_sliders.sliders.files import load_slider
 from concept_sliders.sliders.runtime import apply_sliders
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.training.in_place import family, fingerprint
+from concept_sliders.training.recipe import recipe_from
 
 import nodes
 
@@ -47,6 +49,13 @@ def test_a_slider_turns_what_its_name_says(pocket, name):
     swept = Stack.of(slider).swept(0, (low, high), PEOPLE).gated(slider.info.gate)
     low_end, high_end = readings(pocket, swept)[column].view(PEOPLE, 2).mean(0)
     assert sign * float(high_end - low_end) > 0.3
+
+
+def test_their_headers_name_the_model_that_comes_with_them(pocket):
+    for path in FOLDER.glob("*.safetensors"):
+        info = load_slider(path).info
+        assert info.base_model_hash == fingerprint(pocket[0]) and info.family == family(pocket[0]), path.name
+        assert info.recipe["batch"] == BATCH and recipe_from(info.recipe).steps == info.recipe["steps_done"]
 
 
 def test_all_of_them_at_once(pocket):
