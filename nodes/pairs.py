@@ -140,12 +140,16 @@ def input_folder() -> Path:
 def folder_names() -> list[str]:
     """Folders of the input folder, and after them the pairs that come with the pack where no folder is so named."""
     own = picture_folders(input_folder())
-    return [*own, *sorted({path.name for path in SHIPPED.iterdir() if path.is_dir()} - {*own})]
+    return [*own, *sorted(_shipped() - {*own})]
+
+
+def _shipped() -> set[str]:
+    return {path.name for path in SHIPPED.iterdir() if path.is_dir()}
 
 
 def _folder(name: str) -> Path:
-    own = picture_folders(input_folder())
-    return SHIPPED / name if name in folder_names() and name not in own else find_folder(input_folder(), name)
+    is_shipped = name in _shipped() and name not in picture_folders(input_folder())
+    return SHIPPED / name if is_shipped else find_folder(input_folder(), name)
 
 
 def shown(cls: type[io.ComfyNode], pairs: ImagePairs) -> io.NodeOutput:

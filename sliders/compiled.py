@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
-_COMPILED = "torch.compile"  # the key of the host's own wrapper
+COMPILED = "torch.compile"  # the key of the host's own wrapper
 
 
 def eagerly(options: Mapping[str, Any]) -> AbstractContextManager[None]:
@@ -17,6 +17,6 @@ def eagerly(options: Mapping[str, Any]) -> AbstractContextManager[None]:
 
     options: the host's transformer options, which say whether it is compiled.
     """
-    if _COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
+    if COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()

@@ -19,7 +19,7 @@ from ..sliders.compiled import eagerly
 from ..sliders.memory import ran_out
 from ..sliders.prompt_cache import PromptCache
 from ..sliders.rows import must_be_apart, takes_one_row
-from .attention import OVERRIDE, with_gradient
+from .attention import OVERRIDE, LearningAttention
 from .packed import Shapes
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Denoiser:
         self.patcher, self.shapes = patcher, shapes
         self.sampling = patcher.model.model_sampling
         self.device = patcher.load_device
+        self._attention = LearningAttention(patcher.model_options.get("transformer_options", {}))
         self._conditionings = conditionings
         self._conditions: dict[tuple, dict] = {}  # what the model makes of them, by prompt and latent size
         self.dtype = patcher.model.get_dtype_inference()  # of the activations
@@ -56,7 +57,7 @@ class Denoiser:
         given = self.patcher.model_options.get("transformer_options", {})
         options = {
             **given,
-            OVERRIDE: with_gradient(given),
+            OVERRIDE: self._attention,
             "wrappers": merge_nested_dicts(given.get("wrappers", {}), self.patcher.wrappers),
             "callbacks": merge_nested_dicts(given.get("callbacks", {}), self.patcher.callbacks),
             "cond_or_uncond": [0] * len(prompts),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# What a VAE, CLIP vision or a previewer of any kind raises at pictures that it was not made for, or where it was not
-# made well. Memory that runs out is a RuntimeError on a device, and a MemoryError elsewhere. Not among them are the
+# What a VAE, CLIP vision or a previewer may raise at pictures that it was not made for, or where it was not made
+# well. Memory that runs out is a RuntimeError on a device, and a MemoryError elsewhere. Not among them are the
 # host's cancel and `ModelLost`, neither of which a run can go on after.
 FAILURES = (
     RuntimeError,

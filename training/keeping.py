@@ -13,6 +13,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
+from ..sliders.compiled import COMPILED
+from ..sliders.matching import KEY
 from ..sliders.runtime import acting_on
 from . import checkpoint
 from .loop import Training
@@ -78,7 +80,14 @@ def acting_in(patcher: ModelPatcher) -> list[Any]:
     acting = acting_on(patcher)
     sliders = [(p.slider.fingerprint, p.strength, repr(p.gates), p.branch) for p in acting.stack] if acting else []
     patches = {key: [_plain(patch) for patch in given] for key, given in patcher.patches.items()}
-    return [sliders, patches, patcher.object_patches, patcher.model_options.get("transformer_options", {})]
+    wrappers = [  # the sliders' own are told above; compiled or not, a model trains alike
+        (kind, key, given)
+        for kind, by_key in patcher.wrappers.items()
+        for key, given in by_key.items()
+        if given and key not in (KEY, COMPILED)
+    ]
+    options = patcher.model_options.get("transformer_options", {})
+    return [sliders, patches, patcher.object_patches, options, sorted(wrappers, key=repr)]
 
 
 def _plain(patch: tuple) -> list[Any]:

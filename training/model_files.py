@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.sd
+import comfy.text_encoders.lt
 import comfy.utils
 from safetensors import SafetensorError
 
@@ -82,7 +83,8 @@ def load_clip(paths: Sequence[Path], kind: comfy.sd.CLIPType) -> comfy.sd.CLIP:
     for path in paths:
         with _named(path, "text encoder"):
             state = comfy.utils.load_torch_file(str(path), safe_load=True)
-        if comfy.sd.detect_te_model(state) is None and _OLD_CLIP not in state:
+        beside = comfy.text_encoders.lt.sd_detect([state])  # LTX-2 keeps a part of its own in another file
+        if comfy.sd.detect_te_model(state) is None and _OLD_CLIP not in state and not beside:
             raise ValueError(f"{path} holds no text encoder that this ComfyUI knows.")
     return comfy.sd.load_clip(ckpt_paths=[str(path) for path in paths], clip_type=kind)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for place, files in _places(folder):
         for path in (place / file for file in files):
-            if path.is_file():
+            with suppress(OSError):  # a link that leads nowhere, say
                 about = path.stat()
                 digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
     return digest.hexdigest()
@@ -62,22 +63,31 @@ def _leads_out(name: str) -> bool:
     return bool(path.anchor) or ".." in path.parts or "\0" in name or "\\" in name
 
 
-def _places(folder: Path, above: tuple[Path, ...] = (), left: float = inf) -> Iterator[tuple[Path, list[str]]]:
+def _places(folder: Path, above: tuple[str, ...] = (), left: float = inf) -> Iterator[tuple[Path, list[str]]]:
     """(folder, names of what else lies in it) of a folder and those below it, in order.
 
     above: where the folders that it lies in really are; a link back to one of them is not followed. left: how many
-    folders further down are looked into.
+    folders further down are looked into. What may not be read, or lies on a disk that is gone, is passed over: it
+    holds nothing for us.
     """
-    real = folder.resolve()
+    real = os.path.realpath(folder)
     if real in above:
         return
     try:
-        names = sorted(os.listdir(folder))
-    except OSError:  # one that may not be read is passed over, as it holds nothing for us
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
         return
-    subfolders = [folder / name for name in names if (folder / name).is_dir()]
-    yield folder, sorted({*names} - {path.name for path in subfolders})
-    for path in subfolders:
-        further = min(left - 1, LINKED) if path.is_symlink() else left - 1
-        if further >= 0 and not passed_over(path.name):
-            yield from _places(path, (*above, real), further)
+    subfolders = [entry for entry in found if _is_folder(entry)]
+    yield folder, [entry.name for entry in found if entry not in subfolders]
+    for entry in subfolders:
+        further = min(left - 1, LINKED) if entry.is_symlink() else left - 1
+        if further >= 0 and not passed_over(entry.name):
+            yield from _places(folder / entry.name, (*above, real), further)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, islice, repeat
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,8 +31,8 @@ class TextualPoints:
     Points one after the other come from different trajectories: `POOL` of them take turns, and when one is used up
     another is rolled out in its place. The first ones are cut short, each to another length, so that never many end
     together: at batch 1 a slider would otherwise learn from one picture for many steps, and forget the one before.
-    Of the phrases held fixed, `recipe.phrases_asked` are asked about at a level, as the public code asks about one:
-    that is the mean over all in expectation, and costs the same with any number of them.
+    Of the phrases held fixed, `recipe.phrases_asked` are asked about at a level. Where there are more they take
+    turns, which over many trajectories is the mean over all; the public code asks about one an iteration.
     Most trajectories run the bare model, as the paper has it. A share of them runs with the slider on (the public
     code does so always), each row at its own sign: there it learns what to hold in pictures that it has changed.
 
@@ -115,10 +115,13 @@ class TextualPoints:
         at_once = self.recipe.phrases_asked or count
         if at_once >= count:
             yield from repeat(list(range(count)))
-        shuffled = (torch.randperm(count, generator=self.generator).tolist() for _ in repeat(None))
-        in_turn = chain.from_iterable(shuffled)
+        waiting: list[int] = []
         while True:
-            yield list(islice(in_turn, at_once))
+            if len(waiting) < at_once:
+                fresh = torch.randperm(count, generator=self.generator).tolist()
+                waiting += sorted(fresh, key=waiting.__contains__)  # those of this turn come last
+            turn, waiting = waiting[:at_once], waiting[at_once:]
+            yield turn
 
     def _visits(self, count: int, own: bool) -> list[tuple[int, int]]:
         """(level, factor of the signs) of `count` points to come: no level a third time before all had two.

@@ -1,8 +1,10 @@
 """Training that ends when the slider reaches no further."""
 
+import comfy.sd
 import pytest
 import torch
 from concept_sliders.nodes.training import TrainSlider
+from concept_sliders.nodes.watching import watch_training
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.host.tiny_vision import tiny_vision
 from concept_sliders.training.preview import Reach
@@ -139,3 +141,10 @@ def test_what_is_seen_decides_and_not_the_latents(train):
     assert train(Watch(embed=blind), **{**learning, "steps": 80}).progress.steps == 60
     assert not train(Watch(embed=turning), **{**learning, "learning_rate": 1e-9}).progress.still
     assert len(seen) == 6 and seen[0].shape == (PROBED, *LATENTS.shape[1:])
+
+
+def test_a_vae_of_a_checkpoint_that_has_none_is_told(pocket, tmp_path):
+    empty = comfy.sd.VAE(sd={})
+    with pytest.raises(ValueError, match="VAE that is wired in has no weights"):
+        recipe = TextualRecipe(concepts=(CONCEPT,), patience=1)
+        watch_training(pocket[0], recipe, empty, clip_vision=tiny_vision(tmp_path))

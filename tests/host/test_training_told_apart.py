@@ -5,7 +5,9 @@ from dataclasses import replace
 import comfy.sd
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from comfy_extras.nodes_torch_compile import TorchCompileModel
 from concept_sliders.nodes.watching import watch_training
 from concept_sliders.sliders.matching import layer_names
 from concept_sliders.tests.host.short_runs import CONCEPT, same, train_on
@@ -157,3 +159,14 @@ def test_values_at_other_places_have_another_digest():
     assert len({digest_of(*values) for values in apart}) == len(apart)
     assert digest_of({"b": 2, "a": 1}) == digest_of(apart[-1][0])
     assert digest_of(lambda: 1) == digest_of(lambda: 1)  # not where in memory they lie
+
+
+def test_by_wrappers_and_not_by_compilation(pocket, tmp_path):
+    model, clip, _ = pocket
+    wrapped, compiled = model.clone(), TorchCompileModel.execute(model, "eager").args[0]
+    wrapped.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "theirs", lambda executor, *a, **k: executor(*a, **k))
+    counts = []
+    for each in (model, compiled, wrapped):
+        textual(each, clip)(Watch(checkpoints=tmp_path))
+        counts.append(len(list(tmp_path.iterdir())))
+    assert counts == [1, 1, 2]

@@ -56,17 +56,37 @@ def test_a_link_to_a_whole_disk_is_not_searched_to_its_end(tmp_path):
     assert find_folder(root, f"disk/{deep}").is_dir()
 
 
-def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
-    put(tmp_path, "eyes/x.png", "locked/x.png")
-    listing = os.listdir
+def test_what_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+    """A folder, and what lies in one: by whom it was made this test may not know."""
+    put(tmp_path, "eyes/x.png", "locked/x.png", "hair/x.png")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    scandir = os.scandir
 
     def refused(path):
         if os.fspath(path).endswith("locked"):
             raise PermissionError(13, "Permission denied", path)
-        return listing(path)
+        return scandir(path)
 
-    monkeypatch.setattr(os, "listdir", refused)
-    assert picture_folders(tmp_path) == ["eyes"]
+    monkeypatch.setattr(os, "scandir", refused)
+    assert picture_folders(tmp_path) == ["eyes", "hair"]
+    assert fingerprint(tmp_path) == fingerprint(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or os.getuid() != 0, reason="needs to become another user")
+def test_a_folder_of_which_only_the_names_may_be_read(tmp_path):
+    put(tmp_path, "eyes/x.png", "locked/inner/x.png")
+    (tmp_path / "locked").chmod(0o744)
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    child = os.fork()
+    if not child:
+        os.setuid(65534)
+        try:
+            found = picture_folders(tmp_path), len(fingerprint(tmp_path))
+            os._exit(0 if found == (["eyes"], 64) else 1)
+        except OSError:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_missing_folder_is_told_with_what_there_is(tmp_path):
