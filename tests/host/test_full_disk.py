@@ -72,9 +72,9 @@ def train_node(pocket, monkeypatch):
 
 def test_a_cancelled_run_that_cannot_be_noted_hands_on_the_slider_so_far(train_node, output, caplog):
     comfy.utils.set_progress_bar_global_hook(
-        lambda done, *_, **__: comfy.model_management.interrupt_current_processing(done == 3)
+        lambda done, *_, **__: comfy.model_management.interrupt_current_processing(done == 1)
     )
-    assert train_node().info.recipe["steps_done"] == 3
+    assert train_node().info.recipe["steps_done"] == 1  # of later steps the host's bar does not tell at once
     assert "That a run was stopped cannot be noted" in caplog.text
     assert [path.name for path in output.iterdir()] == ["slider_checkpoints"]
 
