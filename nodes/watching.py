@@ -63,9 +63,7 @@ def watch_training(
     if clip_vision is not None and vae is None:
         raise ValueError("Training: CLIP vision looks at pictures; wire in a VAE to make them.")
     if clip_vision is not None and getattr(vae, "patcher", None) is None:  # the host's, where a checkpoint has none
-        raise ValueError(
-            "Training: the VAE that is wired in has no weights: its checkpoint has none; take another."
-        )
+        raise ValueError("Training: the VAE that is wired in has no weights: its checkpoint has none; take another.")
     steps = recipe.steps
     bar, clock = comfy.utils.ProgressBar(steps), Clock(steps)
 

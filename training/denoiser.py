@@ -82,13 +82,16 @@ class Denoiser:
         In as few batches as memory and the model allow: prompts of different lengths have one each, unless the model
         reads them padded. Raises the host's out-of-memory error if a single entry does not fit.
         """
-        groups = self._alike(x, prompts) if len(prompts) > 1 else []
-        if len(groups) > 1:
-            answers = {}
-            for group in groups:
-                taken = None if strengths is None else strengths[group]
-                answers |= zip(group, self.ask(x, sigma, [prompts[place] for place in group], layers, taken))
-            return torch.stack([answers[place] for place in range(len(prompts))])
+        answers = {}
+        for group in self._alike(x, prompts):
+            taken = None if strengths is None else strengths[group]
+            answers |= zip(group, self._ask_alike(x, sigma, [prompts[place] for place in group], layers, taken))
+        return torch.stack([answers[place] for place in range(len(prompts))])
+
+    def _ask_alike(
+        self, x: Tensor, sigma: Tensor, prompts: Sequence[str], layers: NewLayers | None, strengths: Tensor | None
+    ) -> Tensor:
+        """The same of prompts that go into one batch."""
         entries, acting = len(prompts) * len(x), nullcontext()
         too_many = self.at_once is not None and entries > self.at_once
         if layers is not None and strengths is not None and strengths.any():
@@ -109,6 +112,8 @@ class Denoiser:
 
     def _alike(self, x: Tensor, prompts: Sequence[str]) -> list[list[int]]:
         """The places of prompts that the host would put into one batch, batch by batch."""
+        if len(prompts) == 1:
+            return [[0]]
         groups: list[tuple[dict, list[int]]] = []
         for place, prompt in enumerate(prompts):
             conditions = self._row_conditions(prompt, x)
@@ -129,7 +134,7 @@ class Denoiser:
             middle, dim = len(x) // 2, 1
             parts = [(x[rows], prompts, (slice(None), rows)) for rows in (slice(None, middle), slice(middle, None))]
         answers = (
-            self.ask(some, sigma, of, layers, None if strengths is None else strengths[taken])
+            self._ask_alike(some, sigma, of, layers, None if strengths is None else strengths[taken])
             for some, of, taken in parts
         )
         return torch.cat(list(answers), dim=dim)

@@ -80,14 +80,14 @@ def acting_in(patcher: ModelPatcher) -> list[Any]:
     acting = acting_on(patcher)
     sliders = [(p.slider.fingerprint, p.strength, repr(p.gates), p.branch) for p in acting.stack] if acting else []
     patches = {key: [_plain(patch) for patch in given] for key, given in patcher.patches.items()}
-    wrappers = [  # the sliders' own are told above; compiled or not, a model trains alike
-        (kind, key, given)
+    wrappers = {  # the sliders' own are told above; compiled or not, a model trains alike
+        (kind, key): given
         for kind, by_key in patcher.wrappers.items()
         for key, given in by_key.items()
         if given and key not in (KEY, COMPILED)
-    ]
+    }
     options = patcher.model_options.get("transformer_options", {})
-    return [sliders, patches, patcher.object_patches, options, sorted(wrappers, key=repr)]
+    return [sliders, patches, patcher.object_patches, options, wrappers]
 
 
 def _plain(patch: tuple) -> list[Any]:
