@@ -18,6 +18,7 @@ from torch import Tensor
 from ..inversion.telling import Tell, Told
 from ..training.in_place import fingerprint
 from ..training.loop import Progress
+from ..training.preview import Embed
 from ..training.recipe import Recipe
 from ..training.run import Watch
 from .stopped import checkpoint_folder
@@ -57,13 +58,7 @@ def watch_training(
     model: None shows no pictures. clip_vision: what the early stop looks at pictures with; a run without one does
     not use it, and says so. Raises ValueError if it is used without a VAE.
     """
-    if clip_vision is not None and not recipe.patience:
-        logging.warning("Training: CLIP vision is only used by the early stop: set patience, or do without it.")
-        clip_vision = None
-    if clip_vision is not None and vae is None:
-        raise ValueError("Training: CLIP vision looks at pictures; wire in a VAE to make them.")
-    if clip_vision is not None and getattr(vae, "patcher", None) is None:  # the host's, where a checkpoint has none
-        raise ValueError("Training: the VAE that is wired in has no weights: its checkpoint has none; take another.")
+    embed, embed_hash = _seen_through(clip_vision, model, recipe, vae)
     steps = recipe.steps
     bar, clock = comfy.utils.ProgressBar(steps), Clock(steps)
 
@@ -75,14 +70,6 @@ def watch_training(
             preview = ("JPEG", _strip(model, latents, vae, text), 4 * CELL)
         bar.update_absolute(done.steps, steps, preview)
 
-    embed, embed_hash = None, ""
-    if clip_vision is not None:
-
-        def embed(latents: Tensor) -> Tensor:
-            return clip_vision.encode_image(_decoded(model, latents, vae))["image_embeds"]
-
-        embed_hash = fingerprint(clip_vision.patcher) + fingerprint(vae.patcher)
-
     folder = checkpoint_folder() if checkpoint_every else None
     return Watch(
         progress=progress,
@@ -91,6 +78,24 @@ def watch_training(
         embed=embed,
         embed_hash=embed_hash,
     )
+
+
+def _seen_through(clip_vision, model: ModelPatcher | None, recipe: Recipe, vae) -> tuple[Embed | None, str]:
+    """What the early stop looks at foreseen images with, and what sets it apart; see `Watch`."""
+    if clip_vision is None:
+        return None, ""
+    if not recipe.patience:
+        logging.warning("Training: CLIP vision is only used by the early stop: set patience, or do without it.")
+        return None, ""
+    if vae is None:
+        raise ValueError("Training: CLIP vision looks at pictures; wire in a VAE to make them.")
+    if getattr(vae, "patcher", None) is None:  # the host's, where a checkpoint has none
+        raise ValueError("Training: the VAE that is wired in has no weights: its checkpoint has none; take another.")
+
+    def embed(latents: Tensor) -> Tensor:
+        return clip_vision.encode_image(_decoded(model, latents, vae))["image_embeds"]
+
+    return embed, fingerprint(clip_vision.patcher) + fingerprint(vae.patcher)
 
 
 def say(text: str, node_id: str | None) -> None:
