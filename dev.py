@@ -49,7 +49,7 @@ def test(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     # Ctrl-C is for the trainer alone: it stops, and writes what it has learned
     signal.signal(signal.SIGINT, lambda *_: None)
-    return script("devtools/library.py", ["training.command", *options.rest])
+    return script("devtools/library.py", ["devtools.train_command", *options.rest])
 
 
 def bench(options: argparse.Namespace) -> int:

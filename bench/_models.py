@@ -19,9 +19,9 @@ import comfy.supported_models
 import comfy.utils
 import torch
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.layers import weight_shape
-from concept_sliders.sliders.matching import layer_names
-from concept_sliders.sliders.patches import host_tensors
+from concept_sliders.sliders.equation.layer_kinds import weight_shape
+from concept_sliders.comfy_host.match import layer_names
+from concept_sliders.comfy_host.weight_adapters import host_tensors
 from concept_sliders.sliders.slider import LowRank, Slider
 from concept_sliders.sliders.stack import Stack
 

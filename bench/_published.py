@@ -15,13 +15,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from concept_sliders.training.denoiser import Denoiser
+from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.training.loop import Training
-from concept_sliders.training.new_layers import NewLayers
+from concept_sliders.training.trainable_layers import NewLayers
 from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
-from concept_sliders.training.points import Point
+from concept_sliders.training.samples import Point
 from concept_sliders.training.recipe import TextualRecipe
-from concept_sliders.training.rollouts import classifier_free
+from concept_sliders.comfy_host.guidance import classifier_free
 from torch import Tensor
 
 STEPS = 50  # of a trajectory

@@ -24,15 +24,15 @@ from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
 from concept_sliders.pocket.world import BINARY, CONTINUOUS, portraits
-from concept_sliders.sliders.files import load_slider, save_slider
+from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.training.pairs import pairs_from_batches, prepare
+from concept_sliders.training.pairs.image_sets import pairs_from_batches, prepare
 from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
 from concept_sliders.training.run import Watch, train_slider, train_visual
-from concept_sliders.training.visual import encoded
+from concept_sliders.training.visual_samples import encoded
 from PIL import Image
 from torch import Tensor
 

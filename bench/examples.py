@@ -20,14 +20,14 @@ from concept_sliders.pocket import draw_pairs
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe
 from concept_sliders.pocket.world import BINARY, CONTINUOUS
-from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.training.command import read_recipe
-from concept_sliders.training.pair_folders import read_pairs
+from concept_sliders.devtools.train_command import read_recipe
+from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
 from concept_sliders.training.run import Trained, train_slider, train_visual
-from concept_sliders.training.visual import encoded
+from concept_sliders.training.visual_samples import encoded
 from torch import Tensor
 
 PERSON = "portrait of a person"

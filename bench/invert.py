@@ -24,20 +24,21 @@ import _models
 import torch
 from _live import peak_memory
 from comfy.patcher_extension import WrappersMP
-from concept_sliders.inversion import run
+from concept_sliders.inversion import inversion_run
 from concept_sliders.inversion.null_text import Embedding, Step, fit
-from concept_sliders.inversion.recipe import InversionRecipe
-from concept_sliders.inversion.run import invert
+from concept_sliders.inversion.settings import InversionRecipe
+from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.pocket.model import load_pocket
-from concept_sliders.training.denoiser import Denoiser
-from concept_sliders.training.differentiable import differentiable
-from concept_sliders.training.in_place import borrowed
+from concept_sliders.comfy_host.denoiser import Denoiser
+from concept_sliders.comfy_host.autograd import differentiable
+from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.training.loop import Training
-from concept_sliders.training.new_layers import NewLayers
-from concept_sliders.training.points import Point
+from concept_sliders.training.trainable_layers import NewLayers
+from concept_sliders.training.samples import Point
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.refetched import refetched
-from concept_sliders.training.run import Watch, ordinary, train_slider
+from concept_sliders.comfy_host.refetched_weights import refetched
+from concept_sliders.training.run import Watch, train_slider
+from concept_sliders.comfy_host.borrow import ordinary
 
 log = logging.getLogger("bench")
 BOUND = 2.5  # times the floor, the aim
@@ -98,7 +99,7 @@ class Bench:
 
     def measure(self, method: str, **settings) -> dict:
         """Passes and seconds of an inversion."""
-        self.forward, made, own_fit = 0, 0, run.fit
+        self.forward, made, own_fit = 0, 0, inversion_run.fit
 
         def fit(*given):
             nonlocal made
@@ -107,12 +108,12 @@ class Bench:
             return fitted
 
         recipe = InversionRecipe(method=method, steps=self.steps, **settings)
-        before, run.fit = self.unit(), fit
+        before, inversion_run.fit = self.unit(), fit
         try:
             with torch.inference_mode():
                 seconds = _models.timed(lambda: invert(self.counted, self.latents, *self.prompts, recipe))
         finally:
-            run.fit = own_fit
+            inversion_run.fit = own_fit
         unit = statistics.mean([before, self.unit()])
         passes, floor = self.forward + made, 2 * made
         return {

@@ -18,7 +18,7 @@ from pathlib import Path
 import _models
 import torch
 from _live import peak_memory
-from concept_sliders.tests.host.families import FAMILIES
+from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.training.recipe import BLOCKS_TWICE, Concept, TextualRecipe
 from concept_sliders.training.run import Watch, train_slider
 

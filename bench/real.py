@@ -23,20 +23,20 @@ import comfy.samplers
 import comfy.utils
 import numpy as np
 import torch
-from concept_sliders.inversion.carrying import negative_conditioning
-from concept_sliders.inversion.files import load_inversion, save_inversion
+from concept_sliders.inversion.conditioning import negative_conditioning
+from concept_sliders.inversion.inversion_files import load_inversion, save_inversion
 from concept_sliders.inversion.inversion import Inversion
-from concept_sliders.inversion.recipe import InversionRecipe
-from concept_sliders.inversion.run import invert
+from concept_sliders.inversion.settings import InversionRecipe
+from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.pocket.captions import caption
 from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe
 from concept_sliders.pocket.sheet import contact_sheet
 from concept_sliders.pocket.world import portraits
-from concept_sliders.sliders.files import load_slider
+from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.stack import Stack
 from torch import Tensor
 

@@ -24,8 +24,8 @@ import torch
 from _models import stack_of, tensors_of
 from _products import shared_down, shortest, two_products
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.matching import workshop_of
-from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.comfy_host.match import workshop_of
+from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 

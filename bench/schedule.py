@@ -26,14 +26,14 @@ from concept_sliders.pocket.measure import Effect, effect
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe
 from concept_sliders.pocket.world import STYLES
-from concept_sliders.sliders.files import load_slider, save_slider
+from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training import run
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.textual import TextualPoints
+from concept_sliders.training.textual_samples import TextualPoints
 from PIL import Image, ImageDraw
 
 log = logging.getLogger("bench")

@@ -24,15 +24,16 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.layers import weight_shape
-from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.equation.layer_kinds import weight_shape
+from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Adapted, Slider
 from concept_sliders.sliders.stack import Stack
 
 log = logging.getLogger("soak")
 SLIDERS, LAYERS, SMALL = 9, 150, {"model_channels": 32, "num_heads": 4}
 STEPS, ROWS = 5, 3
-# Merged weights are updated up to 64 times before they are built anew, each time rounded once more (see `merged`)
+# Merged weights are updated up to 64 times before they are built anew, each time rounded once more (see
+# `merged_weights`)
 FURTHEST = 1e-4
 COMPARED_EVERY = 10
 GROWTH_MB = 64  # what the allocator may keep over and above, of some 500 MB

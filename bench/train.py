@@ -26,15 +26,15 @@ import comfy.model_management
 import torch
 from _published import STEPS, PublishedPoints, PublishedTraining, PublishedVisualTraining
 from concept_sliders.pocket.model import load_pocket
-from concept_sliders.training.denoiser import Denoiser
-from concept_sliders.training.differentiable import differentiable
-from concept_sliders.training.in_place import borrowed
+from concept_sliders.comfy_host.denoiser import Denoiser
+from concept_sliders.comfy_host.autograd import differentiable
+from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.training.loop import Training
-from concept_sliders.training.new_layers import NewLayers
+from concept_sliders.training.trainable_layers import NewLayers
 from concept_sliders.training.recipe import VISUAL_METHODS, Concept, TextualRecipe, VisualRecipe
-from concept_sliders.training.recompute import recomputed
-from concept_sliders.training.textual import POOL, TextualPoints
-from concept_sliders.training.visual import LatentSet, VisualPoints
+from concept_sliders.comfy_host.gradient_checkpointing import recomputed
+from concept_sliders.training.textual_samples import POOL, TextualPoints
+from concept_sliders.training.visual_samples import LatentSet, VisualPoints
 
 log = logging.getLogger("bench")
 CONCEPT = Concept("person", "old person", "young person")

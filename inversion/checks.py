@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import comfy.model_sampling
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..sliders.runtime import acting_on
-from ..training.in_place import family
-from .recipe import InversionRecipe
+from ..comfy_host.apply import acting_on
+from ..comfy_host.identity import family
+from ..comfy_host.types import ModelPatcher
+from .settings import InversionRecipe
 
 # Patches of guidance that sampling would follow and an inversion does not
 GUIDANCE_PATCHES = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function")
@@ -60,10 +59,3 @@ def checked_model(patcher: ModelPatcher, recipe: InversionRecipe) -> None:
 
 def is_guidance_distilled(patcher: ModelPatcher) -> bool:
     return bool(patcher.model.model_config.unet_config.get("guidance_embed"))
-
-
-def prediction_of(patcher: ModelPatcher) -> str:
-    """What the model's network is taken to predict, by the host's names, such as "EPS" or "V_PREDICTION"."""
-    kinds = type(patcher.get_model_object("model_sampling")).__mro__
-    names = (kind.__name__ for kind in kinds if kind.__module__ == comfy.model_sampling.__name__)
-    return ", ".join(name for name in names if not name.startswith("ModelSampling"))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .recipe import InversionRecipe
+from .settings import InversionRecipe
 
 _SAME = 1e-2  # share of a latent's size within which two of them are one
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..training.rollouts import classifier_free
-from .trajectory import euler
+from ..comfy_host.guidance import classifier_free
+from .ddim import euler
 
 Embedding = tuple[Tensor, ...]  # what the model reads of a prompt, such as (B, tokens, width) and pooled (B, width)
 # d(x, sigma) for an embedding: (rows, C, ...) latents, their embeddings, their numbers in the batch -> (rows, C, ...)

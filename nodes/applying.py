@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io, ui
 
-from ..sliders.on_text import apply_to_clip
-from ..sliders.runtime import apply_sliders
+from ..comfy_host.apply import apply_sliders
+from ..comfy_host.mode import WAYS
+from ..comfy_host.text_encoders import apply_to_clip
 from ..sliders.stack import Stack
-from ..sliders.ways import WAYS
 from .reports import matched
 from .sockets import Sliders
 from .strip import draw_strip, strip_labels

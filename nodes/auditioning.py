@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..sliders.audition import Contrast, audition
+from ..comfy_host.audition import Contrast, audition
 from ..sliders.gate import Gate
 from ..training.recipe import Concept
 from .composing import STRENGTH_TOOLTIP

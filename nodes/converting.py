@@ -11,17 +11,26 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..sliders.conventions import AS_IT_IS, CONVENTIONS, DIFFUSERS, KOHYA, NATIVE, names_in, renamed, tensors_in
-from ..sliders.family import candidates, family_of
-from ..sliders.files import save_slider
-from ..sliders.kinds import kind_of
-from ..sliders.layers import weight_shape
-from ..sliders.merge import Merged, merge
-from ..sliders.merge_places import ModelPlaces
-from ..sliders.naming import listed
+from ..comfy_host.model_places import ModelPlaces
+from ..sliders.equation.layer_kinds import weight_shape
+from ..sliders.formats.adapter_kinds import kind_of
+from ..sliders.formats.conventions import (
+    AS_IT_IS,
+    CONVENTIONS,
+    DIFFUSERS,
+    KOHYA,
+    NATIVE,
+    names_in,
+    renamed,
+    tensors_in,
+)
+from ..sliders.formats.conversion import translated
+from ..sliders.formats.model_family import candidates, family_of
+from ..sliders.formats.names import listed
+from ..sliders.formats.slider_files import save_slider
+from ..sliders.merge_sliders import Merged, merge
 from ..sliders.slider import Change, Slider, SliderInfo
 from ..sliders.stack import Placed, Stack
-from ..sliders.translating import translated
 from .folders import free_path
 from .loading import DTYPES, as_one_slider
 from .sockets import Sliders
@@ -193,7 +202,7 @@ def _left_whole(merged: Merged) -> str:
 def merged_stack(sliders: Stack, rank: int, name: str, model: ModelPatcher | None = None) -> tuple[Stack, Merged]:
     """A stack of the one slider that does what the whole stack does, and how it was merged.
 
-    model: the one that the sliders are for, see `merge`.
+    model: the one that the sliders are for, see `merge_sliders.merge`.
     Raises ValueError if the sliders do not all act at one strength, in one part of sampling, on one branch.
     """
     if not len(sliders):

@@ -6,12 +6,12 @@ import comfy.samplers
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..inversion.carrying import negative_conditioning, positive_conditioning
-from ..inversion.files import load_inversion, save_inversion
+from ..inversion.cancelled_run import is_kept
+from ..inversion.conditioning import negative_conditioning, positive_conditioning
 from ..inversion.inversion import Inversion
-from ..inversion.recipe import METHODS, POOLED, InversionRecipe
-from ..inversion.run import invert
-from ..inversion.unfinished import is_kept
+from ..inversion.inversion_files import load_inversion, save_inversion
+from ..inversion.inversion_run import invert
+from ..inversion.settings import METHODS, POOLED, InversionRecipe
 from .folders import find_inversion, free_path, inversion_names
 from .sockets import InversionSocket
 from .stopped import fingerprint, node_id_of, note_stopped

@@ -6,11 +6,11 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..sliders.files import read_slider, save_slider
-from ..sliders.peft import config_beside
+from ..sliders.formats.from_stack import as_stored
+from ..sliders.formats.peft import config_beside
+from ..sliders.formats.slider_files import read_slider, save_slider
 from ..sliders.slider import Slider
 from ..sliders.stack import Stack
-from ..sliders.storing import as_stored
 from .composing import STRENGTH_TOOLTIP
 from .folders import find_slider, free_path, slider_names
 from .reports import described

@@ -7,10 +7,10 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..training.pair_folders import read_pairs
-from ..training.pair_names import parse_marks
-from ..training.pairs import STEP, ImagePairs, ImageSet, cover, pairs_from_batches, prepare
-from ..training.picture_folders import find_folder, fingerprint, picture_folders
+from ..training.pairs.file_names import parse_marks
+from ..training.pairs.folder_list import find_folder, fingerprint, picture_folders
+from ..training.pairs.folders import read_pairs
+from ..training.pairs.image_sets import STEP, ImagePairs, ImageSet, cover, pairs_from_batches, prepare
 from .sockets import ImagePairsSocket
 from .strip import BACKGROUND, draw_strip
 

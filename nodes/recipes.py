@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..sliders.files import load_slider
+from ..sliders.formats.slider_files import load_slider
 from ..training.recipe import EncoderRecipe, TextualRecipe, recipe_from
 from .loading import find_slider, slider_names
 from .sockets import SliderConcept, SliderRecipe

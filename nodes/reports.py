@@ -5,12 +5,12 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ..sliders.family import family_of
-from ..sliders.formats import FileReport
+from ..comfy_host.match import resolve
+from ..comfy_host.text_encoders import text_layers_in
+from ..sliders.formats.keys import FileReport
+from ..sliders.formats.model_family import family_of
+from ..sliders.formats.names import listed
 from ..sliders.gate import Gate
-from ..sliders.matching import resolve
-from ..sliders.naming import listed
-from ..sliders.on_text import text_layers_in
 from ..sliders.slider import Slider, SliderInfo
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..sliders.writing import written_whole
+from ..sliders.formats.atomic_write import written_whole
 from ..training.checkpoint import plain_name
 
 

@@ -3,13 +3,13 @@
 from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io
 
+from ..comfy_host.latents import to_own_scale
 from ..sliders.stack import Stack
-from ..training.encoder import train_encoder
-from ..training.own_latents import to_own_scale
-from ..training.pairs import ImagePairs
+from ..training.pairs.image_sets import ImagePairs
 from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
 from ..training.run import Trained, Watch, train_slider, train_visual
-from ..training.visual import encoded
+from ..training.text_encoder import train_encoder
+from ..training.visual_samples import encoded
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
 from .stopped import fingerprint, node_id_of, note_stopped
 from .training_inputs import (

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..training.layers import CHOICES
+from ..training.layer_choice import CHOICES
 from ..training.recipe import MEMORY
 from .sockets import SliderRecipe
 

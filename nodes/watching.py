@@ -15,10 +15,10 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..inversion.telling import Tell, Told
-from ..training.in_place import fingerprint
+from ..comfy_host.identity import fingerprint
+from ..inversion.progress import Tell, Told
+from ..training.early_stop import Embed
 from ..training.loop import Progress
-from ..training.preview import Embed
 from ..training.recipe import Recipe
 from ..training.run import Watch
 from .stopped import checkpoint_folder

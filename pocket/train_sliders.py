@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..sliders.files import save_slider
+from ..sliders.formats.slider_files import save_slider
 from ..sliders.gate import Gate
 from ..training.recipe import Concept, TextualRecipe
 from ..training.run import train_slider

@@ -1,4 +1,1 @@
-"""Sliders: what they are, how they are stacked, stored and put to work.
-
-Everything here but `runtime` is plain PyTorch and knows nothing of the host.
-"""
+"""What a slider is, how sliders are stacked, stored, and put to work on the layers of any PyTorch model."""

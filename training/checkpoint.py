@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..sliders.writing import written_whole
+from ..sliders.formats.atomic_write import written_whole
 
 _VERSION = 2
 _LONGEST = 150  # bytes of a name: with what is added to it, less than the 255 that file systems take

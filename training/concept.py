@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
-from .typed import check_types
+from .validation import check_types
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,25 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..sliders.memory import ran_out
-from ..sliders.rows import must_be_apart
-from .differentiable import differentiable
-from .last_good import Drawn, LastGood
+from ..comfy_host.autograd import differentiable
+from ..comfy_host.batch_entries import must_be_apart
+from ..comfy_host.errors import ran_out
+from ..comfy_host.gradient_checkpointing import recomputed
+from ..comfy_host.memory import free_unused
+from ..comfy_host.refetched_weights import refetched
+from .fallback import Drawn, LastGood
 from .objectives import prediction_loss
-from .points import Point, Points
 from .recipe import BLOCKS_TWICE
-from .recompute import recomputed
-from .refetched import refetched
+from .samples import Point, Points
 
 if TYPE_CHECKING:
-    from .denoiser import Denoiser
-    from .new_layers import NewLayers
-    from .preview import Reach
+    from ..comfy_host.denoiser import Denoiser
+    from .early_stop import Reach
     from .recipe import Recipe
+    from .trainable_layers import NewLayers
 
 _EXPLODED = 1000.0  # times the median of the losses before
 # A loss beyond this many medians may be the noise level's, or the beginning of an explosion: not a state to keep
@@ -80,7 +80,7 @@ class Training:
         self._at_once: int | None = denoiser.at_once
         self._recompute = recipe.memory == BLOCKS_TWICE
         self._changing = False  # whether the optimiser is at work
-        self._carefully = False  # unless the model turns out to need it, see `differentiable`
+        self._carefully = False  # unless the model turns out to need it, see `autograd`
         self._good = LastGood(self._parameters, self._optimizer)
         self._is_good()
 
@@ -215,7 +215,7 @@ class Training:
                     raise
                 else:
                     self._carefully = True
-            comfy.model_management.soft_empty_cache()
+            free_unused()
 
     def _part(self, point: Point, rows: Tensor) -> float:
         """The loss of some of the rows, weighed by their number, after its backward pass."""

@@ -11,9 +11,9 @@ from math import isfinite
 from typing import Any
 
 from .concept import Concept
-from .facts import FACTS
-from .layers import CHOICES
-from .typed import check_types, made_of
+from .header_facts import FACTS
+from .layer_choice import CHOICES
+from .validation import check_types, made_of
 
 VISUAL_METHODS = ("noise", "ADDifT")
 BLOCKS_TWICE = "blocks run twice"
@@ -27,7 +27,7 @@ class Recipe:
     rank: of the slider, 1 to 128. alpha: its scale is alpha / rank, as in LoRA files; 0 stands for the rank, a scale
         of 1. full_rank: train whole differences of weights instead, for comparison.
     steps: optimiser steps, at least 1. learning_rate: of AdamW, above 0.
-    layers: one of `layers.CHOICES`. convolutions: train convolutions too, not linear layers alone.
+    layers: one of `layer_choice.CHOICES`. convolutions: train convolutions too, not linear layers alone.
     pattern: a regular expression that is searched for in the layers' paths, for experts; empty takes all.
     both_signs: train strength -1 as well.
     noise_range: the part of sampling trained on, as fractions from its start, e.g. (0.0, 1.0).

@@ -32,8 +32,3 @@ def roll_out(
         met.append(x)
         x = x + (following - sigma) * guided(x, sigma)
     return Trajectory(torch.stack(met), sigmas[:-1])
-
-
-def classifier_free(d_prompt: Tensor, d_empty: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598) in the form d_empty + g (d_prompt - d_empty)."""
-    return d_empty + guidance * (d_prompt - d_empty)

@@ -10,26 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import comfyui_version
 import torch
-from comfy.model_management import InterruptProcessingException
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..comfy_host.borrow import Loan, borrowed, ordinary
+from ..comfy_host.denoiser import Denoiser
+from ..comfy_host.errors import FAILURES, InterruptProcessingException, described
+from ..comfy_host.identity import COMFYUI_VERSION, acting_in, digest_of, family, fingerprint
+from ..comfy_host.latents import Shapes, must_be_whole, must_take, packed, pictures_of
+from ..comfy_host.preview_budget import SHARE, Looks
+from ..comfy_host.types import ModelPatcher
 from ..sliders.slider import Slider, SliderInfo
-from .denoiser import Denoiser
-from .failures import FAILURES, described
-from .in_place import Loan, borrowed, family, fingerprint
-from .keeping import Keeper, acting_in, digest_of
+from .early_stop import Embed, Reach
 from .loop import Progress, Training
-from .new_layers import NewLayers
-from .own_latents import must_take
-from .packed import Shapes, must_be_whole, packed, pictures_of
-from .points import Point, Points
-from .preview import SHARE, Embed, HalfDone, Looks, Reach, Strip
+from .previews import HalfDone, Strip
 from .recipe import Recipe, TextualRecipe, VisualRecipe
-from .textual import TextualPoints
-from .visual import LatentSet, VisualPoints
+from .resume import Keeper
+from .samples import Point, Points
+from .textual_samples import TextualPoints
+from .trainable_layers import NewLayers
+from .visual_samples import LatentSet, VisualPoints
 
 USEFUL_RANGE = (-1.5, 1.5)  # a first guess: what strengths mean is set by eta
 PROBED = 4  # latents that the early stop looks at
@@ -109,7 +109,7 @@ def train_visual(
 ) -> Trained | None:
     """Train a visual slider on the model in place; as `train_slider`, but on images.
 
-    conditionings: the host's CONDITIONING for every prompt of the sets. sets: see `visual.encoded`.
+    conditionings: the host's CONDITIONING for every prompt of the sets. sets: see `visual_samples.encoded`.
     """
     for one in sets:
         must_take(patcher, one.latents)
@@ -198,7 +198,7 @@ def _given_back(loan: Loan, embed: Embed, shapes: Shapes) -> Embed:
 def info_of(
     recipe: Recipe, progress: Progress, of_family: str, model_hash: str, facts: Mapping[str, Any] | None = None
 ) -> SliderInfo:
-    """What the slider's file will say. facts: some of `facts.Facts`, what the run was given."""
+    """What the slider's file will say. facts: some of `header_facts.Facts`, what the run was given."""
     less, more = recipe.ends
     return SliderInfo(
         less=less,
@@ -233,7 +233,7 @@ class Shown:
 
 def _versions() -> dict[str, str]:
     """Of what a training's result depends on."""
-    host = {"comfyui": comfyui_version.__version__, "torch": torch.__version__}
+    host = {"comfyui": COMFYUI_VERSION, "torch": torch.__version__}
     return {"concept_sliders": pack_version(), **host, "recipe": "1"}
 
 
@@ -245,12 +245,3 @@ def pack_version() -> str:
         return "unknown"
     found = re.search(r'^version = "(.+)"$', project, re.MULTILINE)
     return found[1] if found else "unknown"
-
-
-def ordinary(conditioning: list) -> list:
-    """The conditioning outside inference mode, so that autograd may keep it."""
-
-    def plain(value):
-        return value.clone() if isinstance(value, Tensor) else value
-
-    return [[plain(tensor), {key: plain(v) for key, v in options.items()}] for tensor, options in conditioning]

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from concept_sliders.comfy_host.apply import apply_sliders
+from concept_sliders.comfy_host.identity import family, fingerprint
 from concept_sliders.pocket.captions import vocabulary
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
 from concept_sliders.pocket.train_sliders import BATCH, FOLDER, LESSONS, PERSON
-from concept_sliders.sliders.files import load_slider
-from concept_sliders.sliders.runtime import apply_sliders
+from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.training.in_place import family, fingerprint
 from concept_sliders.training.recipe import recipe_from
 
 import nodes

@@ -4,7 +4,7 @@ import pytest
 import torch
 from concept_sliders.devtools.server import ServerError
 from concept_sliders.devtools.workflow import add, change, named
-from concept_sliders.sliders.files import save_slider
+from concept_sliders.sliders.formats.slider_files import save_slider
 from concept_sliders.sliders.slider import LowRank, Slider
 
 FLUX = "lora_unet_double_blocks_{}_img_attn_qkv"

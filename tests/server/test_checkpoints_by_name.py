@@ -9,10 +9,10 @@ import pytest
 from concept_sliders.devtools import host
 from concept_sliders.devtools.live import run_live
 from concept_sliders.devtools.workflow import change, named
-from concept_sliders.sliders.files import load_slider
+from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.tests.server.test_workflows import cancel_after_a_step, loras, saved_file, shown
 
-WRITER = Path(__file__).parents[1] / "checkpoint.py"
+WRITER = Path(__file__).parents[1] / "support" / "checkpoint.py"
 PICTURES = {"batch_size": 1}
 BY_NAME = {  # as the examples' notes say, with few steps
     "train_a_textual_slider": {

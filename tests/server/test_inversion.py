@@ -12,7 +12,7 @@ import torch
 from concept_sliders.devtools.live import run_live
 from concept_sliders.devtools.server import ServerError
 from concept_sliders.devtools.workflow import add, change, named
-from concept_sliders.inversion.files import load_inversion
+from concept_sliders.inversion.inversion_files import load_inversion
 from concept_sliders.tests.server.listening import listening
 from PIL import Image
 

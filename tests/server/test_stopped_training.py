@@ -4,7 +4,7 @@ import time
 
 import pytest
 from concept_sliders.devtools.workflow import add
-from concept_sliders.sliders.files import load_slider
+from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.tests.server.listening import listening
 
 STEPS = 60

@@ -1,7 +1,7 @@
 """The training nodes on a running server, wired up without an example workflow."""
 
 from concept_sliders.devtools.workflow import add
-from concept_sliders.sliders.files import load_slider
+from concept_sliders.sliders.formats.slider_files import load_slider
 
 AGE = {
     "target": "portrait of a person",

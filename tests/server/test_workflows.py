@@ -8,7 +8,7 @@ import pytest
 from concept_sliders.devtools.live import run_live
 from concept_sliders.devtools.server import PACK
 from concept_sliders.devtools.workflow import add, change, named
-from concept_sliders.sliders.files import load_slider
+from concept_sliders.sliders.formats.slider_files import load_slider
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "example_workflows"

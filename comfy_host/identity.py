@@ -1,0 +1,104 @@
+"""What tells one model, and one run on it, from another: families, fingerprints, digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import comfyui_version
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import WeightAdapterBase
+from torch import Tensor
+
+from .apply import acting_on
+from .match import KEY
+from .torch_compile import COMPILED
+
+COMFYUI_VERSION = comfyui_version.__version__
+_PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device)
+_NETWORK = "diffusion_model."  # the part of a diffusion model whose weights are learned
+
+
+def family(patcher: ModelPatcher) -> str:
+    """The base model's family as the host names it, such as "SDXL"."""
+    return type(patcher.model.model_config).__name__
+
+
+def fingerprint(patcher: ModelPatcher) -> str:
+    """A short hash of a model's own weights: names, shapes and the first values of every tensor.
+
+    Patches (LoRA, say) do not count, nor how many of them the host has worked into the weights by now, which depends
+    on the memory it has. Of a diffusion model its network counts alone: the tables of noise levels beside it are
+    replaced by nodes that set the sampling's shift.
+    """
+    digest = hashlib.sha256()
+    within = _NETWORK if hasattr(patcher.model, "diffusion_model") else ""
+    for name, tensor in sorted(_own_weights(patcher).items()):
+        if not name.startswith(within):
+            continue
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        if tensor.is_floating_point():
+            digest.update(tensor.flatten()[:32].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _own_weights(patcher: ModelPatcher) -> dict[str, Tensor]:
+    """By name, as the model's file has them; of patched ones, what the host keeps to put back."""
+    weights = patcher.model.state_dict()
+    for name, kept in patcher.backup.items():
+        # a quantised weight lies in a state dict in several parts
+        own = kept.weight.state_dict(name) if hasattr(kept.weight, "state_dict") else {name: kept.weight}
+        weights |= own
+    return weights
+
+
+def acting_in(patcher: ModelPatcher) -> list[Any]:
+    """What acts on the model beside its weights, to tell runs apart: sliders, patches, and what nodes have put in."""
+    acting = acting_on(patcher)
+    sliders = [(p.slider.fingerprint, p.strength, repr(p.gates), p.branch) for p in acting.stack] if acting else []
+    patches = {key: [_plain(patch) for patch in given] for key, given in patcher.patches.items()}
+    wrappers = {  # the sliders' own are told above; compiled or not, a model trains alike
+        (kind, key): given
+        for kind, by_key in patcher.wrappers.items()
+        for key, given in by_key.items()
+        if given and key not in (KEY, COMPILED)
+    }
+    options = patcher.model_options.get("transformer_options", {})
+    return [sliders, patches, patcher.object_patches, options, wrappers]
+
+
+def _plain(patch: tuple) -> list[Any]:
+    """One of the host's patches, with the tensors of an adapter beside its class."""
+    return [(type(part), part.weights) if isinstance(part, WeightAdapterBase) else part for part in patch]
+
+
+def digest_of(*values: Any) -> str:
+    """A short hash of plain values and tensors, and of lists and mappings of these.
+
+    Of anything else, such as a function, the name counts: what it prints may be another in the next session.
+    """
+    digest = hashlib.sha256()
+    _tell(digest, values)
+    return digest.hexdigest()[:16]
+
+
+def _tell(digest: Any, value: Any) -> None:
+    """Lengths and shapes come before what they are of, so that no two different values read the same."""
+    if isinstance(value, Tensor):
+        digest.update(f"tensor {tuple(value.shape)};".encode())
+        digest.update(value.detach().float().cpu().numpy().tobytes())
+    elif isinstance(value, Mapping):
+        _tell(digest, [(key, value[key]) for key in sorted(value, key=repr)])
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{len(value)} of;".encode())
+        for each in value:
+            _tell(digest, each)
+    elif value is None or isinstance(value, _PLAIN):
+        digest.update(f"{value!r};".encode())
+    else:
+        # a node may have made the class: what sets it apart is what it is derived from
+        classes = value.__mro__ if isinstance(value, type) else type(value).__mro__
+        names = [getattr(value, "__qualname__", ""), *(each.__qualname__ for each in classes)]
+        digest.update(f"{names};".encode())

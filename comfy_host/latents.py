@@ -1,0 +1,76 @@
+"""Latents: of several parts, such as a film and its sound, as one tensor; and of the kind that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_base
+import comfy.utils
+import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from .identity import family
+
+Shapes = list[torch.Size] | None  # of the parts, the pictures first; None where there is one part
+
+
+def packed(latents: Any) -> tuple[Tensor, Shapes]:
+    """A tensor as it is; the host's nested tensor of several, (B, C, ...) each, as (B, 1, numbers)."""
+    if not getattr(latents, "is_nested", False):
+        return latents, None
+    return comfy.utils.pack_latents(latents.unbind())
+
+
+def must_be_whole(base_model: BaseModel, shapes: Shapes) -> None:
+    """Raises ValueError for pictures alone on a model that does not run without the sound that belongs to them."""
+    if shapes is None and isinstance(base_model, comfy.model_base.MiniMaxH3):
+        raise ValueError(
+            "MiniMax H3 makes films together with their sound, and takes latents of both; got pictures alone. "
+            "Train it from words, at an empty latent of a film with sound; image pairs are for other models."
+        )
+
+
+def pictures_of(latents: Tensor, shapes: Shapes) -> Tensor:
+    """(B, C, ...): what can be looked at of latents."""
+    return latents if shapes is None else comfy.utils.unpack_latents(latents, shapes)[0]
+
+
+def to_own_scale(patcher: ModelPatcher) -> Callable[[Tensor], Tensor]:
+    """From latents of the model's VAE, (N, C, ...), to the model's own scale.
+
+    Some models take them in another shape than their VAE gives, with two frames in one, say. What they are made of
+    is what they are turned back into. The function raises ValueError for latents of another model's VAE: the host's
+    scaling of a film would broadcast a picture into one.
+    """
+
+    def scaled(latents: Tensor) -> Tensor:
+        must_be_whole(patcher.model, None)
+        own = torch.zeros(1, *_own_shape(patcher))
+        _must_be_like(patcher, latents, patcher.model.process_latent_out(own))
+        return patcher.model.process_latent_in(latents)
+
+    return scaled
+
+
+def must_take(patcher: ModelPatcher, latents: Tensor) -> None:
+    """Raises ValueError for latents, (N, C, ...) in the model's own scale, that are of another model."""
+    must_be_whole(patcher.model, None)
+    _must_be_like(patcher, latents, torch.zeros(1, *_own_shape(patcher)))
+
+
+def _own_shape(patcher: ModelPatcher) -> tuple[int, ...]:
+    """(C, 1, ...): the smallest latent of the model."""
+    latent_format = patcher.model.latent_format
+    return latent_format.latent_channels, *(1,) * latent_format.latent_dimensions
+
+
+def _must_be_like(patcher: ModelPatcher, latents: Tensor, own: Tensor) -> None:
+    if latents.ndim != own.ndim or latents.shape[1] != own.shape[1]:
+        raise ValueError(
+            f"Training: the VAE belongs to another model. It gave latents of {latents.shape[1]} channels in "
+            f"{latents.ndim} dimensions, {tuple(latents.shape)}; {family(patcher)} takes {own.shape[1]} channels in "
+            f"{own.ndim} dimensions. Encode the pictures with the model's own VAE."
+        )

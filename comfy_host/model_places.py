@@ -1,0 +1,74 @@
+"""Where a model has the layers that are merged, and what changes of any kind make of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import comfy.lora
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..sliders.equation.weight_changes import on, own_weight, parameters_of, worked_out
+from ..sliders.formats.conversion import Place
+from ..sliders.formats.names import known_name
+from ..sliders.slider import Change, Slider
+from .match import placed
+
+
+class ModelPlaces:
+    """The places of a diffusion model, for `merge_sliders.merge`."""
+
+    def __init__(self, model: ModelPatcher) -> None:
+        self._model = model
+        self._key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+
+    def of(self, name: str) -> Hashable:
+        """What a layer's name stands for: the same for all of its names. The name itself where the model has none."""
+        known = known_name(name, self._key_map)
+        return name if known is None else Place.of(self._key_map[known])
+
+    @torch.no_grad()
+    def differences(self, name: str, changes: Sequence[tuple[Slider, Change, float]]) -> dict[str, Tensor]:
+        """What changes of one layer, in order and at strengths, add to the parameters of its place, in float32.
+
+        Those that depend on the weight act on the model's own, without any patches, as those before have left it.
+        Raises ValueError if the model has no such layer, takes its outputs in another order, or a change does not
+        fit.
+        """
+        known = known_name(name, self._key_map)
+        place = None if known is None else Place.of(self._key_map[known])
+        if place is None or place.order is not None:
+            raise ValueError(
+                f"Layer {name}: changes that are not all low-rank products meet in it, and they cannot be multiplied "
+                "out: it is not a layer that this model has as it is."
+            )
+        tree, target = self._model.model, self._key_map[known]
+        parts = [
+            (index, path, part)
+            for index, (_, change, _) in enumerate(changes)
+            for path, part in placed(tree, change, name, target)
+        ]
+        path = parts[0][1]
+        own = [(index, part) for index, _, part in parts]
+        strengths = torch.tensor([strength for *_, strength in changes])
+        found = {}
+        for parameter in sorted({p for _, part in own for p in parameters_of(part)}):
+            before = self._own(path, parameter)
+            after = worked_out(before.clone(), parameter, on(parameter, own), strengths, name)
+            found[parameter] = _part_of(after - before, place)
+        return found
+
+    def _own(self, path: str, parameter: str) -> Tensor:
+        """The model's parameter as its file has it, also while the host has it patched."""
+        module, backup = self._model.model.get_submodule(path), self._model.backup.get(f"{path}.{parameter}")
+        if backup is not None:
+            return backup.weight.detach().to("cpu", torch.float32)
+        return own_weight(module, parameter, torch.device("cpu"))
+
+
+def _part_of(difference: Tensor, place: Place) -> Tensor:
+    """The rows of the place; of a bias, where they are its outputs."""
+    if place.part is None or (difference.ndim == 1 and place.part[0] != 0):
+        return difference
+    return difference.narrow(*place.part).clone()

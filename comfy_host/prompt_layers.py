@@ -1,0 +1,60 @@
+"""Layers that run when the prompts of a run are prepared, before sampling begins.
+
+Sliders act on evaluations of the model, and these layers have run by then. What holds still is handed to the host,
+which patches it into the weights as its own loader does. What depends on the noise level, the row or the branch of
+guidance has nothing to depend on there, and is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import comfy.model_base
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+
+from ..sliders.formats.names import listed
+from ..sliders.stack import Placed
+from .match import Match
+from .weight_adapters import hand_over
+
+_CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
+_BEFORE_THEM = ("caption_projection.", "audio_caption_projection.")
+
+
+def runs_early(base_model: BaseModel, path: str) -> bool:
+    """Whether a module of the host's model, by its path, is one that prepares prompts."""
+    within = path.removeprefix("diffusion_model.") + "."  # the part may be the layer itself
+    return within.startswith(_early_parts(base_model))
+
+
+def patch_early_layers(clone: ModelPatcher, placed: Placed, match: Match) -> None:
+    """Hand the layers of one slider that run early over to the host; those that cannot be, a warning names."""
+    early = [path for path in match.layers if runs_early(clone.model, path)]
+    if not early:
+        return
+    if placed.is_steady and not placed.is_gated:
+        strength = placed.strength[0]
+        for path in early if strength else ():
+            for change in match.layers[path]:
+                hand_over(clone, clone.model, path, change, strength)
+        return
+    logging.warning(
+        "Slider '%s': %d layers prepare the prompts, before sampling begins, and are left out where a slider is "
+        "gated, swept, or on one branch of guidance: %s",
+        placed.slider.name,
+        len(early),
+        listed(early),
+    )
+
+
+def _early_parts(base_model: BaseModel) -> tuple[str, ...]:
+    """How the paths of these layers begin, by the host's `preprocess_text_embeds`."""
+    if isinstance(base_model, comfy.model_base.Anima):
+        return ("llm_adapter.",)
+    if isinstance(base_model, comfy.model_base.LTXAV):
+        before = getattr(base_model.diffusion_model, "caption_proj_before_connector", False)
+        return (*_CONNECTORS, *_BEFORE_THEM) if before else _CONNECTORS
+    if isinstance(base_model, comfy.model_base.MiniMaxH3):
+        return ("condition_proj.", "token_refiner.")
+    return ()

@@ -1,0 +1,94 @@
+"""ComfyUI's text encoders: sliders on them as weight patches of its own, and as one function to train on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import comfy.lora
+import torch
+from comfy.sd import CLIP
+from torch import Tensor, nn
+
+from ..sliders.equation.layer_kinds import can_act_on
+from ..sliders.slider import TEXT_ENCODER_PREFIXES, Slider
+from ..sliders.stack import Stack
+from .match import placed, report
+from .weight_adapters import hand_over
+
+
+def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
+    """A clone of the text encoders with the stack's text-encoder layers patched in by the host.
+
+    A text encoding has neither noise level nor rows: gates do not apply to it, and a slider that changes it
+    must have one strength.
+    Raises ValueError for a swept slider with text-encoder layers, for one whose layers match nothing, and for a
+    layer that does not fit its weight.
+    """
+    clone = clip.clone()
+    key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    for place in stack:
+        layers = place.slider.text_layers
+        if not layers:
+            continue
+        if len(set(place.strength)) > 1:
+            raise ValueError(
+                f"Slider '{place.slider.name}' changes the text encoder, which has no rows, "
+                "so it cannot be swept there; apply it without CLIP, or at one strength."
+            )
+        if place.is_gated or place.branch != "both":
+            logging.warning(
+                "Slider '%s': its %d layers of the text encoder act from the first step on, and on both prompts: an "
+                "encoding has neither gates nor branches.",
+                place.slider.name,
+                len(layers),
+            )
+        unmatched = tuple(name for name in layers if name not in key_map)
+        report(place.slider, len(layers), unmatched, key_map, "text encoder")
+        for name, layer in layers.items():
+            if name in key_map:
+                for path, change in placed(clone.cond_stage_model, layer, name, key_map[name]):
+                    hand_over(clone, clone.cond_stage_model, path, change, place.strength[0])
+    return clone
+
+
+def text_layers_in(clip: CLIP, slider: Slider) -> tuple[str, ...]:
+    """The names of the slider's text-encoder layers that these text encoders have."""
+    key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    return tuple(name for name in slider.text_layers if name in key_map)
+
+
+class Encoder:
+    """The host's text encoders as one function, in a denoiser's place: of the prompt alone."""
+
+    at_once: int | None = None  # prompts go one by one as it is
+
+    def __init__(self, clip: CLIP):
+        self.clip, self.patcher = clip, clip.patcher
+        self.device = clip.patcher.load_device
+        self.dtype = next(p.dtype for p in clip.cond_stage_model.parameters() if p.is_floating_point())
+
+    @property
+    def network(self) -> nn.Module:
+        return self.clip.cond_stage_model
+
+    def __call__(self, x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(len(prompts), 1, V): all numbers of each encoding, the pooled ones last. x, sigma: not used."""
+        return torch.stack([torch.cat(self.parts(prompt), dim=1) for prompt in prompts])
+
+    def parts(self, prompt: str) -> list[Tensor]:
+        """The encoding (1, T * D), and the pooled one (1, D') where there is one, in float32 on the device."""
+        cond, pooled = self.clip.encode_from_tokens(self.clip.tokenize(prompt), return_pooled=True)
+        return [part.float().flatten(1).to(self.device) for part in (cond, pooled) if part is not None]
+
+
+def encoder_layer_names(clip: CLIP) -> dict[str, str]:
+    """For each module of the text encoders that sliders can act on, by its path, its layer name in a file."""
+    names: dict[str, str] = {}
+    for name, key in comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).items():
+        path = key.removesuffix(".weight")
+        # the plain name is the host's for every encoder; the kohya one, where there is one, is read by most tools
+        if name.startswith(TEXT_ENCODER_PREFIXES) and (path not in names or name.startswith("lora_te")):
+            names[path] = name
+    modules = dict(clip.cond_stage_model.named_modules())
+    return {path: name for path, name in names.items() if path in modules and can_act_on(modules[path])}

@@ -1,0 +1,93 @@
+"""Changes that the host's own code works out: LoHa, LoKr, DoRA, OFT, differences, ..."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.lora
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from torch import Tensor, nn
+
+from ..sliders.equation.weight_changes import Patch, own_weight
+from ..sliders.formats.adapter_kinds import DOWN, UP
+from ..sliders.slider import Adapted, Dense, LowRank
+
+
+@dataclass(frozen=True, eq=False)
+class HostPatch(Patch):
+    """A change as the host's patches have it.
+
+    parameter: the name of what it changes, within its module. value, offset, function: as the host's patches
+    have them. scale: a factor of the strength. relative: whether the result depends on the weight itself.
+    linear: whether twice the strength is twice the change; to an OFT the host applies it twice.
+    """
+
+    parameter: str
+    value: Any
+    offset: tuple[int, int, int] | None
+    function: Any
+    scale: float
+    relative: bool
+    linear: bool = True
+
+    def changed(self, weight: Tensor, strength: float, name: str) -> Tensor:
+        """The float32 weight after the change; the one that was given is written to.
+
+        Raises ValueError, naming the layer, if the host did not apply it.
+        """
+        before, strength = weight.clone(), strength * self.scale
+        changed = self._applied(weight, strength, name)
+        if strength and self._is_ignored(before, changed, name) or not torch.isfinite(changed).all():
+            raise ValueError(
+                f"Layer {name}: its change cannot be applied to the model's {self.parameter} of shape "
+                f"{tuple(before.shape)}. Was it made for another model? ComfyUI's log may say more."
+            )
+        return changed
+
+    def _applied(self, weight: Tensor, strength: float, name: str) -> Tensor:
+        patch = (strength, self.value, 1.0, self.offset, self.function)
+        return comfy.lora.calculate_weight([patch], weight, name, intermediate_dtype=torch.float32)
+
+    def _is_ignored(self, before: Tensor, changed: Tensor, name: str) -> bool:
+        """Whether nothing came of it: the host logs what goes wrong in an adapter, be it the memory, and goes on."""
+        if not torch.equal(changed, before) or not all(t.any() for t in self._tensors()):
+            return False
+        return torch.equal(self._applied(before.clone(), 1.0, name), before)  # or it was too weak to be seen
+
+    def multiplied(self, module: nn.Module, name: str) -> Dense:
+        """The difference it makes to the module's parameter as it is now, in float32.
+
+        Raises ValueError, naming the layer, if the host cannot apply it to a weight of this shape.
+        """
+        own = own_weight(module, self.parameter, module._parameters[self.parameter].device)
+        return Dense({self.parameter: self.difference(own, name)})
+
+    def _tensors(self) -> list[Tensor]:
+        held = self.value[1] if isinstance(self.value, tuple) else self.value.weights
+        return [t for t in held if isinstance(t, Tensor)]
+
+
+def host_tensors(name: str, change: LowRank | Adapted) -> dict[str, Tensor]:
+    """A change's tensors by the keys that the stock LoRA loader reads."""
+    parts = {DOWN: change.down, UP: change.up} if isinstance(change, LowRank) else change.parts
+    return {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
+
+
+def hand_over(
+    clone: ModelPatcher | CLIP, tree: nn.Module, path: str, change: LowRank | HostPatch, strength: float
+) -> None:
+    """Let the host patch a layer, where sliders cannot act themselves.
+
+    tree: the module tree that the path of the layer is in.
+    Raises ValueError, naming the layer, if a change does not fit: the host itself would only log that.
+    """
+    if isinstance(change, HostPatch):
+        change.multiplied(tree.get_submodule(path), path)
+        key = (f"{path}.{change.parameter}", change.offset, change.function)
+        clone.add_patches({key: change.value}, strength * change.scale)
+    else:
+        patches = comfy.lora.load_lora(host_tensors(path, change), {path: f"{path}.weight"}, log_missing=False)
+        clone.add_patches(patches, strength)

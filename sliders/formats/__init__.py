@@ -1,0 +1,1 @@
+"""Sliders from files and to files: every layout and naming in the wild."""

@@ -1,0 +1,138 @@
+"""A slider's layers under the names of another convention, also where that one divides the weights in another way.
+
+A host gives every layer name a place: a weight of the model, or part of one, such as the queries of a joint
+query-key-value weight. Two names of one place are synonyms. A part is widened with zeros where a convention has
+a name for the whole weight only; a change of the whole weight is cut where it has names for all the parts only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..slider import Change, LowRank
+from .adapter_kinds import kind_of
+from .names import known_name, listed
+
+ShapeOf = Callable[[str], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a layer name stands for: a weight by its key, or rows of it, maybe in another order.
+
+    part: (dimension, start, length), or None for all of it. order: what the host does to a change's outputs, or None.
+    """
+
+    key: str
+    part: tuple[int, int, int] | None = None
+    order: Callable[[Tensor], Tensor] | None = None
+
+    @staticmethod
+    def of(target: Any) -> Place:
+        """From an entry of the host's key map: a key, or (key, part), or (key, part, order)."""
+        return Place(*target) if isinstance(target, tuple) else Place(target)
+
+
+def translated(
+    layers: Mapping[str, Change],
+    key_map: Mapping[str, Any],
+    names: Mapping[str, Mapping[Place, str]],
+    shape_of: ShapeOf,
+) -> tuple[dict[str, Change], tuple[str, ...]]:
+    """The same change under the names of a convention, and the layers that have no name in it, with their kinds.
+
+    key_map: the host's, from layer names to places. names: the convention's names of places, by the weight's key.
+    shape_of: the shape of a weight by its key.
+    Raises ValueError, naming the layers, if the model does not know them.
+    """
+    pieces: dict[str, list[Change]] = {}
+    unnamed = []
+    places = {name: known_name(name, key_map) for name in layers}
+    if strange := [name for name, known in places.items() if known is None]:
+        raise ValueError(f"Not in the model, so their other names are not known: {listed(strange)}.")
+    for name, change in layers.items():
+        place = Place.of(key_map[places[name]])
+        found = _moved(change, place, names.get(place.key, {}), lambda key=place.key: tuple(shape_of(key)), name)
+        if not found:
+            unnamed.append(f"{name} ({kind_of(change)})")
+        for new, piece in found:
+            pieces.setdefault(new, []).append(piece)
+    return {name: _together(name, changes) for name, changes in pieces.items()}, tuple(unnamed)
+
+
+def _moved(
+    change: Change, place: Place, names: Mapping[Place, str], shape: Callable[[], tuple[int, ...]], name: str
+) -> list[tuple[str, Change]]:
+    """(new name, change) pairs that add up to the change; none if these names cannot say it."""
+    if place in names:
+        return [(names[place], change)]
+    if not isinstance(change, LowRank):
+        return []
+    for other, new in names.items():  # the same rows in another order
+        if other.part == place.part and (reordered := _reordered(change, place, other)) is not None:
+            return [(new, reordered)]
+    whole = Place(place.key)
+    if place.part is not None and place.order is None and whole in names:
+        return [(names[whole], _widened(change, place.part, shape(), name))]
+    if place == whole:
+        return _cut(change, names, shape(), name)
+    return []
+
+
+def _reordered(change: LowRank, place: Place, other: Place) -> LowRank | None:
+    """The change whose outputs, ordered as `other` orders them, are this one's as `place` orders them."""
+    up = change.up if place.order is None else place.order(change.up)
+    if other.order is None:
+        return LowRank(change.down, up)
+    numbers = torch.arange(len(up))
+    if not torch.equal(other.order(other.order(numbers)), numbers):
+        return None  # not its own inverse, such as a swap of halves is
+    return LowRank(change.down, other.order(up))
+
+
+def _widened(change: LowRank, part: tuple[int, int, int], shape: tuple[int, ...], name: str) -> LowRank:
+    dim, start, length = part
+    if start + length > shape[dim]:
+        raise ValueError(f"Layer {name} stands for rows {start} to {start + length} of a weight of {shape[dim]}.")
+    return change.widened(part, shape, name)
+
+
+def _cut(change: LowRank, names: Mapping[Place, str], shape: tuple[int, ...], name: str) -> list[tuple[str, Change]]:
+    """The change of a weight as changes of its rows from part to part, if the parts are all of it."""
+    parts = sorted(
+        (place.part, new) for place, new in names.items() if place.part is not None and place.order is None
+    )
+    ends = [start + length for (_, start, length), _ in parts]
+    starts = [start for (_, start, _), _ in parts]
+    if not parts or any(dim for (dim, _, _), _ in parts) or [*starts, shape[0]] != [0, *ends]:
+        return []
+    fitted = change.fitted(shape, name)
+    pieces = [(new, fitted.up.narrow(0, start, length)) for (_, start, length), new in parts]
+    return [(new, _used(fitted.down, up)) for new, up in pieces if up.any()]
+
+
+def _used(down: Tensor, up: Tensor) -> LowRank:
+    """The product without the columns of `up` that are zero: widened parts come back at their own rank."""
+    columns = up.flatten(2).any(dim=2).any(dim=0) if up.ndim > 2 else up.any(dim=0)
+    return LowRank(down[columns], up[:, columns])
+
+
+def _together(name: str, changes: Iterable[Change]) -> Change:
+    """Several changes of one layer as one.
+
+    Raises ValueError, naming the layer, where they are not all low-rank products.
+    """
+    changes = list(changes)
+    if len(changes) == 1:
+        return changes[0]
+    if not all(isinstance(change, LowRank) for change in changes):
+        raise ValueError(f"Several layers of the slider are {name} in this convention, and not all are low-rank.")
+    shape = max((change.down.shape[1:] for change in changes), key=lambda inner: (len(inner), prod(inner)))
+    fitted = [change.fitted((change.up.shape[0], *shape), name) for change in changes]
+    return LowRank(torch.cat([c.down.float() for c in fitted]), torch.cat([c.up.float() for c in fitted], dim=1))

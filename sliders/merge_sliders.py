@@ -1,0 +1,193 @@
+"""Several sliders as one: exactly, with the sum of their ranks, or compressed to a rank by singular values.
+
+The change of a layer is the sum of strength_i * up_i @ down_i: B A with B = [strength_i * up_i] side by side and
+A = [down_i] one below the other. With B = Q_B R_B and A^T = Q_A R_A it is Q_B (R_B R_A^T) Q_A^T, and since Q_B
+and Q_A have orthonormal columns, its singular values are those of the small matrix in the middle. The dense product
+is never formed. Where changes that are no such products meet in a layer, it takes the model to multiply them out, and
+the whole difference is what is kept or approximated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .formats.adapter_kinds import BIAS, DIFF, DOWN, UP, kind_of
+from .slider import Adapted, Change, LowRank, Slider
+
+# Singular values below this part of the largest are rounding of float32 factors, not part of the change
+_ROUNDING = 1e-7
+
+
+Acting = Sequence[tuple[Slider, Change, float]]  # the changes of one layer, with whose they are and their strengths
+
+
+class Places(Protocol):
+    """What a model knows of the layers, see `comfy_host.model_places`."""
+
+    def of(self, name: str) -> Hashable: ...
+
+    def differences(self, name: str, changes: Acting) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The layers of a merged slider.
+
+    error: the Frobenius norm of what was left out, relative to the norm of all that could be compressed; 0 if exact.
+    whole: the layers that are no low-rank products, and so were kept whole although a rank was asked for.
+    """
+
+    layers: Mapping[str, Change]
+    error: float
+    whole: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """The largest rank among its layers."""
+        return max(change.rank for change in self.layers.values())
+
+
+def merge(sliders: Iterable[tuple[Slider, float]], rank: int = 0, places: Places | None = None) -> Merged:
+    """The sum of sliders at strengths, layer by layer. The same slider twice acts with the sum of its strengths.
+
+    rank: the largest rank of a merged layer, or 0 to keep all. A change that is no low-rank product and alone in its
+        layer is kept as it is, times the strength.
+    places: the model's. With it, two names of one place are one layer, and changes of any kind can meet: they become
+        a difference of the weight, to which a rank applies as well.
+    Raises ValueError if nothing is left at these strengths, if changes of one layer do not fit each other, or if one
+        that is no low-rank product meets another without the model.
+    """
+    if rank < 0:
+        raise ValueError(f"The rank of a merged slider is at least 1, or 0 to keep all; got {rank}.")
+    layers: dict[str, Change] = {}
+    kept_whole: list[str] = []
+    lost = whole = 0.0
+    for name, changes in _by_layer(sliders, places).items():
+        values, kept = None, 0
+        if all(isinstance(change, LowRank) for _, change, _ in changes):
+            layers[name] = _joined(name, changes)
+            if rank:
+                layers[name], kept, values = compressed(layers[name], rank)
+        elif len(changes) == 1:
+            layers[name] = _alone(*changes[0][1:])
+            kept_whole += [name] if rank else []
+        elif places is None:
+            raise ValueError(_met(name, changes))
+        else:
+            layers[name], kept, values = _difference(places.differences(name, changes), rank)
+        if values is not None:
+            lost += float(values[kept:].square().sum())
+            whole += float(values.square().sum())
+    return Merged(layers, sqrt(lost / whole) if whole else 0.0, tuple(kept_whole))
+
+
+def compressed(change: LowRank, rank: int) -> tuple[LowRank, int, Tensor]:
+    """The best approximation of a change of at most this rank, in float32.
+
+    Returns it with its rank, which is lower where the change needs no more, and all singular values of the change,
+    float64, in descending order.
+    """
+    up, down = change.up.flatten(1).float(), change.down.flatten(1).float()
+    q_up, r_up = torch.linalg.qr(up)  # (out, r) -> (out, m), (m, r)
+    q_down, r_down = torch.linalg.qr(down.T)  # (in, r) -> (in, n), (n, r)
+    left, values, right = torch.linalg.svd(r_up.double() @ r_down.double().T, full_matrices=False)
+    kept = _rank_within(rank, values)
+    half = values[:kept].sqrt()  # shared out over both factors, so that neither overflows half precision alone
+    new_up = q_up @ (left[:, :kept] * half).float()
+    new_down = (half[:, None] * right[:kept]).float() @ q_down.T
+    shaped = LowRank(
+        new_down.reshape(kept, *change.down.shape[1:]), new_up.reshape(len(new_up), kept, *change.up.shape[2:])
+    )
+    return shaped, kept, values
+
+
+def _difference(differences: dict[str, Tensor], rank: int) -> tuple[Change, int, Tensor | None]:
+    """A layer's change from what it adds to the parameters, with a rank and the singular values as `compressed`."""
+    parts = {BIAS if parameter == "bias" else DIFF: tensor for parameter, tensor in differences.items()}
+    weight = parts.get(DIFF)
+    if not rank or weight is None or weight.ndim < 2:
+        return Adapted(parts), 0, None
+    del parts[DIFF]
+    low_rank, kept, values = _approximated(weight, rank)
+    return (Adapted({DOWN: low_rank.down, UP: low_rank.up, **parts}) if parts else low_rank), kept, values
+
+
+def _approximated(weight: Tensor, rank: int) -> tuple[LowRank, int, Tensor]:
+    """The best approximation of a whole difference, as `compressed` has it of a product."""
+    left, values, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    kept = _rank_within(rank, values)
+    half = values[:kept].sqrt()
+    down, up = half[:, None] * right[:kept], left[:, :kept] * half
+    shaped = LowRank(down.reshape(kept, *weight.shape[1:]), up.reshape(*up.shape, *(1 for _ in weight.shape[2:])))
+    return shaped, kept, values.double()
+
+
+def _rank_within(rank: int, values: Tensor) -> int:
+    """The rank to keep of these singular values, in descending order: no more than they need."""
+    return max(1, min(rank, int((values > _ROUNDING * values[0]).sum())))
+
+
+def _by_layer(
+    sliders: Iterable[tuple[Slider, float]], places: Places | None
+) -> dict[str, list[tuple[Slider, Change, float]]]:
+    """(slider, change, strength) of each layer, every slider once; by the first name that a place is met under."""
+    strengths: dict[str, float] = {}
+    known: dict[str, Slider] = {}
+    for slider, strength in sliders:
+        known[slider.fingerprint] = slider
+        strengths[slider.fingerprint] = strengths.get(slider.fingerprint, 0.0) + strength
+    by_layer: dict[str, list[tuple[Slider, Change, float]]] = {}
+    names: dict[Hashable, str] = {}
+    for mark, slider in known.items():
+        if strengths[mark]:
+            for name, change in slider.layers.items():
+                name = names.setdefault(places.of(name) if places else name, name)
+                by_layer.setdefault(name, []).append((slider, change, strengths[mark]))
+    if not by_layer:
+        raise ValueError("There is nothing to merge: no slider of the stack has a strength other than zero.")
+    return by_layer
+
+
+def _alone(change: Change, strength: float) -> Change:
+    return change.scaled(strength) if strength != 1 else change
+
+
+def _met(name: str, changes: Acting) -> str:
+    names = " and ".join(f"'{slider.name}' ({kind_of(change)})" for slider, change, _ in changes)
+    return (
+        f"Layer {name} is changed by {names}, and not all of these changes are low-rank products, so it takes the "
+        "model to merge them: connect the one that the sliders are for. Or keep these sliders apart: combined in one "
+        "stack they act together."
+    )
+
+
+def _joined(name: str, changes: Sequence[tuple[Slider, LowRank, float]]) -> LowRank:
+    """The changes of one layer as one product, in float32 unless there is just one as it is."""
+    if len(changes) == 1:
+        _, change, strength = changes[0]
+        return change if strength == 1 else LowRank(change.down.float(), change.up.float() * strength)
+    # Files give a 1x1 convolution and a linear layer either form; the longer one has all that there is to know
+    shape = max((_shape(change) for _, change, _ in changes), key=len)
+    downs, ups = [], []
+    for slider, change, strength in changes:
+        try:
+            fitted = change.fitted(shape, name)
+        except ValueError as error:
+            raise ValueError(
+                f"Layer {name}: slider '{slider.name}' changes a weight of shape {_shape(change)} and slider "
+                f"'{changes[0][0].name}' one of shape {_shape(changes[0][1])}. They were made for different models."
+            ) from error
+        downs.append(fitted.down.float())
+        ups.append(fitted.up.float() * strength)
+    return LowRank(torch.cat(downs), torch.cat(ups, dim=1))
+
+
+def _shape(change: LowRank) -> tuple[int, ...]:
+    """The shape of the weight that a change is for."""
+    return (change.up.shape[0], *change.down.shape[1:])

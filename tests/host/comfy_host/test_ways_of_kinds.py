@@ -1,0 +1,115 @@
+"""Changes that are no low-rank product, on a model: against the stock loader, both ways, and row by row."""
+
+import comfy.sd
+import pytest
+import torch
+from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host.apply import apply_sliders
+from concept_sliders.comfy_host.match import layer_names
+from concept_sliders.sliders.equation.layer_kinds import weight_shape
+from concept_sliders.sliders.slider import Adapted, Slider
+from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.support.tiny import difference, sample, tiny_model, traces
+
+WAYS = mode.WAYS[1:]
+FAMILY = "SD15"
+
+
+@pytest.fixture
+def model():
+    return tiny_model(FAMILY)
+
+
+def adapted_parts(shape: tuple[int, ...]) -> dict[str, dict[str, torch.Tensor]]:
+    """One change of each kind for a linear layer or convolution, as their trainers write it."""
+    out, inner = shape[0], shape[1] * (shape[2] * shape[3] if len(shape) > 2 else 1)
+    ones = (1,) * (len(shape) - 2)
+
+    def r(*size):
+        return 0.3 * torch.randn(*size)
+
+    low = {"lora_up.weight": r(out, 2, *ones), "lora_down.weight": r(2, *shape[1:]), "alpha": torch.tensor(1.0)}
+    return {
+        "LoHa": {"hada_w1_a": r(out, 2), "hada_w1_b": r(2, inner), "hada_w2_a": r(out, 2), "hada_w2_b": r(2, inner)},
+        "LoKr": {"lokr_w1": r(2, 2), "lokr_w2": r(out // 2, shape[1] // 2, *shape[2:])},
+        "DoRA": {**low, "dora_scale": 1 + r(out, 1, *ones).abs()},
+        "OFT": {"oft_blocks": r(2, out // 2, out // 2)},
+        "difference": {"diff": r(*shape)},
+        "bias": {"diff_b": r(out)},
+        "LoRA with a bias": {**low, "diff_b": r(out)},
+    }
+
+
+KINDS = tuple(adapted_parts((8, 8)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_changes_that_are_no_product_equal_the_stock_loader(model, kind, way):
+    slider, tensors = adapted_slider(model, kind)
+    strength = 1.0 if kind == "OFT" else 0.8  # the host takes an OFT's strength twice: 0.8 would be 0.64
+    stock, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
+    ours = sample(apply_sliders(model, Stack.of(slider, strength), way), FAMILY)
+    assert difference(ours, sample(stock, FAMILY)) < 1e-4
+    assert difference(ours, sample(model, FAMILY)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changes_that_are_no_product_have_rows(model, kind):
+    slider, _ = adapted_slider(model, kind)
+    values = (-0.5, 0.0, 0.8)
+    batch = sample(apply_sliders(model, Stack.of(slider).swept(0, values)), FAMILY, rows=3)
+    for row, value in enumerate(values):
+        alone = sample(apply_sliders(model, Stack.of(slider, value)), FAMILY)
+        assert difference(batch[row : row + 1], alone) < 1e-4
+
+
+def adapted_slider(model, kind):
+    torch.manual_seed(3)
+    names = [(path, name) for path, name in layer_names(model).items() if "attn" in path or "in_layers" in path]
+    layers, tensors = {}, {}
+    for path, name in names:
+        module = model.model.get_submodule(path)
+        parts = adapted_parts(weight_shape(module, name))[kind]
+        if "diff_b" in parts and module.bias is None:
+            continue
+        layers[name] = Adapted(parts)
+        tensors |= {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
+    return Slider(kind, layers), tensors
+
+
+def test_norms(model):
+    names = [n for n, m in model.model.named_modules() if isinstance(m, torch.nn.GroupNorm | torch.nn.LayerNorm)]
+    torch.manual_seed(0)
+    layers, tensors = {}, {}
+    for name in names:
+        size = model.model.get_submodule(name).weight.shape
+        parts = {"w_norm": 0.3 * torch.randn(size), "b_norm": 0.3 * torch.randn(size)}
+        layers[name] = Adapted(parts)
+        tensors |= {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
+    stock, _ = comfy.sd.load_lora_for_models(model, None, tensors, 0.8, 0.0)
+    expected = sample(stock, FAMILY)
+    assert difference(expected, sample(model, FAMILY)) > 1e-3
+    for way in WAYS:
+        ours = sample(apply_sliders(model, Stack.of(Slider("norms", layers), 0.8), way), FAMILY)
+        assert difference(ours, expected) < 1e-4
+
+
+def test_a_change_of_another_shape_is_named(model):
+    name = next(iter(layer_names(model).values()))
+    odd = Slider(
+        "odd",
+        {
+            name: Adapted(
+                {
+                    "hada_w1_a": torch.ones(3, 2),
+                    "hada_w1_b": torch.ones(2, 5),
+                    "hada_w2_a": torch.ones(3, 2),
+                    "hada_w2_b": torch.ones(2, 5),
+                }
+            )
+        },
+    )
+    with pytest.raises(ValueError, match=r"LoHa change is of shape \(3, 5\), but the model.s weight there is"):
+        sample(apply_sliders(model, Stack.of(odd)), FAMILY)
+    assert traces(model) == []

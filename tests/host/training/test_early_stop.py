@@ -1,0 +1,150 @@
+"""Training that ends when the slider reaches no further."""
+
+import comfy.sd
+import pytest
+import torch
+from concept_sliders.nodes.training import TrainSlider
+from concept_sliders.nodes.watching import watch_training
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.tests.support.tiny_vision import tiny_vision
+from concept_sliders.training.early_stop import Reach
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.run import PROBED, Watch, train_slider
+
+CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
+LATENTS = torch.zeros(1, 24, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    with torch.inference_mode():
+        return load_pocket()
+
+
+@pytest.fixture(scope="module")
+def train(pocket):
+    model, clip, _ = pocket
+    with torch.inference_mode():
+        prompts = (*CONCEPT.prompts(), "")
+        conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
+
+    def run(watch=None, **settings):
+        settings = {"rollout_steps": 3, "visits": 6, "steps": 200, "rank": 1, **settings}
+        with torch.inference_mode():
+            recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
+            return train_slider(model, conditionings, recipe, LATENTS, "age", watch)
+
+    return run
+
+
+def readings(values, patience):
+    """When a run ends whose reach is measured so, one value every 20 steps."""
+    reach, left = Reach(None, patience), list(values)
+    reach.measure = lambda: left.pop(0)
+    return next((step for step in range(1, 20 * len(values) + 1) if reach.is_reached(step)), None)
+
+
+def test_it_ends_after_so_many_looks_without_growth():
+    growing = [0.1, 0.2, 0.3, 0.4]
+    assert readings(growing, 2) is None
+    assert readings([*growing, 0.4, 0.401], 2) == 120
+    assert readings([*growing, 0.3, 0.5, 0.5, 0.505], 2) == 160
+    assert readings([*growing, 0.4, 0.4], 0) is None
+    rounding = [4e-7, 5e-7, 6e-7, 7e-7]
+    assert readings(rounding, 2) == 60
+    assert readings([*rounding[:2], 0.01, 0.02], 2) is None
+
+
+def test_a_slider_that_learns_nothing_ends_early_and_one_that_learns_does_not(train):
+    still = train(learning_rate=1e-9, patience=2).progress
+    assert still.still and not still.stopped and still.steps == 60
+    learning = train(learning_rate=2e-3, patience=2, steps=60).progress
+    assert learning.steps == 60 and not learning.still
+
+
+def test_reach_grows_with_the_slider_and_is_nothing_at_first(train):
+    looks = []
+
+    class Looking(Reach):
+        def measure(self):
+            looks.append(super().measure())
+            return looks[-1]
+
+    import concept_sliders.training.run as run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "Reach", Looking)
+        train(learning_rate=2e-3, patience=50, steps=60)
+    assert len(looks) == 3 and 0 < looks[0] < looks[1] < looks[2]
+
+
+def test_a_run_that_ended_early_has_ended_when_it_is_taken_up_again(train, tmp_path):
+    settings = {"learning_rate": 1e-9, "patience": 1}
+    first = train(Watch(checkpoints=tmp_path), **settings)
+    again = train(Watch(checkpoints=tmp_path), **settings)
+    assert first.progress.steps == again.progress.steps == 40 and again.progress.still
+
+
+def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
+    model, clip, vae = pocket
+    vision = tiny_vision(tmp_path)
+    with torch.inference_mode():
+        seen, encode_image = [], vision.encode_image
+        vision.encode_image = lambda pictures: seen.append(pictures) or encode_image(pictures)
+        given = {"model": model, "clip": clip, "concept": (CONCEPT,), "latent": {"samples": LATENTS}, "name": "age"}
+        settings = {"from_part": 0.0, "to_part": 1.0, "steps": 100, "learning_rate": 1e-9, "rollout_steps": 2}
+        with pytest.raises(ValueError, match="wire in a VAE"):
+            TrainSlider.execute(**given, **settings, patience=1, clip_vision=vision)
+        (sliders, *_) = TrainSlider.execute(**given, **settings, vae=vae, patience=1, clip_vision=vision).args
+    assert sliders.placed[0].slider.info.recipe["steps_done"] == 40
+    # at both strengths, twice, decoded, in [0, 1]; a slider of nothing shows the same at both
+    assert [tuple(pictures.shape) for pictures in seen] == 4 * [(PROBED, 32, 32, 3)]
+    assert all(0 <= float(pictures.min()) < float(pictures.max()) <= 1 for pictures in seen)
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("with_vae", [False, True])
+def test_clip_vision_without_an_early_stop_is_not_used_and_that_is_said(pocket, tmp_path, with_vae, caplog):
+    model, clip, vae = pocket
+    vision, seen = tiny_vision(tmp_path), []
+    vision.encode_image = seen.append
+    settings = {"from_part": 0.0, "to_part": 1.0, "steps": 21, "rollout_steps": 2, "patience": 0}
+    with torch.inference_mode():
+        TrainSlider.execute(
+            model,
+            clip,
+            (CONCEPT,),
+            {"samples": LATENTS},
+            "age",
+            vae=vae if with_vae else None,
+            clip_vision=vision,
+            **settings,
+        )
+    assert not seen and caplog.text.count("CLIP vision is only used by the early stop: set patience") == 1
+
+
+def test_what_is_seen_decides_and_not_the_latents(train):
+    """A viewer that sees no change ends the run of a slider that learns; one that sees some lets any go on."""
+    seen = []
+
+    def blind(latents):
+        return torch.ones(len(latents), 8)
+
+    def turning(latents):
+        """Each look sees both ends further apart than the one before."""
+        seen.append(latents)
+        angle = torch.tensor(0.1 * len(seen) * (len(seen) % 2))
+        return torch.stack([angle.cos(), angle.sin()]).expand(len(latents), 2)
+
+    learning = {"learning_rate": 2e-3, "patience": 2, "steps": 60}
+    assert not train(**learning).progress.still
+    assert train(Watch(embed=blind), **{**learning, "steps": 80}).progress.steps == 60
+    assert not train(Watch(embed=turning), **{**learning, "learning_rate": 1e-9}).progress.still
+    assert len(seen) == 6 and seen[0].shape == (PROBED, *LATENTS.shape[1:])
+
+
+def test_a_vae_of_a_checkpoint_that_has_none_is_told(pocket, tmp_path):
+    empty = comfy.sd.VAE(sd={})
+    with pytest.raises(ValueError, match="VAE that is wired in has no weights"):
+        recipe = TextualRecipe(concepts=(CONCEPT,), patience=1)
+        watch_training(pocket[0], recipe, empty, clip_vision=tiny_vision(tmp_path))

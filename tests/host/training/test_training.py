@@ -1,0 +1,205 @@
+"""Training on the model the host has loaded: what it learns, and that it leaves no trace."""
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from concept_sliders.comfy_host.apply import apply_sliders
+from concept_sliders.comfy_host.borrow import borrowed
+from concept_sliders.comfy_host.denoiser import Denoiser
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
+from concept_sliders.sliders.stack import Stack
+from concept_sliders.training.objectives import textual_change, textual_target
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.run import Watch, train_slider
+
+CONCEPT = Concept(
+    "portrait of a person", "very old person", "very young person", ("with glasses", "without glasses"), eta=2.0
+)
+LATENTS = torch.zeros(2, 24, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    """MODEL, CLIP and VAE, loaded in inference mode as nodes load them."""
+    with torch.inference_mode():
+        return load_pocket()
+
+
+@pytest.fixture(scope="module")
+def conditionings(pocket):
+    with torch.inference_mode():
+        clip = pocket[1]
+        return {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in (*CONCEPT.prompts(), "")}
+
+
+def recipe(**changes):
+    settings = {"steps": 4, "rollout_steps": 4, "visits": 4, "learning_rate": 2e-3, **changes}
+    return TextualRecipe(concepts=(CONCEPT,), **settings)
+
+
+def train(pocket, conditionings, watch=None, **changes):
+    with torch.inference_mode():
+        return train_slider(pocket[0], conditionings, recipe(**changes), LATENTS, "age", watch)
+
+
+def state(model):
+    """Every weight: the very objects, where they lie, and copies of their values."""
+    return {
+        name: (id(p), p.data_ptr(), p.is_inference(), p.detach().clone())
+        for name, p in (*model.named_parameters(), *model.named_buffers())
+    }
+
+
+def assert_untouched(model, before):
+    after = state(model)
+    assert after.keys() == before.keys()
+    for name, (identity, pointer, inference, values) in before.items():
+        assert after[name][:3] == (identity, pointer, inference), name
+        assert torch.equal(after[name][3], values), name
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_weights_are_the_same_objects_with_the_same_bits_after_success(pocket, conditionings):
+    before = state(pocket[0].model)
+    assert any(inference for _, _, inference, _ in before.values())
+    trained = train(pocket, conditionings)
+    assert trained.progress.steps == 4 and not trained.progress.stopped
+    assert_untouched(pocket[0].model, before)
+
+
+@pytest.mark.parametrize("failing", [1, 3])
+def test_weights_are_untouched_after_an_error(pocket, conditionings, failing):
+    before = state(pocket[0].model)
+
+    def fail(progress, preview):
+        if progress.steps == failing:
+            raise MemoryError("no room")
+
+    with pytest.raises(MemoryError):
+        train(pocket, conditionings, Watch(progress=fail))
+    assert_untouched(pocket[0].model, before)
+
+
+def test_an_error_inside_the_model_leaves_no_trace(pocket, conditionings):
+    before = state(pocket[0].model)
+    broken = {**conditionings, "": [[torch.zeros(1, 40, 7), {"pooled_output": torch.zeros(1, 128)}]]}
+    with pytest.raises(RuntimeError):
+        train(pocket, broken)
+    assert_untouched(pocket[0].model, before)
+
+
+def test_cancelling_keeps_what_was_learned(pocket, conditionings):
+    before, done = state(pocket[0].model), []
+    watch = Watch(should_stop=lambda: len(done) == 2, progress=lambda progress, preview: done.append(progress.steps))
+    trained = train(pocket, conditionings, watch, steps=50)
+    assert trained.progress.stopped and trained.progress.steps == 2
+    assert trained.slider.info.recipe["steps_done"] == 2
+    assert any(layer.up.any() for layer in trained.slider.layers.values())
+    assert_untouched(pocket[0].model, before)
+
+
+def test_a_cancel_that_the_hosts_layers_notice_keeps_what_was_learned(pocket, conditionings):
+    before = state(pocket[0].model)
+
+    def cancel_at_the_second(progress, preview):
+        comfy.model_management.interrupt_current_processing(progress.steps == 2)
+
+    trained = train(pocket, conditionings, Watch(progress=cancel_at_the_second), steps=50)
+    assert trained.progress.stopped and trained.progress.steps == 2
+    assert not comfy.model_management.processing_interrupted()
+    assert_untouched(pocket[0].model, before)
+
+
+def test_cancelling_before_the_first_step_gives_nothing(pocket, conditionings):
+    assert train(pocket, conditionings, Watch(should_stop=lambda: True)) is None
+
+
+def test_no_second_copy_of_a_weight_is_made(pocket, conditionings):
+    model, seen = pocket[0].model, []
+    pointers = {name: p.data_ptr() for name, p in model.named_parameters()}
+
+    def look(progress, preview):
+        seen.append({name: p.data_ptr() for name, p in model.named_parameters()})
+
+    train(pocket, conditionings, Watch(progress=look), steps=1)
+    assert seen == [pointers]
+
+
+def test_the_same_seed_gives_the_same_slider_and_another_seed_another(pocket, conditionings):
+    one, same, other = (train(pocket, conditionings, seed=seed).slider.layers for seed in (7, 7, 8))
+    assert all(torch.equal(one[n].up, same[n].up) and torch.equal(one[n].down, same[n].down) for n in one)
+    assert any(not torch.equal(one[n].up, other[n].up) for n in one)
+
+
+def test_predictions_in_one_batch_equal_equation_8_asked_one_by_one(pocket, conditionings):
+    x = torch.randn(2, 24, 16, 16, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor(0.6)
+    with borrowed(pocket[0]), torch.no_grad():
+        denoiser = Denoiser(pocket[0], conditionings)
+        alone = {p: denoiser(x, sigma, [p])[0] for p in CONCEPT.prompts()}
+        more, less = zip(*CONCEPT.ends(), strict=True)
+        together = denoiser(x, sigma, [CONCEPT.target, *more, *less])
+    steps = [alone[m] - alone[n] for m, n in CONCEPT.ends()]
+    written = alone[CONCEPT.target] + 2.0 * (steps[0] + steps[1]) / 2
+    batched = textual_target(together[0], textual_change(together[1:3], together[3:]), 2.0)
+    torch.testing.assert_close(batched, written, rtol=1e-4, atol=1e-4)
+
+
+def test_the_prediction_is_the_velocity_the_model_was_trained_for(pocket, conditionings):
+    """d is the raw output of a flow model, asked without the host's sampling around it."""
+    x = torch.randn(1, 24, 16, 16, generator=torch.Generator().manual_seed(1))
+    (context, options), *_ = conditionings[CONCEPT.target]
+    with borrowed(pocket[0]), torch.no_grad():
+        d = Denoiser(pocket[0], conditionings)(x, torch.tensor(0.5), [CONCEPT.target])[0]
+        unet = pocket[0].model.diffusion_model
+        raw = unet(x, torch.tensor([500.0]), context=context.clone(), y=options["pooled_output"].clone())
+    torch.testing.assert_close(d, raw, rtol=1e-3, atol=1e-4)
+
+
+def test_training_brings_the_prediction_closer_to_its_target(pocket, conditionings):
+    losses = train(pocket, conditionings, steps=40, rollout_steps=6, visits=6).progress.losses
+    untrained = train(pocket, conditionings, steps=40, rollout_steps=6, visits=6, learning_rate=1e-9).progress.losses
+    assert sum(losses[-10:]) < 0.8 * sum(untrained[-10:])
+
+
+def test_a_run_that_breaks_down_at_once_says_where(pocket, conditionings):
+    before = state(pocket[0].model)
+    with pytest.raises(FloatingPointError, match=r"step 2 of 60, noise level [\d.]+: the loss is"):
+        train(pocket, conditionings, steps=60, learning_rate=1e30)
+    assert_untouched(pocket[0].model, before)
+
+
+def test_a_preview_shows_three_strengths(pocket, conditionings):
+    previews = []
+    watch = Watch(progress=lambda progress, preview: previews.append(preview), preview_every=2, preview_share=1.0)
+    train(pocket, conditionings, watch)
+    # the second time it is due it may be too soon: previews take a small share of the time only
+    assert previews[0] is None and previews[2] is None
+    less, base, more = previews[1]
+    assert base.shape == (24, 16, 16) and not torch.equal(less, base) and not torch.equal(more, base)
+
+
+def test_a_trained_slider_gives_the_stock_loaders_picture(pocket, conditionings, tmp_path):
+    """Trained, saved, and read by the stock LoRA loader: the same latents as by our runtime."""
+    model, clip, _ = pocket
+    slider = train(pocket, conditionings, steps=6).slider
+    save_slider(slider, tmp_path / "age.safetensors", torch.float32)
+    stock_file = comfy.utils.load_torch_file(str(tmp_path / "age.safetensors"), safe_load=True)
+    with torch.inference_mode():
+        stock, _ = comfy.sd.load_lora_for_models(model, None, stock_file, 1.5, 0.0)
+        ours = apply_sliders(model, Stack.of(load_slider(tmp_path / "age.safetensors"), 1.5))
+        pictures = [sampled(patcher, conditionings) for patcher in (model, stock, ours)]
+    plain, by_stock, by_us = pictures
+    assert (by_us - plain).abs().max() > 1e-3
+    torch.testing.assert_close(by_us, by_stock, rtol=1e-3, atol=1e-3)
+
+
+def sampled(patcher, conditionings):
+    import nodes
+
+    prompt, empty = conditionings[CONCEPT.target], conditionings[""]
+    latent = {"samples": torch.zeros(1, 24, 16, 16)}
+    return nodes.common_ksampler(patcher, 3, 4, 3.0, "euler", "simple", prompt, empty, latent)[0]["samples"]

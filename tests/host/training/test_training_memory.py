@@ -1,0 +1,220 @@
+"""Training where memory is short: fewer pictures at once, blocks run twice, and the same gradients."""
+
+import logging
+from contextlib import nullcontext
+
+import pytest
+import torch
+from concept_sliders.comfy_host.autograd import differentiable
+from concept_sliders.comfy_host.borrow import borrowed, ordinary
+from concept_sliders.comfy_host.denoiser import Denoiser
+from concept_sliders.comfy_host.gradient_checkpointing import blocks_of, recomputed
+from concept_sliders.comfy_host.latents import packed
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.sliders.equation.layer_kinds import can_act_on
+from concept_sliders.tests.support.families import FAMILIES
+from concept_sliders.training.loop import Training
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.samples import Point
+from concept_sliders.training.trainable_layers import NewLayers
+
+PROMPT = "portrait of a person"
+RECIPE = TextualRecipe(concepts=(Concept(PROMPT, "old person", "young person"),), rank=2, layers="all")
+
+
+class Points:
+    """Always the same point."""
+
+    def __init__(self, rows, shape, device="cpu"):
+        generator = torch.Generator().manual_seed(0)
+        x, target = (torch.randn(rows, *shape, generator=generator).to(device) for _ in range(2))
+        strengths = torch.tensor([[1.0], [-1.0]]).repeat(rows // 2, 1)
+        self.point = Point(x, torch.tensor(0.6), target, strengths, PROMPT)
+
+    def __next__(self):
+        return self.point
+
+    def state(self):
+        return {}
+
+    def restore(self, state):
+        pass
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    with torch.inference_mode():
+        model, clip, _ = load_pocket()
+        return model, {PROMPT: clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))}
+
+
+def gradients(model, conditionings, points, prepare=None, recipe=RECIPE, shapes=None):
+    """The gradients of one step, and the training that made them."""
+    with borrowed(model):
+        layers = NewLayers(model, recipe, torch.Generator().manual_seed(1))
+        for change in layers.by_name.values():  # at zero the down-projections would learn nothing yet
+            torch.nn.init.constant_(change.up, 0.01)
+        plain = {prompt: ordinary(conditioning) for prompt, conditioning in conditionings.items()}
+        training = Training(Denoiser(model, plain, shapes), layers, points, recipe, torch.Generator())
+        if prepare:
+            prepare(training)
+        training._gradient(points.point)
+        return [p.grad.clone() for p in layers.parameters() if p.grad is not None], training
+
+
+def close(one, other):
+    assert len(one) == len(other) > 0
+    scale = max(float(g.abs().max()) for g in one)
+    assert all(float((a - b).abs().max()) < 1e-4 * scale for a, b in zip(one, other, strict=True))
+
+
+def full_device():
+    raise torch.OutOfMemoryError("no room")
+
+
+def full_cpu():
+    torch.empty(2**46)  # its own error, in its own words
+
+
+class Room:
+    """Memory for batches of so many entries, and no more: raises what a full device raises, or a full CPU."""
+
+    def __init__(self, model, entries, times=99, full=full_device):
+        self.entries, self.times, self.asked, self.full = entries, times, [], full
+        self.handle = model.model.diffusion_model.register_forward_pre_hook(self)
+
+    def __call__(self, module, args):
+        self.asked.append(len(args[0]))
+        if len(args[0]) > self.entries and self.times:
+            self.times -= 1
+            self.full()
+
+
+@pytest.mark.parametrize("full", [full_device, full_cpu])
+@pytest.mark.parametrize(("room", "asked"), [(4, [4]), (3, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])
+def test_fewer_pictures_at_once_give_the_same_gradient(pocket, caplog, room, asked, full):
+    model, conditionings = pocket
+    points = Points(4, (24, 8, 8))
+    whole, _ = gradients(model, conditionings, points)
+    short = Room(model, room, full=full)
+    try:
+        with caplog.at_level(logging.WARNING):
+            parts, _ = gradients(model, conditionings, points)
+    finally:
+        short.handle.remove()
+    assert short.asked == asked
+    assert ("no memory for 4 pictures at once" in caplog.text) == (room < 4)
+    close(whole, parts)
+
+
+def test_blocks_are_run_twice_before_giving_up(pocket, caplog):
+    model, conditionings = pocket
+    points = Points(2, (24, 8, 8))
+    whole, _ = gradients(model, conditionings, points)
+    short = Room(model, 0, times=2)  # two pictures, then one, then with blocks run twice
+    try:
+        with caplog.at_level(logging.WARNING):
+            parts, training = gradients(model, conditionings, points)
+    finally:
+        short.handle.remove()
+    assert "blocks run again in backward" in caplog.text and training._recompute
+    close(whole, parts)
+
+
+def test_a_single_picture_without_room_is_an_error(pocket):
+    model, conditionings = pocket
+    short = Room(model, 0)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            gradients(model, conditionings, Points(2, (24, 8, 8)))
+    finally:
+        short.handle.remove()
+    assert not any("forward" in vars(module) for module in model.model.modules())
+
+
+@pytest.mark.parametrize("full", [full_device, full_cpu])
+def test_questions_are_asked_in_fewer_at_once_too(pocket, full):
+    model, conditionings = pocket
+    x = torch.randn(3, 24, 8, 8, generator=torch.Generator().manual_seed(2))
+    sigma = torch.tensor(0.5)
+    with borrowed(model):
+        layers = NewLayers(model, RECIPE, torch.Generator().manual_seed(1))
+        for change in layers.by_name.values():
+            torch.nn.init.constant_(change.up, 0.01)
+        strengths = torch.tensor([0.0, 1.0, -1.0, 1.0, 0.0, 0.5]).view(2, 3, 1)
+        denoiser = Denoiser(model, conditionings)
+        whole = denoiser.ask(x, sigma, [PROMPT, PROMPT], layers, strengths)
+        short = Room(model, 2, full=full)
+        try:
+            parts = Denoiser(model, conditionings).ask(x, sigma, [PROMPT, PROMPT], layers, strengths)
+        finally:
+            short.handle.remove()
+    assert max(short.asked) == 6 and short.asked[-1] <= 2
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(whole[0, 0], whole[0, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_run_twice_give_the_same_gradient_on(family):
+    """Also where blocks write to their inputs or to the options they are given."""
+    with torch.inference_mode():
+        model = FAMILIES[family].build()
+        conditionings = {PROMPT: FAMILIES[family].conditioning(1)}
+        latents, shapes = packed(FAMILIES[family].empty(1))
+    points = Points(2, latents.shape[1:])
+    whole, _ = gradients(model, conditionings, points, shapes=shapes)
+
+    def recompute(training):
+        training._recompute = True
+
+    twice, _ = gradients(model, conditionings, points, recompute, shapes=shapes)
+    close(whole, twice)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_run_twice_are_found_on(family):
+    """Or running them twice would save nothing there. Of these models many have a single block, and large ends."""
+    with torch.inference_mode():
+        network = FAMILIES[family].build().model.diffusion_model
+    inside = {module for block in blocks_of(network) for module in block.modules()}
+    layers = [module for module in network.modules() if can_act_on(module)]
+    assert sum(layer in inside for layer in layers) > len(layers) / 4
+
+
+def test_blocks_run_twice_keep_less_for_backward(pocket):
+    model, conditionings = pocket
+    kept = {}
+    with borrowed(model):
+        layers = NewLayers(model, RECIPE, torch.Generator().manual_seed(1))
+        denoiser, x = Denoiser(model, conditionings), torch.randn(1, 24, 16, 16)
+        for name in ("once", "twice"):
+            sizes = {}
+
+            def pack(tensor, sizes=sizes):
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+            again = recomputed(model.model.diffusion_model) if name == "twice" else nullcontext()
+            with differentiable(), layers.acting(torch.ones(1, 1)), hooks, again:
+                denoiser(x, torch.tensor(0.5), [PROMPT])
+            kept[name] = sum(sizes.values())
+    assert kept["twice"] < 0.5 * kept["once"]
+
+
+def test_half_precision_trains_without_overflow():
+    """The loss is scaled up for backward, and down again: gradients are those of float32 within rounding."""
+    with torch.inference_mode():
+        single, half = (FAMILIES["SD 1"].build() for _ in range(2))
+        half.model.half()
+        half.model.diffusion_model.dtype = torch.float16
+        conditionings = {PROMPT: FAMILIES["SD 1"].conditioning(1)}
+        shape = FAMILIES["SD 1"].empty(1).shape[1:]
+    points = Points(2, shape)
+    exact, _ = gradients(single, conditionings, points)
+    rounded, training = gradients(half, conditionings, points)
+    assert training.denoiser.dtype == torch.float16 and training._scaler.get_scale() > 1
+    one, other = (torch.cat([g.flatten() for g in grads]) for grads in (exact, rounded))
+    other = other / training._scaler.get_scale()
+    assert torch.isfinite(other).all()
+    assert float((one - other).norm() / one.norm()) < 0.05

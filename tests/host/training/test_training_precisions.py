@@ -1,0 +1,91 @@
+"""Training on weights as the host stores them: half precision, 8 bits, quantised."""
+
+import comfy.model_management
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from concept_sliders.tests.host.comfy_host.test_quantised import FORMATS, quantised_model
+from concept_sliders.tests.host.training.test_training_memory import PROMPT, Points, gradients
+from concept_sliders.tests.support.tiny import FAMILIES, condition, tiny_model
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.run import train_slider
+
+RECIPE = TextualRecipe(
+    concepts=(Concept("a person", "an old person", "a young person"),),
+    rank=2,
+    steps=3,
+    learning_rate=1e-3,
+    rollout_steps=2,
+    visits=2,
+)
+
+
+def typed_model(family: str, weights: torch.dtype, compute: torch.dtype | None) -> ModelPatcher:
+    """A tiny model with its weights stored in one dtype, and computed in another where that differs."""
+    config_class, unet_config, _, _ = FAMILIES[family]
+    config = config_class(dict(unet_config))
+    config.set_inference_dtype(weights, compute)
+    with torch.inference_mode():
+        typed = config.get_model({}, device=torch.device("cpu"))
+        for own, source in zip(typed.parameters(), tiny_model(family).model.parameters(), strict=True):
+            own.data = source.data.to(weights)
+    return ModelPatcher(typed, torch.device("cpu"), torch.device("cpu"))
+
+
+def state(model):
+    """Every parameter: which object it is, and its numbers."""
+    return {
+        name: (id(p), p.dequantize() if type(p.data) is not torch.Tensor else p.detach().float().clone())
+        for name, p in model.model.named_parameters()
+    }
+
+
+def assert_trains(model, family):
+    comfy.model_management.load_models_gpu([model])  # the host may pack weights anew as it loads them
+    before = state(model)
+    conditionings = {p: condition(family, seed) for seed, p in enumerate(RECIPE.prompts())}
+    with torch.inference_mode():
+        latents = torch.zeros(2, FAMILIES[family][2], 8, 8)
+        trained = train_slider(model, conditionings, RECIPE, latents, "trained")
+    assert trained.progress.steps == 3 and not trained.progress.broken
+    assert all(torch.isfinite(torch.tensor(trained.progress.losses)))
+    learned = [bool(layer.up.any()) for layer in trained.slider.layers.values()]
+    assert sum(learned) > len(learned) / 2
+    after = state(model)
+    for name, (identity, numbers) in before.items():
+        assert after[name][0] == identity and torch.equal(after[name][1], numbers), name
+
+
+def assert_gradients_are_those_of_float32(model, single, family, tolerance):
+    points, conditionings = Points(2, (FAMILIES[family][2], 8, 8)), {PROMPT: condition(family, 1)}
+    exact, _ = gradients(single, conditionings, points)
+    rounded, training = gradients(model, conditionings, points)
+    one, other = (torch.cat([g.flatten() for g in grads]) for grads in (exact, rounded))
+    other = other / training._scaler.get_scale() if training._scaler.is_enabled() else other
+    assert float((one - other).norm() / one.norm()) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision(family, dtype):
+    model = typed_model(family, dtype, None)
+    assert_trains(model, family)
+    # three digits of fp16, two of bf16, added up over the layers
+    assert_gradients_are_those_of_float32(model, tiny_model(family), family, 0.02 if dtype == torch.float16 else 0.3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eight_bit_floats_that_the_host_casts_as_it_goes(family):
+    model, single = typed_model(family, torch.float8_e4m3fn, torch.float32), tiny_model(family)
+    for own, source in zip(single.model.parameters(), model.model.parameters(), strict=True):
+        own.data = source.data.float()
+    assert_trains(model, family)
+    assert_gradients_are_those_of_float32(model, single, family, 1e-4)
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+def test_quantised_weights(quant_format):
+    packed, single = quantised_model(quant_format)
+    assert_trains(packed, "SD15")
+    # of 8-bit integers the host rounds the layers' inputs, too
+    assert_gradients_are_those_of_float32(packed, single, "SD15", 0.05 if quant_format.startswith("int8") else 1e-3)

@@ -1,0 +1,218 @@
+"""Looks at a slider while it learns: real VAEs, films, their share of the time, and what is told of the run."""
+
+import time
+
+import comfy.model_management
+import comfy.utils
+import pytest
+import torch
+from concept_sliders.comfy_host.borrow import borrowed
+from concept_sliders.comfy_host.preview_budget import SHARE
+from concept_sliders.nodes.strip import draw_strip
+from concept_sliders.nodes.training import TrainSlider, TrainVisualSlider
+from concept_sliders.nodes.watching import CELL, Clock, _decoded, _from_latents
+from concept_sliders.pocket.codec import CHANNELS
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.tests.support.families import FAMILIES
+from concept_sliders.tests.support.tiny_vae import film_vae, picture_vae
+from concept_sliders.training.loop import Progress
+from concept_sliders.training.pairs.image_sets import pairs_from_batches
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.run import Watch, train_slider
+
+CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
+BY_OTHER_CODE = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError)
+SETTINGS = {"rank": 1, "from_part": 0.0, "to_part": 1.0, "name": "age"}
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    with torch.inference_mode():
+        return load_pocket()
+
+
+@pytest.fixture(scope="module")
+def vae():
+    with torch.inference_mode():
+        return picture_vae(CHANNELS)
+
+
+@pytest.fixture
+def strips():
+    """The previews that the host's progress bar is given."""
+    shown = []
+
+    def hook(value, total, preview, node_id=None):
+        if preview is not None:
+            shown.append(preview[1])
+
+    comfy.utils.set_progress_bar_global_hook(hook)
+    yield shown
+    comfy.utils.set_progress_bar_global_hook(None)
+
+
+def test_train_slider_goes_on_after_a_preview_through_a_vae_of_the_hosts(pocket, vae, strips):
+    latent = {"samples": torch.zeros(1, CHANNELS, 8, 8)}
+    with torch.inference_mode():
+        assert any(p.is_inference() for p in vae.first_stage_model.parameters())
+        out = TrainSlider.execute(
+            pocket[0], pocket[1], (CONCEPT,), latent, vae=vae, steps=100, rollout_steps=2, **SETTINGS
+        )
+    assert out.args[0].placed[0].slider.info.recipe["steps_done"] == 100
+    assert strips and strips[0].width > 3 * CELL
+
+
+def test_train_visual_slider_does_so_too(pocket, vae, strips):
+    less, more = (torch.full((1, 64, 64, 3), shade) for shade in (0.2, 0.8))
+    with torch.inference_mode():
+        out = TrainVisualSlider.execute(*pocket[:2], vae, pairs_from_batches(less, more), steps=100, **SETTINGS)
+    assert out.args[0].placed[0].slider.info.recipe["steps_done"] == 100
+    assert strips
+
+
+def test_of_three_films_the_strip_shows_the_frame_in_the_middle_of_each():
+    wan = FAMILIES["Wan 2.1"].build()
+    with torch.inference_mode():
+        vae, latents = film_vae(), torch.randn(3, 16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+        films = vae.decode(wan.model.process_latent_out(latents))
+        frames = _decoded(wan, latents, vae)
+        assert films.shape == (3, 9, 32, 32, 3) and frames.shape == (3, 32, 32, 3)
+        assert torch.equal(frames, films[:, 4]) and not torch.equal(frames[0], frames[1])
+        rough = _from_latents(wan, latents)
+        assert torch.equal(rough, _from_latents(wan, latents[:, :, 1]))
+        assert rough.shape == (3, 4, 4, 3) and not torch.equal(rough, _from_latents(wan, latents[:, :, 0]))
+        assert draw_strip(frames, ["-1", "0", "+1"], "", CELL).shape[0] == 1
+
+
+@pytest.fixture(scope="module")
+def train(pocket):
+    model, clip, _ = pocket
+    with torch.inference_mode():
+        prompts = (*CONCEPT.prompts(), "")
+        conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
+
+    def run(watch, **settings):
+        settings = {"rollout_steps": 2, "visits": 6, "rank": 1, **settings}
+        with torch.inference_mode():
+            recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
+            return train_slider(model, conditionings, recipe, torch.zeros(1, CHANNELS, 8, 8), "age", watch)
+
+    return run
+
+
+def test_what_becomes_of_a_preview_counts_as_part_of_it(train):
+    """A slow VAE, say: the next preview waits until the whole of it is a small share."""
+    shown = []
+
+    def slow(progress, latents):
+        if latents is not None:
+            shown.append(progress.steps)
+            time.sleep(1.0)
+
+    began = time.monotonic()
+    progress = train(Watch(progress=slow, preview_every=1), steps=100).progress
+    assert shown == [1] or SHARE * (time.monotonic() - began) > len(shown) - 1
+    assert 1.0 / (time.monotonic() - began) - 0.05 < progress.looks < 1
+
+
+def test_a_preview_in_a_run_of_a_hundred_steps_takes_less_than_one_in_twenty_of_its_time(train):
+    shown = []
+    watch = Watch(progress=lambda p, x: shown.append(p.steps) if x is not None else None)
+    progress = train(watch, steps=100).progress
+    assert shown[0] == 20 and progress.looks < 0.05
+
+
+def test_looks_of_the_early_stop_leave_no_time_for_previews(train):
+    def slow_embed(latents):
+        time.sleep(1.0)
+        return latents.flatten(1)
+
+    shown = []
+    watch = Watch(
+        progress=lambda p, x: shown.append(p.steps) if x is not None else None, preview_every=21, embed=slow_embed
+    )
+    began = time.monotonic()
+    progress = train(watch, steps=22, patience=50).progress  # it looks twice at step 20
+    assert progress.looks > 2.0 / (time.monotonic() - began) - 0.05
+    assert shown == [] or SHARE * (time.monotonic() - began) > 2.0
+
+
+class Moved:
+    """Watches a run on which the host takes the model's place for something else, at its first preview."""
+
+    def __init__(self, model):
+        self.model, self.loaded, self.own, self.mode = model, [], [], []
+
+    def __call__(self, progress, latents):
+        weights = list(self.model.model.parameters())
+        self.loaded.append(self.model in [each.model for each in comfy.model_management.current_loaded_models])
+        self.own.append(any(p.is_inference() for p in weights))
+        self.mode.append(torch.is_inference_mode_enabled())
+        if latents is not None:
+            comfy.model_management.free_memory(1e30, torch.device("cpu"))
+            self.loaded.append(self.model in [each.model for each in comfy.model_management.current_loaded_models])
+
+
+def test_after_a_look_the_model_is_loaded_and_lent_again(pocket, train):
+    """While it lasts the weights are the host's own, and it works in its own mode."""
+    before = {n: (id(p), p.data_ptr(), p.clone()) for n, p in pocket[0].model.named_parameters()}
+    watch = Moved(pocket[0])
+    assert train(Watch(progress=watch, preview_every=2, preview_share=1.0), steps=3).progress.steps == 3
+    assert watch.loaded == [True, True, False, True]
+    assert watch.own == [False, True, False] and watch.mode == [False, True, False]
+    for name, p in pocket[0].model.named_parameters():
+        assert (id(p), p.data_ptr()) == before[name][:2] and torch.equal(p, before[name][2]), name
+
+
+def test_what_the_host_has_put_in_place_of_a_weight_meanwhile_stays(pocket):
+    module = next(m for m in pocket[0].model.modules() if isinstance(m, torch.nn.Linear))
+    mine = module.weight
+    try:
+        with torch.inference_mode(), borrowed(pocket[0]) as loan:
+            assert module.weight is not mine and module.weight.data_ptr() == mine.data_ptr()
+            with loan.returned():
+                assert module.weight is mine
+                module.weight = theirs = torch.nn.Parameter(mine.clone(), requires_grad=False)
+            assert module.weight is not theirs and module.weight.data_ptr() == theirs.data_ptr()
+            assert not module.weight.is_inference()
+        assert module.weight is theirs
+        with torch.inference_mode(), borrowed(pocket[0]):
+            module.weight = last = torch.nn.Parameter(torch.zeros_like(mine), requires_grad=False)
+        assert module.weight is last
+    finally:
+        module.weight = mine
+
+
+@pytest.mark.parametrize("error", [OSError, torch.OutOfMemoryError, *BY_OTHER_CODE])
+def test_a_look_that_fails_leaves_the_model_as_it_was(pocket, train, caplog, error):
+    """It is the last one: training goes on without, and says so."""
+    before = {n: (id(p), p.data_ptr()) for n, p in pocket[0].model.named_parameters()}
+    asked = []
+
+    def fail(progress, latents):
+        asked.append(latents is not None)
+        if latents is not None:
+            raise error("no room for a picture")
+
+    trained = train(Watch(progress=fail, preview_every=2, preview_share=1.0), steps=6)
+    assert trained.progress.steps == 6 and not trained.progress.stopped
+    assert "no room for a picture" in caplog.text
+    assert sum(asked) == 1 and f"previews, as one failed: {error.__name__}: " in caplog.text
+    assert {n: (id(p), p.data_ptr()) for n, p in pocket[0].model.named_parameters()} == before
+
+
+def test_the_time_left_is_told_from_the_second_step_on_about_once_a_second():
+    time_now, told = [100.0], []
+    clock = Clock(10, lambda: time_now[0])
+    losses = [0.5] * 4  # of a checkpoint that it goes on from
+    for _ in range(6):
+        losses.append(0.25)
+        time_now[0] += 0.5
+        told.append((clock.said(Progress(losses)), clock.is_due()))
+    assert told[0] == ("step 5 of 10, loss 0.45", True)
+    assert told[1] == ("step 6 of 10, loss 0.417, 0:02 left", False)
+    assert [due for _, due in told] == [True, False, True, False, True, False]
+    assert told[5][0].startswith("step 10 of 10") and told[5][0].endswith("0:00 left")
+    time_now[0] = 100.5 + 5 * 3600
+    assert Clock(10, lambda: time_now[0]).said(Progress([1.0])) == "step 1 of 10, loss 1"
+    assert clock.said(Progress([1.0] * 6)).endswith(", 20:00:00 left")

@@ -1,0 +1,128 @@
+"""The host's models are as they were after errors in stages that only some runs have, and such runs work again."""
+
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from concept_sliders.comfy_host.borrow import Loan
+from concept_sliders.comfy_host.denoiser import Denoiser
+from concept_sliders.comfy_host.text_encoders import Encoder
+from concept_sliders.nodes import watching
+from concept_sliders.nodes.training import TrainSlider, TrainTextEncoderSlider, TrainVisualSlider
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.training import loop
+from concept_sliders.training import text_encoder as encoder_training
+from concept_sliders.training.early_stop import Reach
+from concept_sliders.training.loop import Training
+from concept_sliders.training.pairs.image_sets import pairs_from_batches
+from concept_sliders.training.recipe import BLOCKS_TWICE, Concept
+from concept_sliders.training.text_encoder import EncoderPoints
+from concept_sliders.training.visual_samples import VisualPoints
+
+CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
+
+
+class Injected(Exception):
+    """An error that nobody expects."""
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    with torch.inference_mode():
+        return load_pocket()
+
+
+def textual(pocket, **settings):
+    latent = {"samples": torch.zeros(2, 24, 8, 8)}
+    settings = {"rollout_steps": 2, "steps": 21, "rank": 1, "patience": 9, **settings}
+    return TrainSlider.execute(*pocket[:2], (CONCEPT,), latent, "age", 0.0, 1.0, **settings)
+
+
+def visual(pocket, method="ADDifT"):
+    pairs = pairs_from_batches(*(torch.full((1, 64, 64, 3), shade) for shade in (0.2, 0.8)))
+    return TrainVisualSlider.execute(*pocket, pairs, "shade", 0.0, 1.0, method=method, steps=3, rank=1)
+
+
+def encoder(pocket):
+    return TrainTextEncoderSlider.execute(pocket[1], (CONCEPT,), "age", steps=3, rank=1)
+
+
+def short_of_memory(pocket):
+    """A run that finds room for one picture only; it makes do, which is the stage."""
+    unet = pocket[0].model.diffusion_model
+
+    def full(module, args):
+        if len(args[0]) > 1 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("no room")
+
+    handle = unet.register_forward_pre_hook(full)
+    try:
+        return textual(pocket)
+    finally:
+        handle.remove()
+
+
+def twice(pocket):
+    return textual(pocket, memory=BLOCKS_TWICE)
+
+
+def with_pictures(pocket):
+    """Of as many steps as a run with previews has at least."""
+    return textual(pocket, vae=pocket[2], patience=0, steps=100)
+
+
+STAGES = [
+    (textual, Reach, "measure", 1),
+    (textual, Loan, "take", 1),
+    (textual, Training, "_is_good", 3),
+    (with_pictures, comfy.sd.VAE, "decode", 1),
+    (with_pictures, watching, "draw_strip", 1),
+    (with_pictures, Loan, "_load", 2),  # after the preview
+    (twice, loop, "recomputed", 2),
+    (short_of_memory, Training, "_make_do", 1),
+    (short_of_memory, Training, "_part", 2),  # the first in parts
+    (visual, Denoiser, "ask", 1),  # of the teacher
+    (visual, VisualPoints, "__next__", 2),
+    (visual, comfy.sd.VAE, "encode", 2),
+    (encoder, Encoder, "parts", 2),
+    (encoder, Encoder, "__call__", 2),
+    (encoder, EncoderPoints, "__next__", 2),
+    (encoder, encoder_training, "fingerprint", 1),
+]
+
+
+def tensors(pocket):
+    parts = {"model": pocket[0].model, "clip": pocket[1].cond_stage_model, "vae": pocket[2].first_stage_model}
+    return {
+        f"{part} {name}": tensor
+        for part, model in parts.items()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+
+
+@pytest.mark.parametrize(
+    ("run", "owner", "name", "at"), STAGES, ids=lambda value: getattr(value, "__name__", str(value))
+)
+def test_the_models_are_as_they_were_after_an_error_in(pocket, monkeypatch, run, owner, name, at):
+    calls, real = [], getattr(owner, name)
+    before = {n: (id(t), t.data_ptr(), t.is_inference(), t.clone()) for n, t in tensors(pocket).items()}
+
+    def failing(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == at:
+            raise Injected(name)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+    with torch.inference_mode(), pytest.raises(Injected):
+        run(pocket)
+    for n, tensor in tensors(pocket).items():
+        identity, pointer, inference, numbers = before[n]
+        assert (id(tensor), tensor.data_ptr(), tensor.is_inference()) == (identity, pointer, inference), n
+        assert torch.equal(tensor, numbers), n
+    for part in (pocket[0].model, pocket[1].cond_stage_model):
+        assert not any(module._forward_hooks or "forward" in vars(module) for module in part.modules())
+    assert not comfy.model_management.in_training
+    monkeypatch.undo()
+    with torch.inference_mode():
+        assert (encoder if run is encoder else visual)(pocket).args[0].placed

@@ -1,0 +1,105 @@
+"""A visual slider of the pocket model: drawn pairs in, a slider out that turns what the pairs differ in."""
+
+import pytest
+import torch
+from concept_sliders.comfy_host.apply import apply_sliders
+from concept_sliders.comfy_host.borrow import borrowed
+from concept_sliders.comfy_host.denoiser import Denoiser
+from concept_sliders.pocket.drawing import draw
+from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.probe import load_probe
+from concept_sliders.pocket.world import portraits
+from concept_sliders.sliders.stack import Stack
+from concept_sliders.training.pairs.folders import read_pairs
+from concept_sliders.training.recipe import VisualRecipe
+from concept_sliders.training.run import train
+from concept_sliders.training.visual_samples import VisualPoints, encoded
+from PIL import Image
+
+import nodes
+
+PROMPT = "portrait of a person"
+PEOPLE = 4
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    with torch.inference_mode():
+        return load_pocket()
+
+
+@pytest.fixture(scope="module")
+def conditionings(pocket):
+    with torch.inference_mode():
+        clip = pocket[1]
+        return {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in (PROMPT, "")}
+
+
+@pytest.fixture(scope="module")
+def sets(pocket, tmp_path_factory):
+    """Smiles, frowning at strength -1 and laughing at +1, from a folder."""
+    folder = tmp_path_factory.mktemp("smiles")
+    for index, person in enumerate(portraits(6, seed=11)):
+        for strength, smile in ((-1, 0.1), (1, 0.9)):
+            picture = Image.fromarray(draw(person.with_(smile=smile, spoiled=False)))
+            picture.save(folder / f"{index}_{strength}.png")
+    with torch.inference_mode():
+        return encoded(read_pairs(folder, prompt=PROMPT), pocket[2].encode, pocket[0].model.process_latent_in)
+
+
+def trained(pocket, conditionings, sets, **settings):
+    recipe = VisualRecipe(sets=len(sets), less="frowning", more="laughing", **settings)
+
+    def points(denoiser, layers, generator):
+        return VisualPoints(denoiser, sets, recipe, generator)
+
+    with torch.inference_mode():
+        return train(pocket[0], conditionings, recipe, sets[0].latents, "smile", points, PROMPT).slider
+
+
+def smiles(pocket, conditionings, slider, strengths):
+    """The probe's mean smile at every strength, on people that training has not seen."""
+    rows = PEOPLE * len(strengths)
+    latent = {
+        "samples": torch.zeros(rows, 24, 16, 16),
+        "batch_index": [row // len(strengths) for row in range(rows)],
+    }
+    model = apply_sliders(pocket[0], Stack.of(slider).swept(0, strengths, PEOPLE))
+    positive, negative = conditionings[PROMPT], conditionings[""]
+    with torch.inference_mode():
+        out = nodes.common_ksampler(model, 77, 8, 3.0, "euler", "simple", positive, negative, latent)[0]
+        read = load_probe().read(pocket[2].decode(out["samples"]))
+    return read["smile"].view(PEOPLE, len(strengths)).mean(0).tolist()
+
+
+@pytest.mark.slow
+def test_thirty_steps_of_addift_make_a_slider(pocket, conditionings, sets):
+    slider = trained(pocket, conditionings, sets, method="ADDifT", steps=30, learning_rate=2e-3)
+    less, more = smiles(pocket, conditionings, slider, (-1.0, 1.0))
+    assert more - less > 0.15
+    assert (slider.info.less, slider.info.more) == ("frowning", "laughing")
+    assert slider.info.recipe["kind"] == "visual" and slider.info.recipe["sets"] == 6
+
+
+def test_the_published_method_trains_and_leaves_the_model_as_it_was(pocket, conditionings, sets):
+    before = {name: (p.data_ptr(), p.clone()) for name, p in pocket[0].model.named_parameters()}
+    slider = trained(pocket, conditionings, sets, steps=3)
+    assert any(change.up.any() for change in slider.layers.values())
+    for name, p in pocket[0].model.named_parameters():
+        assert p.data_ptr() == before[name][0] and torch.equal(p, before[name][1]), name
+
+
+def test_the_right_prediction_is_the_one_the_hosts_model_was_trained_for(pocket, conditionings, sets):
+    """A flow model: noise minus image, whatever the noise level."""
+    with borrowed(pocket[0]):
+        clean = sets[0].latents.clone()
+        source = VisualPoints(
+            Denoiser(pocket[0], {PROMPT: conditionings[PROMPT]}),
+            sets[:1],
+            VisualRecipe(noise_range=(0.0, 0.9)),
+            torch.Generator().manual_seed(3),
+        )
+        point = next(source)
+        noise = point.target + clean
+        torch.testing.assert_close(noise[0], noise[1], rtol=1e-3, atol=1e-3)
+        assert 0.9 < float(noise.std()) < 1.1

@@ -1,0 +1,168 @@
+"""Transformers for pictures of the Flux kind, and those before it."""
+
+import comfy.supported_models as host
+import torch
+from concept_sliders.tests.support.tiny_families.family import POOLED, TEXT, TOKENS, Family, all_tokens
+from concept_sliders.tests.support.tiny_families.videos import HUNYUAN
+
+FLUX = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 8,
+    "context_in_dim": TEXT,
+    "hidden_size": 64,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+    "dtype": torch.float32,
+}
+CHROMA = {
+    **{k: v for k, v in FLUX.items() if k != "guidance_embed"},
+    "image_model": "chroma",
+    "in_channels": 64,
+    "out_channels": 64,
+    "vec_in_dim": None,
+    "in_dim": 64,
+    "out_dim": 64,
+    "hidden_dim": 64,
+    "n_layers": 1,
+}
+PIXART = {
+    "image_model": "pixart_alpha",
+    "hidden_size": 48,
+    "depth": 1,
+    "num_heads": 2,
+    "mlp_ratio": 4.0,
+    "caption_channels": TEXT,
+    "model_max_length": TOKENS,
+    "micro_condition": True,
+}
+
+TRANSFORMERS: dict[str, Family] = {
+    "SD3": Family(
+        host.SD3,
+        {
+            "in_channels": 16,
+            "patch_size": 2,
+            "out_channels": 16,
+            "depth": 1,
+            "input_size": None,
+            "adm_in_channels": 8,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": TEXT, "out_features": 64},
+            },
+            "num_patches": 64,
+            "pos_embed_max_size": 8,
+            "pos_embed_scaling_factor": None,
+            "qk_norm": "rms",
+            "x_block_self_attn_layers": [],
+        },
+        (16, 8, 8),
+        extra=POOLED,
+    ),
+    "Flux": Family(host.Flux, FLUX, (16, 8, 8), extra={**POOLED, "guidance": 3.5}, guidance=1.0),
+    "Flux schnell": Family(host.FluxSchnell, {**FLUX, "guidance_embed": False}, (16, 8, 8), extra=POOLED),
+    "Flux 2": Family(
+        host.Flux2,
+        {
+            **FLUX,
+            "image_model": "flux2",
+            "axes_dim": [8, 8, 8, 8],
+            "in_channels": 128,
+            "out_channels": 128,
+            "vec_in_dim": None,
+            "patch_size": 1,
+            "qkv_bias": False,
+            "ops_bias": False,
+            "global_modulation": True,
+            "mlp_silu_act": True,
+            "mlp_ratio": 3.0,
+            "txt_ids_dims": [3],
+        },
+        (128, 4, 4),
+        extra={"guidance": 3.5},
+        guidance=1.0,
+    ),
+    "Chroma": Family(host.Chroma, CHROMA, (16, 8, 8)),
+    "Chroma Radiance": Family(
+        host.ChromaRadiance,
+        {
+            **CHROMA,
+            "image_model": "chroma_radiance",
+            "in_channels": 3,
+            "out_channels": 3,
+            "patch_size": 8,
+            "nerf_hidden_size": 16,
+            "nerf_mlp_ratio": 2,
+            "nerf_depth": 1,
+            "nerf_max_freqs": 4,
+            "nerf_tile_size": 512,
+            "nerf_final_head_type": "conv",
+            "nerf_embedder_dtype": torch.float32,
+            "use_x0": False,
+            "use_sequential_txt_ids": False,
+        },
+        (3, 32, 32),
+    ),
+    "AuraFlow": Family(
+        host.AuraFlow,
+        {
+            "dim": 64,
+            "n_layers": 2,
+            "n_double_layers": 1,
+            "n_heads": 2,
+            "global_conddim": 64,
+            "cond_seq_dim": TEXT,
+            "max_seq": 64,
+        },
+    ),
+    "PixArt Alpha": Family(host.PixArtAlpha, PIXART, (4, 40, 40)),
+    "PixArt Sigma": Family(
+        host.PixArtSigma, {**PIXART, "image_model": "pixart_sigma", "micro_condition": False}, (4, 40, 40)
+    ),
+    "Hunyuan-DiT": Family(
+        host.HunyuanDiT1,
+        {
+            "image_model": "hydit1",
+            "hidden_size": 64,
+            "depth": 4,
+            "num_heads": 2,
+            "mlp_ratio": 4.0,
+            "text_states_dim": TEXT,
+            "text_states_dim_t5": TEXT,
+            "text_len": TOKENS,
+            "text_len_t5": 5,
+            "size_cond": True,
+            "use_style_cond": True,
+        },
+        extra={
+            "attention_mask": all_tokens,
+            "conditioning_mt5xl": (1, 5, TEXT),
+            "attention_mask_mt5xl": torch.ones(1, 5),
+        },
+    ),
+    "HunyuanImage 2.1": Family(
+        host.HunyuanImage21,
+        {
+            **HUNYUAN,
+            "in_channels": 64,
+            "out_channels": 64,
+            "vec_in_dim": None,
+            "patch_size": [1, 1],
+            "axes_dim": [16, 16],
+            "byt5": True,
+            "guidance_embed": False,
+        },
+        (64, 8, 8),
+        extra={"conditioning_byt5small": (1, 5, 1472)},
+    ),
+}

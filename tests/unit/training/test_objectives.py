@@ -1,0 +1,280 @@
+"""The loss and the frozen trajectories against closed forms."""
+
+import math
+
+import pytest
+import torch
+from concept_sliders.comfy_host.guidance import classifier_free
+from concept_sliders.sliders.equation.hooks import LayerBank
+from concept_sliders.sliders.slider import LowRank
+from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
+from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.rollouts import roll_out
+from concept_sliders.training.textual_samples import POOL, TextualPoints
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def test_the_target_is_equation_8_written_out():
+    d_target, more, less = torch.randn(2, 3, 4), torch.randn(5, 2, 3, 4), torch.randn(5, 2, 3, 4)
+    written = d_target.clone()
+    for p in range(5):
+        written += 2.5 * (more[p] - less[p]) / 5
+    torch.testing.assert_close(textual_target(d_target, textual_change(more, less), 2.5), written)
+
+
+def test_a_negative_eta_is_the_opposite_edit_row_by_row():
+    d_target, more, less = torch.randn(2, 3), torch.randn(1, 2, 3), torch.randn(1, 2, 3)
+    both = textual_target(d_target, textual_change(more, less), torch.tensor([[1.0], [-1.0]]))
+    torch.testing.assert_close(both[0] - d_target[0], (more - less)[0, 0])
+    torch.testing.assert_close(both[1] - d_target[1], (less - more)[0, 1])
+
+
+def test_the_loss_is_the_mean_square_also_for_half_precision():
+    assert prediction_loss(torch.zeros(1, 4).half(), torch.full((1, 4), 300.0).half()).item() == 90_000.0
+
+
+def test_a_mask_leaves_only_what_it_lets_through():
+    d, target = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    target[..., 2:] = 5.0
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1.0
+    assert prediction_loss(d, target, mask).item() == pytest.approx(1.0)
+    assert prediction_loss(d, target, 0.5 * mask).item() == pytest.approx(1.0)
+
+
+def test_guidance_of_1_is_the_prompt_and_0_the_empty_prompt():
+    a, b = torch.randn(3), torch.randn(3)
+    torch.testing.assert_close(classifier_free(a, b, 1.0), a)
+    torch.testing.assert_close(classifier_free(a, b, 0.0), b)
+
+
+def test_a_rollout_follows_the_exact_solution():
+    # d = x has the solution x(sigma) = x(1) exp(sigma - 1); Euler's error falls with the step
+    sigmas = torch.linspace(1, 0, 2001, dtype=torch.float64)
+    met = []
+    trajectory = roll_out(
+        lambda x, sigma: met.append(float(sigma)) or x,
+        torch.ones(2, 1, dtype=torch.float64),
+        sigmas,
+        lambda sigma, noise: noise,
+    )
+    assert trajectory.x.shape == (2000, 2, 1) and met[0] == 1.0
+    assert math.isclose(trajectory.x[-1, 0, 0], math.exp(sigmas[-2] - 1), rel_tol=1e-3)
+
+
+class Affine:
+    """A model whose every prediction is known: d = shift of the prompt + sigma, + 0.5 times the slider's strength."""
+
+    device = torch.device("cpu")
+    shifts = {"": 0.0, "p": 1.0, "p, a": 3.0, "p, b": 0.0, "m, a": 5.0, "l, a": 2.0, "m, b": 4.0, "l, b": 3.0}
+
+    def __init__(self):
+        self.asked = []
+        self.layer = torch.nn.Linear(1, 1).requires_grad_(False)
+        torch.nn.init.zeros_(self.layer.weight)
+        torch.nn.init.zeros_(self.layer.bias)
+        change = LowRank(torch.ones(1, 1), torch.full((1, 1), 0.5))
+        self.bank = LayerBank({self.layer: [(0, change)]})
+
+    def acting(self, strengths):
+        return self.bank.acting(strengths)
+
+    def ask(self, x, sigma, prompts, layers=None, strengths=None):
+        self.asked.append(tuple(prompts))
+        with self.acting(strengths.flatten(0, 1)):
+            by_slider = self.layer(torch.ones(len(prompts) * len(x), 1)).view(len(prompts), -1, 1)
+        return torch.stack([torch.full_like(x, self.shifts[p]) + sigma for p in prompts]) + by_slider
+
+    def sigmas(self, steps):
+        return torch.linspace(1, 0, steps + 1)
+
+    def scale_noise(self, sigma, noise):
+        return noise * sigma
+
+
+CONCEPT = Concept("p", "m", "l", ("a", "b"), eta=2.0)
+
+
+def source(concepts=(CONCEPT,), seed=0, **changes):
+    model, generator = Affine(), torch.Generator().manual_seed(seed)
+    values = {"own_rollouts": 0.0, "held_target": False, "phrases_asked": 0, "rollout_steps": 10, "visits": 4}
+    recipe = TextualRecipe(concepts=concepts, **{**values, **changes})
+    return model, generator, TextualPoints(model, model, recipe, (2, 3), generator)
+
+
+def points(count, **changes):
+    model, _, stream = source(**changes)
+    return model, [next(stream) for _ in range(count)]
+
+
+def test_every_point_carries_the_target_of_its_sign():
+    model, met = points(8)
+    for point in met:
+        for row in range(2):
+            sign = float(point.strengths[row, 0])
+            expected = 1.0 + float(point.sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
+            torch.testing.assert_close(point.target[row], torch.full((3,), expected))
+    assert {float(s) for point in met for s in point.strengths.flatten()} == {1.0, -1.0}
+
+
+def test_one_sided_training_stays_at_plus_one():
+    _, met = points(8, both_signs=False)
+    assert {float(s) for point in met for s in point.strengths.flatten()} == {1.0}
+
+
+def by_trajectory(met):
+    """The points of each of the trajectories in turn, told apart by who takes turns."""
+    return [met[turn::POOL] for turn in range(POOL)]
+
+
+def test_one_rollout_serves_many_points_each_level_at_both_signs():
+    model, _, stream = source(visits=20)
+    first = [next(stream) for _ in range(POOL * 20)]  # all are full ones from here on, at the latest
+    asked = len(model.asked)
+    met = [next(stream) for _ in range(POOL * 20)]
+    assert len(model.asked) - asked == POOL * 10  # trajectories of ten levels
+    for earlier, later, kept in zip(by_trajectory(first), by_trajectory(met), (5, 10, 15, 20)):
+        trajectory = (earlier + later)[kept : kept + 20]
+        for half in (trajectory[:10], trajectory[10:]):
+            assert len({float(point.sigma) for point in half}) == 10
+        by_level = {float(point.sigma): point for point in trajectory[:10]}
+        for point in trajectory[10:]:
+            torch.testing.assert_close(point.strengths, -by_level[float(point.sigma)].strengths)
+
+
+def test_points_one_after_the_other_come_from_different_trajectories_that_end_apart():
+    model, _, stream = source(rollout_steps=2, visits=8)
+    asked = []
+    for _ in range(POOL * 8):
+        next(stream)
+        asked.append(len(model.asked))
+    began = [index for index, (before, after) in enumerate(zip([0, *asked], asked)) if after > before]
+    assert began == [0, 1, 2, 3, 8, 17, 26]  # the pool filled, then one every eight points or so
+
+
+def test_everything_about_a_level_is_asked_in_one_batch_and_no_more_than_is_needed():
+    model, (point,) = points(1, visits=1)
+    questions = [len(prompts) for prompts in model.asked]
+    level = round(10 * (1 - float(point.sigma)))
+    assert questions == [2] * level + [6]  # the guidance, then both ends with two phrases; no level after that
+    assert all(prompts.count("p") == 1 for prompts in model.asked)
+
+
+def test_concepts_are_met_in_proportion_to_their_weights():
+    concepts = (Concept("p", "m, a", "l, a", weight=3.0), Concept("", "m, b", "l, b", weight=1.0))
+    _, met = points(400, concepts=concepts, rollout_steps=2, visits=1)
+    assert 0.65 < sum(point.prompt == "p" for point in met) / len(met) < 0.85
+    for point in met[:20]:
+        change, base = (3.0, 1.0) if point.prompt == "p" else (1.0, 0.0)
+        sign = float(point.strengths[0, 0])
+        torch.testing.assert_close(point.target[0], torch.full((3,), base + float(point.sigma) + sign * 4.0 * change))
+
+
+def test_erasing_is_the_opposite_edit():
+    _, met = points(4, concepts=(Concept("p", "m, a", "l, a", eta=2.0, erase=True),), both_signs=False)
+    for point in met:
+        torch.testing.assert_close(point.target, torch.full((2, 3), 1.0 + float(point.sigma) - 2.0 * 3.0))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 25), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_source_goes_on_from_its_state_as_if_it_had_never_stopped(done, both_signs, own):
+    chosen = {"own_rollouts": own, "both_signs": both_signs, "visits": 7}
+    _, generator, first = source(**chosen)
+    for _ in range(done):
+        next(first)
+    kept, random = first.state(), generator.get_state()
+    expected = [next(first) for _ in range(12)]
+    _, other, second = source(seed=1, **chosen)
+    second.restore(kept)
+    other.set_state(random)
+    for point in expected:
+        again = next(second)
+        assert torch.equal(point.x, again.x) and torch.equal(point.target, again.target)
+        assert point.sigma == again.sigma and torch.equal(point.strengths, again.strengths)
+
+
+def test_only_the_chosen_part_of_sampling_is_trained_on():
+    _, met = points(12, noise_range=(0.5, 1.0))
+    assert max(float(point.sigma) for point in met) <= 0.5 + 1e-6
+
+
+def test_a_held_target_asks_with_every_phrase():
+    model, met = points(1, held_target=True, visits=20)
+    assert ("p", "", "p, a", "p, b") in [prompts[:4] for prompts in model.asked]
+    sign = float(met[0].strengths[0, 0])
+    expected = (3.0 + 0.0) / 2 + float(met[0].sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
+    torch.testing.assert_close(met[0].target[0], torch.full((3,), expected))
+
+
+def test_phrases_take_turns_where_not_all_are_asked_about():
+    model, met = points(40, held_target=True, phrases_asked=1, visits=40)
+    asked = [prompts[2:] for prompts in model.asked if len(prompts) > 2]
+    by_phrase = [("p, a", "m, a", "l, a"), ("p, b", "m, b", "l, b")]
+    assert [set(pair) for pair in zip(asked[::2], asked[1::2])] == [set(by_phrase)] * (len(asked) // 2)
+    assert len(asked) == 40 and len(set(zip(asked[::2], asked[1::2]))) == 2  # either comes first
+    for point in met:
+        sigma, sign = float(point.sigma), float(point.strengths[0, 0])
+        expected = {round(base + sigma + sign * 2.0 * change, 4) for base, change in ((3, 5 - 2), (0, 4 - 3))}
+        assert round(float(point.target[0, 0]), 4) in expected
+
+
+def test_some_of_many_phrases_are_asked_about_at_once():
+    model = Affine()
+    three = Concept("p", "m", "l", ("a", "b", "c"))
+    model.shifts = {f"{prompt}{phrase}": 0.0 for prompt in "pml" for phrase in ("", ", a", ", b", ", c")} | {"": 0.0}
+    recipe = TextualRecipe(concepts=(three,), phrases_asked=2, rollout_steps=60, visits=240, own_rollouts=0.0)
+    next(TextualPoints(model, model, recipe, (2, 3), torch.Generator().manual_seed(0)))
+    asked = [[prompt[-1] for prompt in prompts[2:4]] for prompts in model.asked if len(prompts) > 2]
+    assert all(len(set(phrases)) == 2 for phrases in asked) and len(asked) >= 3
+    met = [phrase for phrases in asked for phrase in phrases]
+    assert len(met) == 120 and all(abs(met.count(phrase) - 40) <= 3 for phrase in "abc")
+
+
+def test_own_rollouts_carry_the_slider_along():
+    """Rows go where their sign takes them, and are asked about there without the slider."""
+    _, bare = points(4)
+    _, own = points(4, own_rollouts=1.0)
+    for point, other in zip(own, bare, strict=True):
+        assert point.sigma == other.sigma
+        gone = 1.0 - float(point.sigma)  # of the way from sigma 1: every step adds -0.5 sign per unit of sigma
+        torch.testing.assert_close(point.x - other.x, -0.5 * gone * point.strengths.expand(-1, 3))
+        sign = float(point.strengths[0, 0])
+        torch.testing.assert_close(point.target[0], torch.full((3,), 1.0 + float(point.sigma) + sign * 4.0))
+
+
+def test_gradients_are_the_differences_of_the_loss():
+    """Through two layers with a slider on each, against central differences in double precision."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(3, 5).double(), torch.nn.Linear(5, 2).double()]
+    changes = [
+        LowRank(*(torch.nn.Parameter(torch.randn(*shape, dtype=torch.float64)) for shape in ((2, i), (o, 2))))
+        for i, o in ((3, 5), (5, 2))
+    ]
+    bank = LayerBank({layer: [(0, change)] for layer, change in zip(layers, changes)})
+    x, target = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    strengths, mask = torch.tensor([[1.0], [-1.0], [0.5], [0.0]]), torch.tensor([[1.0], [1.0], [0.0], [0.5]])
+
+    def loss():
+        with bank.acting(strengths):
+            y = layers[1](torch.tanh(layers[0](x)))
+        weights = mask.double().expand_as(y)  # the objective itself works in single precision
+        return ((y - target) ** 2 * weights).sum() / weights.sum()
+
+    value = loss()
+    value.backward()
+    with bank.acting(strengths):
+        y = layers[1](torch.tanh(layers[0](x)))
+    assert prediction_loss(y, target, mask).item() == pytest.approx(value.item(), rel=1e-5)
+    for change in changes:
+        for parameter in (change.down, change.up):
+            for index in range(parameter.numel()):
+                differences = []
+                for step in (1e-5, -1e-5):
+                    with torch.no_grad():
+                        parameter.view(-1)[index] += step
+                        differences.append(loss().item())
+                        parameter.view(-1)[index] -= step
+                written = (differences[0] - differences[1]) / 2e-5
+                assert parameter.grad.view(-1)[index].item() == pytest.approx(written, rel=1e-5, abs=1e-8)

@@ -1,0 +1,1 @@
+"""Image pairs: from folders and from batches."""

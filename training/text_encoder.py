@@ -1,0 +1,111 @@
+"""Sliders of the text encoder alone, trained without a diffusion model.
+
+The encoding E of the target prompt is taught to move as the concept's ends lie apart (the textual objective, arXiv
+2311.12092, eq. 8, in the space of encodings, as Text Slider has it, arXiv 2509.18831):
+
+    E*(c_t & p) <- E(c_t & p) + s share [ E(c+ & p) - E(c- & p) ]        at strength s = +1 and -1, for every p
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..comfy_host.borrow import borrowed
+from ..comfy_host.errors import InterruptProcessingException
+from ..comfy_host.identity import acting_in, digest_of, fingerprint
+from ..comfy_host.text_encoders import Encoder, encoder_layer_names
+from ..comfy_host.types import CLIP
+from ..sliders.slider import Slider
+from .loop import Training
+from .objectives import textual_target
+from .recipe import Concept, EncoderRecipe
+from .resume import Keeper
+from .run import Trained, Watch, info_of
+from .samples import Point
+from .trainable_layers import NewLayers
+
+
+class EncoderPoints:
+    """Endless training points: every concept with each of its phrases, at +1 and -1.
+
+    Raises ValueError, naming the prompts, if a concept's prompts are encoded to different lengths.
+    """
+
+    def __init__(self, encoder: Encoder, recipe: EncoderRecipe, generator: torch.Generator):
+        self.recipe, self.generator = recipe, generator
+        with torch.no_grad():
+            self.lines = [line for concept in recipe.concepts for line in self._lines_of(encoder, concept)]
+        self._weights = torch.tensor([weight for *_, weight in self.lines])
+
+    def __next__(self) -> Point:
+        index = int(torch.multinomial(self._weights, 1, generator=self.generator))
+        prompt, target, change, mask, _ = self.lines[index]
+        sign = 1.0
+        if self.recipe.both_signs:
+            sign -= 2.0 * int(torch.randint(0, 2, (), generator=self.generator))
+        strengths = torch.full((1, 1), sign, device=target.device)
+        moved = textual_target(target, change, sign * self.recipe.share)
+        return Point(target, torch.ones((), device=target.device), moved, strengths, prompt, mask)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+    def _lines_of(self, encoder: Encoder, concept: Concept) -> list[tuple[str, Tensor, Tensor, Tensor, float]]:
+        """(prompt, E(c_t & p), E(c+ & p) - E(c- & p), where the loss counts, weight) for every phrase."""
+        found = []
+        for target, (more, less) in zip(concept.targets(), concept.ends()):
+            parts = [encoder.parts(prompt) for prompt in (target, more, less)]
+            lengths = [sum(part.shape[1] for part in each) for each in parts]
+            if len(set(lengths)) > 1:
+                raise ValueError(
+                    f"The prompts {target!r}, {more!r} and {less!r} are encoded to different lengths ({lengths}), so "
+                    "that their encodings cannot be compared; use as many words in each."
+                )
+            sign = -1.0 if concept.erase else 1.0
+            e_target, e_more, e_less = (torch.cat(each, dim=1) for each in parts)
+            weight = concept.weight / len(concept.phrases)
+            found.append((target, e_target, sign * (e_more - e_less), _balanced(parts[0]), weight))
+        return found
+
+
+def _balanced(parts: list[Tensor]) -> Tensor:
+    """(1, V): weights with which the encoding and the pooled one count alike, whatever their sizes."""
+    smallest = min(part.shape[1] for part in parts)
+    return torch.cat([torch.full_like(part, smallest / part.shape[1]) for part in parts], dim=1)
+
+
+def train_encoder(clip: CLIP, recipe: EncoderRecipe, name: str, watch: Watch | None = None) -> Trained | None:
+    """Train a slider of the text encoder, in place; no diffusion model is needed.
+
+    Returns None if it was stopped before the first step. Raises ValueError for layers the encoder does not have and
+    prompts that cannot be compared, FloatingPointError if training diverges at once.
+    """
+    watch = watch or Watch()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with borrowed(clip.patcher):
+        layers = NewLayers(clip.patcher, recipe, generator, encoder_layer_names(clip))
+        encoder = Encoder(clip)
+        points = EncoderPoints(encoder, recipe, generator)
+        training = Training(encoder, layers, points, recipe, generator)
+        model_hash = fingerprint(clip.patcher)
+        # the encodings, too: they are others with other settings of the CLIP, such as the layer they are taken from
+        digest = digest_of(recipe.digest(), model_hash, encoder.dtype, acting_in(clip.patcher), points.lines)
+        keeper = Keeper(watch, training, name, digest)
+
+        def after_step(progress, point: Point) -> None:
+            keeper.after_step()
+            watch.progress(progress, None)
+
+        keeper.go_on()
+        with keeper.kept_in_any_case():
+            progress = training.run(watch.should_stop, after_step, cancelled=InterruptProcessingException)
+        if not progress.steps:
+            return None
+        info = info_of(recipe, progress, type(clip.cond_stage_model).__name__, model_hash)
+        return Trained(Slider(name, layers.finished(), info), progress)

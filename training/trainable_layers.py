@@ -1,0 +1,75 @@
+"""The layers of one slider while it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from ..comfy_host.match import layer_names
+from ..comfy_host.prompt_layers import runs_early
+from ..comfy_host.types import ModelPatcher
+from ..sliders.equation.hooks import LayerBank
+from ..sliders.equation.layer_kinds import is_linear, weight_shape
+from ..sliders.slider import Adapted, Change, Dense, LowRank
+from .layer_choice import choose
+from .recipe import Recipe
+
+
+class NewLayers:
+    """A new slider's changes, on the model that is borrowed, as the recipe asks for them.
+
+    names: the names in a file of the layers that may be trained, by path; the diffusion model's if not given, but for
+        those that prepare prompts: the host runs them once, before any prediction that could teach them.
+    by_name: the changes by those names; their tensors are the parameters that learn.
+    Raises ValueError if the recipe's choice takes no layer of the model.
+    """
+
+    def __init__(
+        self,
+        patcher: ModelPatcher,
+        recipe: Recipe,
+        generator: torch.Generator,
+        names: Mapping[str, str] | None = None,
+    ):
+        self.scale = recipe.scale
+        self.by_name: dict[str, LowRank | Dense] = {}
+        if names is None:
+            names = {p: name for p, name in layer_names(patcher).items() if not runs_early(patcher.model, p)}
+        modules = {path: patcher.model.get_submodule(path) for path in names}
+        paths = [path for path, module in modules.items() if recipe.convolutions or is_linear(module)]
+        placed = {}
+        for path in choose(paths, recipe.layers, recipe.pattern):
+            shape = weight_shape(modules[path], path)
+            self.by_name[names[path]] = change = _fresh(shape, recipe, generator, patcher.load_device)
+            placed[modules[path]] = [(0, change)]
+        self._bank = LayerBank(placed, {module: path for path, module in modules.items()})
+
+    def acting(self, strengths: Tensor) -> AbstractContextManager[None]:
+        """Let the slider act within the block, at strengths (rows, 1); see `LayerBank.acting`."""
+        return self._bank.acting(strengths * self.scale)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [tensor for change in self.by_name.values() for tensor in change.parts.values()]
+
+    def finished(self) -> dict[str, Change]:
+        """Copies on the CPU that no longer learn, the scale folded in."""
+        return {name: self._finished(change) for name, change in self.by_name.items()}
+
+    def _finished(self, change: LowRank | Dense) -> Change:
+        copies = [tensor.detach().cpu().clone() for tensor in change.parts.values()]
+        if isinstance(change, Dense):
+            return Adapted({"diff": copies[0]})
+        return LowRank(copies[0], copies[1] * self.scale)
+
+
+def _fresh(
+    shape: tuple[int, ...], recipe: Recipe, generator: torch.Generator, device: torch.device
+) -> LowRank | Dense:
+    """A change that is nothing yet, in float32."""
+    if recipe.full_rank:
+        return Dense({"weight": nn.Parameter(torch.zeros(shape, device=device))})
+    fresh = LowRank.fresh(shape, recipe.rank, generator)
+    return LowRank(*(nn.Parameter(tensor.to(device)) for tensor in (fresh.down, fresh.up)))

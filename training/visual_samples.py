@@ -1,0 +1,176 @@
+"""Training points of a visual slider: images of the same scene at several strengths.
+
+Symbols: x0_i the clean latent of image i and s_i its strength; n the noise, the same for all images of a set; x_i
+the latent of image i at noise level sigma; D the frozen model's denoised estimate, d = (x - D(x)) / sigma its
+prediction in linear form, and t_i = (x_i - x0_i) / sigma the prediction that would be right. For eps- and v-models
+t_i is n, for flow models n - x0_i.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .recipe import VisualRecipe
+from .samples import Point
+
+if TYPE_CHECKING:
+    from ..comfy_host.denoiser import Denoiser
+    from .pairs.image_sets import ImageSet
+
+LEVELS = 1000  # noise levels of the schedule to draw from, as many as the models were trained on
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSet:
+    """An image set as the model sees it.
+
+    latents: (N, C, ..., h, w), one an image, in the model's own scale. strengths: N, all different. prompt: of the
+    scene. mask: (H, W) in [0, 1], of any size that covers the same picture; None for everywhere. name: what to call
+    the set in a message.
+    """
+
+    latents: Tensor
+    strengths: tuple[float, ...]
+    prompt: str = ""
+    mask: Tensor | None = None
+    name: str = ""
+
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether all images are the same, so that there is no difference to learn."""
+        return bool((self.latents == self.latents[:1]).all())
+
+    def mask_for_latents(self) -> Tensor | None:
+        """(1, 1, ..., h, w): the share of each latent pixel that the mask lets through."""
+        if self.mask is None:
+            return None
+        *others, height, width = self.latents.shape[1:]
+        small = F.adaptive_avg_pool2d(self.mask[None, None].float(), (height, width))
+        return small.reshape(1, *(1 for _ in others), height, width)
+
+
+def encoded(
+    sets: Iterable[ImageSet], encode: Callable[[Tensor], Tensor], scale: Callable[[Tensor], Tensor]
+) -> list[LatentSet]:
+    """Image sets as latents.
+
+    encode: (1, H, W, 3) in [0, 1] -> (1, C, ...) latents, such as the host's `VAE.encode`. scale: from those to the
+    model's own scale, such as `latents.to_own_scale` makes. Images go one by one: VAEs for video take a batch for
+    the frames of a film.
+    """
+    return [
+        LatentSet(
+            scale(torch.cat([encode(image[None]) for image in one.images])),
+            one.strengths,
+            one.prompt,
+            one.mask,
+            one.name or one.label(0),
+        )
+        for one in sets
+    ]
+
+
+class VisualPoints:
+    """Endless training points: a set, a noise level and a noise at a time, with all images of the set as rows.
+
+    Every set comes once, in random order, before one comes again. Methods, by `recipe.method`:
+
+    "noise" (Concept Sliders, arXiv 2311.12092, visual sliders): at x_i with the slider at s_i, predict t_i. For two
+    images, A at -a and B at +a, and an eps-model that is
+
+        |eps*_{-a}(x_A) - n|^2 + |eps*_{+a}(x_B) - n|^2
+
+    Images at strength 0 are no rows: there the slider does nothing.
+
+    "ADDifT": the frozen model at one image is the teacher of the slider at another. The frozen estimate misses an
+    image by e_i = D(x_i) - x0_i, which draws it towards what the model expects: A, that shows less than usual,
+    towards more, and B towards less. What both share misses alike. The slider at x_i is to miss as the frozen model
+    does at x_j:
+
+        target_i = t_i + (d(x_j) - t_j),   with the slider at s_i - s_j
+
+    For eps- and v-models this is target_i = d(x_j), as published; for flow models the terms t_i - t_j = x0_j - x0_i
+    take out that their predictions hold the images themselves. It moves the estimate at x_i by
+    D* - D(x_i) = e_j - e_i, which has the direction of x0_i - x0_j. So with the student at B and the teacher at A
+    the strength must be positive, and with roles swapped negative; and as that is the way from strength s_j to s_i,
+    it is their difference. (The published code keeps one size of strength for all; then a strength means something
+    else than it does with "noise".) Roles are swapped within the batch: row i is student once and teacher once, of
+    a partner drawn by a random cyclic shift.
+
+    With `recipe.both_signs` off, only rows with a positive strength are trained on.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, sets: Sequence[LatentSet], recipe: VisualRecipe, generator: torch.Generator
+    ):
+        """Raises ValueError if there is no set, or one of which no image would be trained on, or none of which the
+        images differ. Where those of some sets do not, a warning names them.
+        """
+        if not sets:
+            raise ValueError("There are no image pairs to train on.")
+        self.denoiser, self.sets, self.recipe, self.generator = denoiser, list(sets), recipe, generator
+        for index, one in enumerate(self.sets):
+            if recipe.method == "noise" and not any(self._learns(torch.tensor(one.strengths))):
+                raise ValueError(
+                    f"Image set {index + 1} has the strengths {', '.join(f'{s:g}' for s in one.strengths)}: "
+                    f"none above 0 to train on."
+                )
+        alike = [f"{n} ({one.name})".removesuffix(" ()") for n, one in enumerate(self.sets, 1) if one.shows_nothing]
+        if alike:
+            said = f"all images of set {', '.join(alike)} are the same, and there is nothing to learn from them"
+            if len(alike) == len(self.sets):
+                raise ValueError(f"Training: {said}; take images that differ in what the slider is to turn.")
+            logging.warning("Training: %s.", said)
+        sigmas = denoiser.sigmas(LEVELS)[:-1]
+        start, end = (round(fraction * len(sigmas)) for fraction in recipe.noise_range)
+        self._sigmas = sigmas[min(start, len(sigmas) - 1) : max(end, start + 1)]
+        self._waiting: list[int] = []
+
+    def __next__(self) -> Point:
+        if not self._waiting:
+            self._waiting = torch.randperm(len(self.sets), generator=self.generator).tolist()
+        one = self.sets[self._waiting.pop(0)]
+        level = int(torch.randint(len(self._sigmas), (), generator=self.generator))
+        noise = torch.randn(one.latents.shape[1:], generator=self.generator)
+        sigma, device = self._sigmas[level], self.denoiser.device
+        clean = one.latents.to(device, torch.float32)
+        x = self.denoiser.scale_noise(sigma, noise.to(device).expand_as(clean), clean)
+        target = (x - clean) / sigma
+        strengths = torch.tensor(one.strengths, device=device)
+        if self.recipe.method == "ADDifT":
+            teacher = self._partners(len(clean)).to(device)
+            missed = self.denoiser.ask(x, sigma, [one.prompt])[0] - target
+            target = target + missed[teacher]
+            strengths = strengths - strengths[teacher]
+        rows = self._learns(strengths)
+        mask = one.mask_for_latents()
+        return Point(
+            x[rows],
+            sigma,
+            target[rows],
+            strengths[rows, None],
+            one.prompt,
+            None if mask is None else mask.to(device),
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"waiting": list(self._waiting)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._waiting = list(state["waiting"])
+
+    def _learns(self, strengths: Tensor) -> Tensor:
+        """(N,) of bool: the rows at which the slider acts, and is to be trained."""
+        return strengths != 0 if self.recipe.both_signs else strengths > 0
+
+    def _partners(self, count: int) -> Tensor:
+        """(count,): the teacher of each student, never itself."""
+        shift = int(torch.randint(1, count, (), generator=self.generator))
+        return (torch.arange(count) + shift) % count
