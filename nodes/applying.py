@@ -25,7 +25,7 @@ class ApplySliders(io.ComfyNode):
                 io.Model.Input("model"),
                 Sliders.Input("sliders"),
                 io.Combo.Input(
-                    "way",
+                    "mode",
                     options=list(WAYS),
                     default=WAYS[0],
                     optional=True,
@@ -39,8 +39,8 @@ class ApplySliders(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, sliders: Stack, way: str = WAYS[0], clip=None) -> io.NodeOutput:
-        acted = apply_sliders(model, sliders, way)
+    def execute(cls, model, sliders: Stack, mode: str = WAYS[0], clip=None) -> io.NodeOutput:
+        acted = apply_sliders(model, sliders, mode)
         report = "\n".join(matched(model, placed.slider, clip) for placed in sliders)
         return io.NodeOutput(acted, clip and apply_to_clip(clip, sliders), ui=ui.PreviewText(report))
 
@@ -64,7 +64,7 @@ class SliderStrip(io.ComfyNode):
                     tooltip="Labels of the columns, separated by commas, instead of the strengths.",
                 ),
                 io.Int.Input(
-                    "cell",
+                    "image_width",
                     default=192,
                     min=64,
                     max=2048,
@@ -77,6 +77,6 @@ class SliderStrip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, cell: int, sliders: Stack | None = None, labels: str = "") -> io.NodeOutput:
-        strip = draw_strip(images, *strip_labels(sliders, labels, images.shape[0]), cell)
+    def execute(cls, images, image_width: int, sliders: Stack | None = None, labels: str = "") -> io.NodeOutput:
+        strip = draw_strip(images, *strip_labels(sliders, labels, images.shape[0]), image_width)
         return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))

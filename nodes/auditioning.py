@@ -27,8 +27,12 @@ class AuditionSlider(io.ComfyNode):
                 io.Clip.Input("clip"),
                 SliderConcept.Input("concept"),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH_TOOLTIP),
-                part("start", 0.2, "When it begins to act, as a fraction of sampling (0 = from the first step)."),
-                part("end", 1.0, "When it stops, as a fraction of sampling (1 = at the last step)."),
+                part(
+                    "start_percent",
+                    0.2,
+                    "When it begins to act, as a fraction of sampling (0 = from the first step).",
+                ),
+                part("end_percent", 1.0, "When it stops, as a fraction of sampling (1 = at the last step)."),
                 part("ramp", 0.0, "Fraction of sampling over which it comes in, and goes out before an end below 1."),
             ],
             outputs=[io.Model.Output()],
@@ -36,9 +40,16 @@ class AuditionSlider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, concept: tuple[Concept, ...], strength: float, start: float, end: float, ramp: float
+        cls,
+        model,
+        clip,
+        concept: tuple[Concept, ...],
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        ramp: float,
     ) -> io.NodeOutput:
-        gate = Gate(start, end, ramp)  # before the text encoder is troubled
+        gate = Gate(start_percent, end_percent, ramp)  # before the text encoder is troubled
         return io.NodeOutput(audition(model, encode_contrasts(clip, concept), strength, gate))
 
 

@@ -63,12 +63,12 @@ class GateSliders(io.ComfyNode):
             inputs=[
                 Sliders.Input("sliders"),
                 part(
-                    "start",
+                    "start_percent",
                     0.2,
                     "When the sliders begin to act, as a fraction of sampling (0 = from the first "
                     "step), as ConditioningSetTimestepRange counts it.",
                 ),
-                part("end", 1.0, "When the sliders stop, as a fraction of sampling (1 = at the last step)."),
+                part("end_percent", 1.0, "When the sliders stop, as a fraction of sampling (1 = at the last step)."),
                 part(
                     "ramp",
                     0.0,
@@ -76,7 +76,7 @@ class GateSliders(io.ComfyNode):
                     "an end below 1). 0 switches at once.",
                 ),
                 io.Combo.Input(
-                    "branch",
+                    "cond_or_uncond",
                     options=list(BRANCHES),
                     default=BRANCHES[0],
                     optional=True,
@@ -90,9 +90,9 @@ class GateSliders(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, sliders: Stack, start: float, end: float, ramp: float, branch: str = BRANCHES[0]
+        cls, sliders: Stack, start_percent: float, end_percent: float, ramp: float, cond_or_uncond: str = BRANCHES[0]
     ) -> io.NodeOutput:
-        return io.NodeOutput(sliders.gated(Gate(start, end, ramp)).on(branch))
+        return io.NodeOutput(sliders.gated(Gate(start_percent, end_percent, ramp)).on(cond_or_uncond))
 
 
 class SweepSliders(io.ComfyNode):

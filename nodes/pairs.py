@@ -62,18 +62,25 @@ class ImagePairsNode(io.ComfyNode):
                     optional=True,
                     tooltip="Where to learn: white. One for all pairs, or one each, of the pictures' size.",
                 ),
-                ImagePairsSocket.Input("others", optional=True, tooltip="Pairs to put these after."),
+                ImagePairsSocket.Input("previous_pairs", optional=True, tooltip="Pairs to put these after."),
             ],
             outputs=pair_outputs(),
         )
 
     @classmethod
     def execute(
-        cls, less, more, prompt: str, size: int, multiple: int = STEP, mask=None, others: ImagePairs | None = None
+        cls,
+        less,
+        more,
+        prompt: str,
+        size: int,
+        multiple: int = STEP,
+        mask=None,
+        previous_pairs: ImagePairs | None = None,
     ) -> io.NodeOutput:
         pairs = pairs_from_batches(less, more, mask, prompt.strip())
         prepared = tuple(prepare(one, size, multiple) for one in pairs)
-        return shown(cls, ImagePairs((*(others or ()), *prepared)))
+        return shown(cls, ImagePairs((*(previous_pairs or ()), *prepared)))
 
 
 class ImagePairsFromFolder(io.ComfyNode):
@@ -108,7 +115,7 @@ class ImagePairsFromFolder(io.ComfyNode):
                     "of subfolders, or of the last parts of file names.",
                 ),
                 io.Float.Input(
-                    "strongest",
+                    "max_strength",
                     default=0.0,
                     min=0.0,
                     max=100.0,
@@ -127,10 +134,10 @@ class ImagePairsFromFolder(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, folder: str, prompt: str, size: int, multiple: int = STEP, strengths: str = "", strongest: float = 0.0
+        cls, folder: str, prompt: str, size: int, multiple: int = STEP, strengths: str = "", max_strength: float = 0.0
     ) -> io.NodeOutput:
         pairs = read_pairs(_folder(folder), parse_marks(strengths), prompt.strip(), size, multiple)
-        return shown(cls, pairs.scaled_to(strongest) if strongest else pairs)
+        return shown(cls, pairs.scaled_to(max_strength) if max_strength else pairs)
 
 
 def input_folder() -> Path:

@@ -77,7 +77,7 @@ def test_an_empty_concept(server, example, end):
 
 def test_a_gate_that_ends_before_it_starts(server, example, stranger):
     prompt = loaded_and_saved(example, stranger)
-    change(prompt, "Gate Sliders", start=0.8, end=0.3)
+    change(prompt, "Gate Sliders", start_percent=0.8, end_percent=0.3)
     refused(server, prompt, r"ConceptSlidersGateSliders.*start 0\.8 and end 0\.3")
 
 

@@ -64,7 +64,7 @@ def test_apply_sliders_names_what_is_not_there(server):
     prompt = {}
     load = add(prompt, "ConceptSlidersLoadSlider", slider=NAME, strength=1.0)
     model = add(prompt, "ConceptSlidersLoadPocketModel")
-    apply = add(prompt, "ConceptSlidersApplySliders", model=[model, 0], sliders=[load, 0], way="auto")
+    apply = add(prompt, "ConceptSlidersApplySliders", model=[model, 0], sliders=[load, 0], mode="auto")
     noise = add(prompt, "EmptyLatentImage", width=64, height=64, batch_size=1)
     words = add(prompt, "CLIPTextEncode", clip=[model, 1], text="portrait")
     sampled = add(
