@@ -139,10 +139,10 @@ class Bench:
                 denoiser(x, sigma, [""])
             training = sum(sizes.values())
             context, options = ordinary(self.prompts[1])[0]
-            denoiser.put("null", [[context.to(x).requires_grad_(), options]])
+            negative = [[context.to(x).requires_grad_(), options]]
             sizes, hooks = self.saved()
             with differentiable(False), hooks:
-                denoiser(x, sigma, ["null"])
+                denoiser.predict(x, sigma, [denoiser.conditions(negative, x)])
             inner = sum(sizes.values())
             peaks = self.inner_peak(denoiser, x, sigma), self.training_peak(denoiser, x, sigma)
         return {
@@ -177,8 +177,7 @@ class Bench:
         context, options = ordinary(self.prompts[1])[0]
 
         def predict(x: torch.Tensor, embedding: Embedding, rows: torch.Tensor) -> torch.Tensor:
-            denoiser.put("null", [[embedding[0], options]])
-            return denoiser(x, sigma, ["null"])[0]
+            return denoiser.predict(x, sigma, [denoiser.conditions([[embedding[0], options]], x)])[0]
 
         with peak_memory(denoiser.device) as peak, differentiable(False), refetched(self.model.model):
             step = Step(x, sigma, sigma / 2, x, denoiser.ask(x, sigma, [""])[0], 7.5)

@@ -29,7 +29,7 @@ from .devices import on_device
 from .fitted_steps import Down, errors_of, losses_of
 from .inversion import Inversion
 from .null_text import Embedding, Fitted, Step, fit
-from .predictions import Asked
+from .predictions import Predictions
 from .progress import Tell, Teller, Told
 from .prompt_entries import checked_rows, single_entry
 from .settings import InversionRecipe
@@ -144,8 +144,8 @@ class _Run:
                 logging.warning("Inversion: no memory for %d at once; going on with %d.", len(rows), self.at_once)
         return found
 
-    def _asked(self, rows: Tensor) -> Asked:
-        return Asked(self.denoiser, self.positive, self.options, rows, len(self.clean))
+    def _asked(self, rows: Tensor) -> Predictions:
+        return Predictions(self.denoiser, self.positive, self.options, rows, len(self.clean))
 
     def _upwards(self, rows: Tensor) -> Tensor:
         """The plain inversion of some rows: (n + 1, rows, C, ...), from the noise down to the clean latents."""
@@ -163,7 +163,7 @@ class _Run:
             self._say(len(rows), f"inversion, step {len(met) - 1} of {self.steps}")
         return torch.stack(met[::-1])
 
-    def _first_asked(self, asked: Asked, x: Tensor, sigma: Tensor) -> Tensor:
+    def _first_asked(self, asked: Predictions, x: Tensor, sigma: Tensor) -> Tensor:
         """d(x, sigma) of the prompt. The first question of a run is whether the model can take such latents."""
         try:
             return asked.prompt(x, sigma)
@@ -210,7 +210,7 @@ class _Run:
         return tuple(part.to(device, torch.float32).expand(pictures, *part.shape[1:])[rows] for part in parts)
 
     @torch.no_grad()
-    def _guided(self, asked: Asked, step: Step, embedding: Embedding) -> Tensor:
+    def _guided(self, asked: Predictions, step: Step, embedding: Embedding) -> Tensor:
         """d under guidance, as sampling has it."""
         if self.recipe.method == "negative prompt" or self.recipe.cfg == 1:
             return step.d_prompt
@@ -218,7 +218,7 @@ class _Run:
         d_null = asked.negative(step.x, step.sigma, embedding, every)
         return classifier_free(step.d_prompt, d_null, step.guidance)
 
-    def _fit(self, asked: Asked, step: Step, embedding: Embedding, number: int) -> Fitted:
+    def _fit(self, asked: Predictions, step: Step, embedding: Embedding, number: int) -> Fitted:
         """The step's embedding; more carefully, or with blocks run twice, where the model or memory asks for it."""
 
         def predict(x: Tensor, embedding: Embedding, rows: Tensor) -> Tensor:

@@ -178,12 +178,13 @@ def written_out(model, pictures, sigmas, inner_steps, guidance, tolerance):
     """Null-text inversion of the first picture: DDIM inversion, then the optimisation of every step."""
     losses = []
     with borrowed(model):
-        denoiser = Denoiser(model, {"c": ordinary(pictures.positive)})
+        denoiser = Denoiser(model, {})
         context, options = ordinary(pictures.negative)[0]
         n, z = len(sigmas) - 1, pictures.latents[:1].clone()
 
-        def d(x, sigma, prompt="c"):
-            return denoiser(x, torch.tensor(sigma), [prompt])[0]
+        def d(x, sigma, prompt=None):
+            conditions = denoiser.conditions(prompt or ordinary(pictures.positive), x)
+            return denoiser.predict(x, torch.tensor(sigma), [conditions])[0]
 
         with torch.no_grad():
             stars = [z]
@@ -198,8 +199,7 @@ def written_out(model, pictures, sigmas, inner_steps, guidance, tolerance):
                 d_c = d(x, sigmas[i])
             losses.append([])
             for _ in range(inner_steps):
-                denoiser.put("u", [[u, {**options, "prompt_type": "negative"}]])
-                d_u = d(x, sigmas[i], "u")
+                d_u = d(x, sigmas[i], [[u, {**options, "prompt_type": "negative"}]])
                 landed = x + (sigmas[i + 1] - sigmas[i]) * (d_u + guidance * (d_c - d_u))
                 loss = torch.nn.functional.mse_loss(landed, stars[n - 1 - i])
                 adam.zero_grad()
@@ -209,8 +209,7 @@ def written_out(model, pictures, sigmas, inner_steps, guidance, tolerance):
                 if loss.item() < tolerance + i * 2 * tolerance * 50 / n:
                     break
             with torch.no_grad():
-                denoiser.put("u", [[u.detach(), {**options, "prompt_type": "negative"}]])
-                d_u = d(x, sigmas[i], "u")
+                d_u = d(x, sigmas[i], [[u.detach(), {**options, "prompt_type": "negative"}]])
                 x = x + (sigmas[i + 1] - sigmas[i]) * (d_u + guidance * (d_c - d_u))
     return losses
 

@@ -54,7 +54,7 @@ STAGES = [
     (TextualPoints, "_rolled_out", 2),
     (Denoiser, "__call__", 1),  # in a rollout
     (Denoiser, "__call__", 3),  # in the first step
-    (Denoiser, "_encoded", 1),
+    (Denoiser, "conditions", 1),
     (Training, "_part", 2),
     (Training, "_is_bad", 1),  # between backward and the optimiser
     (HalfDone, "at", 1),
