@@ -3,7 +3,7 @@
 
     python3 dev.py demo                 train a slider in the real ComfyUI and turn it
     python3 dev.py train RECIPE [...]    train a slider by a recipe: a slider's file, or JSON
-    python3 dev.py test [tier ...]      the tests: unit, host, server, browser, js
+    python3 dev.py test [tier ...]      the tests: unit, host, server, browser
     python3 dev.py bench NAME [...]     one of the benchmarks in bench/
     python3 dev.py serve                a running ComfyUI with this pack in it
     python3 dev.py run SCRIPT [...]     a script, by the host's Python
