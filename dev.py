@@ -38,8 +38,7 @@ def script(name: str, arguments: list[str]) -> int:
 
 
 def demo(options: argparse.Namespace) -> int:
-    chosen = host.find(say)
-    return script("devtools/demo.py", ["--comfy", str(chosen.comfy), *options.rest])
+    return script("devtools/library.py", ["cli.demo", *options.rest])
 
 
 def test(options: argparse.Namespace) -> int:
@@ -49,7 +48,7 @@ def test(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     # Ctrl-C is for the trainer alone: it stops, and writes what it has learned
     signal.signal(signal.SIGINT, lambda *_: None)
-    return script("devtools/library.py", ["devtools.train_command", *options.rest])
+    return script("devtools/library.py", ["cli.train", *options.rest])
 
 
 def bench(options: argparse.Namespace) -> int:

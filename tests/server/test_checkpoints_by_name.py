@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from concept_sliders.cli.live import run_live
 from concept_sliders.devtools import host
-from concept_sliders.devtools.live import run_live
 from concept_sliders.devtools.workflow import change, named
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.tests.server.test_workflows import cancel_after_a_step, loras, saved_file, shown

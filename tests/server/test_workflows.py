@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from concept_sliders.devtools.live import run_live
+from concept_sliders.cli.live import run_live
 from concept_sliders.devtools.server import PACK
 from concept_sliders.devtools.workflow import add, change, named
 from concept_sliders.sliders.formats.slider_files import load_slider
