@@ -56,9 +56,9 @@ class Denoiser:
         sigma: a scalar tensor. Without any part thrown away: guidance is the caller's choice of prompts, which must
         go into one batch, see `ask`.
         """
-        return self.predict(x, sigma, [self._conditions_of(prompt, x) for prompt in prompts])
+        return self.evaluate(x, sigma, [self._conditions_of(prompt, x) for prompt in prompts])
 
-    def predict(self, x: Tensor, sigma: Tensor, prompts: Sequence[Conditions]) -> Tensor:
+    def evaluate(self, x: Tensor, sigma: Tensor, prompts: Sequence[Conditions]) -> Tensor:
         """The same for prompts given as what `conditions` makes of them: x (B, C, ...) -> (len(prompts), B, C, ...).
 
         Gradients reach the tensors of a prompt that require them.

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..comfy_host.denoiser import Denoiser
 from ..comfy_host.prediction import is_flow
 from .null_text import Embedding
-from .prompt_entries import rows_of
+from .prompts import rows_of
 
 
 class Predictions:
@@ -30,7 +30,7 @@ class Predictions:
         """d(x, sigma) of the prompt: (n, C, ...) -> (n, C, ...)."""
         if self._prompt is None:
             self._prompt = self.denoiser.conditions(self._positive, x)
-        return self.denoiser.predict(x, sigma, [self._prompt])[0]
+        return self.denoiser.evaluate(x, sigma, [self._prompt])[0]
 
     def negative(self, x: Tensor, sigma: Tensor, embedding: Embedding, rows: Tensor) -> Tensor:
         """d(x, sigma) of the negative. rows: (m,), which of this object's rows x and the embedding are of.
@@ -41,7 +41,7 @@ class Predictions:
         if len(embedding) > 1:
             options["pooled_output"] = embedding[1]
         negative = [[embedding[0], {**options, "prompt_type": "negative"}]]
-        return self.denoiser.predict(x, sigma, [self.denoiser.conditions(negative, x)])[0]
+        return self.denoiser.evaluate(x, sigma, [self.denoiser.conditions(negative, x)])[0]
 
     def loss_scale(self, sigma: Tensor) -> float:
         """What squares of latents at a noise level are divided by, to be of the clean latents' size.

@@ -7,7 +7,7 @@ from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.inversion import inversion_run
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.tests.support.inverting import STEPS, by_sampler_custom, inverted, ksampled, recipe
+from concept_sliders.tests.support.inverting import STEPS, by_sampler_custom, inverted, ksampled, quick_settings
 from concept_sliders.tests.support.tiny import difference, traces
 
 GUIDED = ("SD 1", "SD 2", "SDXL", "SDXL refiner", "SD3", "AuraFlow", "PixArt Sigma", "Lumina 2", "Qwen-Image")
@@ -28,7 +28,7 @@ def of_family(name, rows=1, **changes):
         model = family.build()
         latents = torch.randn(rows, *family.latent, generator=torch.Generator().manual_seed(9))
         made = invert(
-            model, latents, family.conditioning(2), family.conditioning(3), recipe(**{**SETTINGS, **changes})
+            model, latents, family.conditioning(2), family.conditioning(3), quick_settings(**{**SETTINGS, **changes})
         )
     return family, model, made
 
@@ -140,7 +140,7 @@ def test_rows_of_a_batch_are_fitted_alone(pocket, pictures, inversion):
 def invert_one(pocket, pictures, at, **changes):
     with torch.inference_mode():
         latents = pictures.latents[at : at + 1]
-        return invert(pocket[0], latents, pictures.positive, pictures.negative, recipe(**changes))
+        return invert(pocket[0], latents, pictures.positive, pictures.negative, quick_settings(**changes))
 
 
 def test_a_prompt_for_each_picture(pocket, pictures):
@@ -148,9 +148,9 @@ def test_a_prompt_for_each_picture(pocket, pictures):
     settings = {"method": "negative prompt", "steps": 4}
     together, alone = pictures.encoded(*texts), [pictures.encoded(text) for text in texts]
     with torch.inference_mode():
-        made = invert(pocket[0], pictures.latents, together, pictures.negative, recipe(**settings))
+        made = invert(pocket[0], pictures.latents, together, pictures.negative, quick_settings(**settings))
         each = [
-            invert(pocket[0], pictures.latents[at : at + 1], alone[at], pictures.negative, recipe(**settings))
+            invert(pocket[0], pictures.latents[at : at + 1], alone[at], pictures.negative, quick_settings(**settings))
             for at in range(2)
         ]
     torch.testing.assert_close(made.noise, torch.cat([one.noise for one in each]), rtol=1e-4, atol=1e-4)
@@ -184,7 +184,7 @@ def written_out(model, pictures, sigmas, inner_steps, guidance, tolerance):
 
         def d(x, sigma, prompt=None):
             conditions = denoiser.conditions(prompt or ordinary(pictures.positive), x)
-            return denoiser.predict(x, torch.tensor(sigma), [conditions])[0]
+            return denoiser.evaluate(x, torch.tensor(sigma), [conditions])[0]
 
         with torch.no_grad():
             stars = [z]
