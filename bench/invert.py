@@ -162,7 +162,7 @@ class Bench:
         with torch.inference_mode(), peak_memory(self.model.load_device) as peak:
             invert(self.model, self.latents, *self.prompts, recipe)
         inverting = peak.bytes
-        recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, visits=2)
+        recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, samples_per_rollout=2)
         prompts = dict.fromkeys((*CONCEPT.prompts(), ""), self.prompts[0])
         with torch.inference_mode(), peak_memory(self.model.load_device) as peak:
             train_slider(self.model, prompts, recipe, self.latents, "memory", Watch(preview_every=0))

@@ -41,10 +41,10 @@ class Studio:
         self.server, self.folder = running, folder
         self.nodes = running.object_info()
 
-    def train(self, name: str, hold: str, steps: int | None) -> str:
+    def train(self, name: str, preserve: str, steps: int | None) -> str:
         """Train the age slider by the example workflow; the name of the file it is saved in."""
         prompt = self._prompt("train_a_textual_slider")
-        workflow.change(prompt, "Slider Concept", hold=hold)
+        workflow.change(prompt, "Slider Concept", preserve=preserve)
         workflow.change(prompt, "Save Slider", name=f"sliders/{name}")
         workflow.change(prompt, "Sweep Sliders", values="-1, 0, 1")
         if steps:

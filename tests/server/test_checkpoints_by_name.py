@@ -18,7 +18,7 @@ BY_NAME = {  # as the examples' notes say, with few steps
     "train_a_textual_slider": {
         "Pictures a Training Step": PICTURES,
         "People to Sweep Over": PICTURES,
-        "Slider Concept": {"hold": "", "eta": 4.0},
+        "Slider Concept": {"preserve": "", "eta": 4.0},
         "Train Slider": {"steps": 2, "rollout_steps": 2, "learning_rate": 5e-4},
     },
     "train_a_visual_slider": {

@@ -39,7 +39,7 @@ def pocket():
 
 
 def train(pocket, watch=None, **settings):
-    settings = {"rollout_steps": 2, "visits": 3, "steps": 4, "learning_rate": 2e-3, **settings}
+    settings = {"rollout_steps": 2, "samples_per_rollout": 3, "steps": 4, "learning_rate": 2e-3, **settings}
     with torch.inference_mode():
         recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
         return train_slider(pocket[0], pocket[1], recipe, LATENTS, "age", watch)
