@@ -22,7 +22,8 @@ from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.comfy_host.weight_adapters import host_tensors
-from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.changes import LowRank
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 
 UNET = {

@@ -26,7 +26,8 @@ import torch
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.sliders.slider import Adapted, Slider
+from concept_sliders.sliders.changes import Adapter
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 
 log = logging.getLogger("soak")
@@ -58,16 +59,16 @@ def other_kinds(model, names: dict[str, str]) -> list[Slider]:
     def some(*shape: int) -> torch.Tensor:
         return 0.05 * torch.randn(shape, generator=r)
 
-    kinds: dict[str, dict[str, Adapted]] = {"LoHa": {}, "DoRA": {}, "difference": {}}
+    kinds: dict[str, dict[str, Adapter]] = {"LoHa": {}, "DoRA": {}, "difference": {}}
     linear = [(p, n) for p, n in names.items() if model.model.get_submodule(p).weight.ndim == 2]
     for path, name in linear[:40]:
         outputs, inputs = weight_shape(model.model.get_submodule(path), name)
         factors = {f"hada_w{i}_{p}": some(outputs, 2) if p == "a" else some(2, inputs) for i in (1, 2) for p in "ab"}
-        kinds["LoHa"][name] = Adapted(factors)
+        kinds["LoHa"][name] = Adapter(factors)
         size = model.model.get_submodule(path).weight.detach().norm(dim=0, keepdim=True)
         product = {"lora_up.weight": some(outputs, 2), "lora_down.weight": some(2, inputs)}
-        kinds["DoRA"][name] = Adapted({**product, "dora_scale": size * (1 + some(1, inputs))})
-        kinds["difference"][name] = Adapted({"diff": some(outputs, inputs)})
+        kinds["DoRA"][name] = Adapter({**product, "dora_scale": size * (1 + some(1, inputs))})
+        kinds["difference"][name] = Adapter({"diff": some(outputs, inputs)})
     return [Slider(kind, layers) for kind, layers in kinds.items()]
 
 
@@ -100,7 +101,7 @@ class Stacks:
         if self._chance(0.15):
             stack = stack.swept(self._below(len(stack)), torch.randn(ROWS, generator=self.generator).tolist())
         if self._chance(0.15):
-            stack = stack.on(("positive", "negative")[self._below(2)])
+            stack = stack.restricted_to(("cond", "uncond")[self._below(2)])
         way = ("auto", "by rows", "merged")[self._below(3)]
         return Drawn(stack, way, self._below(STEPS) if self._chance(0.1) else None, self._chance(0.05))
 
@@ -121,7 +122,7 @@ def run_of(model, drawn: Drawn, sampler: _models.Sampler, seed: int) -> torch.Te
     torch.manual_seed(seed)
     acted = apply_sliders(model, drawn.stack, drawn.way)
     try:
-        return sampler.result(acted, rows=drawn.stack.rows, callback=done)
+        return sampler.result(acted, rows=drawn.stack.batch_size, callback=done)
     except comfy.model_management.InterruptProcessingException:
         return None
 
@@ -162,8 +163,8 @@ def _kinds_of(drawn: Drawn) -> list[str]:
     stack = drawn.stack
     told = {
         "gated": stack.is_gated,
-        "swept": stack.rows > 1,
-        "on one branch": any(p.branch != "both" for p in stack),
+        "swept": stack.batch_size > 1,
+        "on one branch": any(p.cond_or_uncond != "both" for p in stack),
         "cancelled": drawn.cancelled is not None,
         "after unloading": drawn.unloaded,
         drawn.way: True,

@@ -19,10 +19,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
-from ..sliders.equation.hooks import LayerBank
-from ..sliders.equation.parameter_swap import needs_stand_in
+from ..sliders.changes import LowRank
+from ..sliders.equation.hooks import SliderHooks
+from ..sliders.equation.parameter_swap import needs_swap
 from ..sliders.gate import PercentToSigma
-from ..sliders.slider import LowRank
 from ..sliders.stack import Stack
 from .batch_entries import Part, evaluate_apart, must_be_apart, parts_of, rows_are_frames, takes_one_row
 from .cond_uncond import branches_of, tell_apart
@@ -60,7 +60,7 @@ def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> Mode
         clone.add_callback_with_key(CallbacksMP.ON_PREPARE_STATE, KEY, _act_here_too)
         if not clone.is_dynamic():  # for the sake of a plain model the host would move paged ones off the device
             clone.set_additional_models(KEY, [Holding.of(workshop_of(model.model), model)])
-    if any(placed.branch != "both" for placed in acting.stack):
+    if any(placed.cond_or_uncond != "both" for placed in acting.stack):
         tell_apart(clone)
     return clone
 
@@ -115,12 +115,12 @@ class ActingStack:
                 self.placement[path] = (*self.placement.get(path, ()), *((index, change) for change in changes))
         # Whether what acts depends on the model's own weights
         self.relative = any(match.relative for match in matches) or any(
-            needs_stand_in(base_model.get_submodule(path), changes) for path, changes in self.placement.items()
+            needs_swap(base_model.get_submodule(path), changes) for path, changes in self.placement.items()
         )
         self._steady = torch.tensor([placed.is_steady for placed in stack])
         self._states = stack.steady_states
         self._base_model = weakref.ref(base_model)
-        self._key = tuple(placed.slider.fingerprint for placed in stack)
+        self._key = tuple(placed.slider.content_hash for placed in stack)
 
     def __call__(
         self,
@@ -165,9 +165,12 @@ class ActingStack:
 
         differ = bool((strengths != strengths[:1]).any())
         # where nothing acts, too, as a sweep's rows are more than such a model takes
-        alone = takes_one_row(base_model) and (self.stack.rows > 1 or differ)
+        alone = takes_one_row(base_model) and (self.stack.batch_size > 1 or differ)
         if alone or (
-            differ and (must_be_apart(base_model, strengths) or self._bank_of(base_model).are_apart(strengths))
+            differ
+            and (
+                must_be_apart(base_model, strengths) or self._bank_of(base_model).need_separate_evaluations(strengths)
+            )
         ):
             parts = parts_of(strengths, len(options.get("cond_or_uncond", (0,))), alone)
             return evaluate_apart(evaluate, parts, x, conditions, options)
@@ -183,7 +186,7 @@ class ActingStack:
         its entries belong to.
         """
         chunks = list(transformer_options.get("cond_or_uncond", (0,)))
-        rows = self.stack.rows
+        rows = self.stack.batch_size
         if rows > 1 and rows_are_frames(base_model):
             raise ValueError(
                 f"The sliders are swept over {rows} rows, but the rows of this model's batch are the frames of one "
@@ -201,12 +204,12 @@ class ActingStack:
             run = workshop_of(base_model).run_of(transformer_options.get("sample_sigmas"))
             percent_to_sigma = _percent_to_sigma(base_model, sigmas.dtype, run)
             strengths = self.stack.strengths(float(sigmas.flatten()[0]), percent_to_sigma)
-        if all(placed.branch == "both" for placed in self.stack):
+        if all(placed.cond_or_uncond == "both" for placed in self.stack):
             # (rows, sliders) -> (chunks * rows, sliders)
             return strengths.repeat(len(chunks), 1) if rows > 1 else strengths
         _refuse_tiles(t, transformer_options.get("sigmas"), len(chunks))
         branches = branches_of(base_model, transformer_options)
-        acts = torch.tensor([[p.branch in ("both", branch) for p in self.stack] for branch in branches])
+        acts = torch.tensor([[p.cond_or_uncond in ("both", branch) for p in self.stack] for branch in branches])
         spread = strengths.expand(x.shape[0] // len(chunks), -1)
         return (acts[:, None] * spread).flatten(0, 1)  # (chunks, 1, sliders) * (B, sliders) -> (chunks * B, sliders)
 
@@ -235,24 +238,24 @@ class ActingStack:
             acting.enter_context(eagerly(options))
             acting.enter_context(bank.acting(strengths, self._room(bank, base_model, x)))
 
-    def _room(self, bank: LayerBank, base_model: BaseModel, x: Tensor) -> float | None:
-        """What changes may take that are multiplied out, see `LayerBank.acting`."""
+    def _room(self, bank: SliderHooks, base_model: BaseModel, x: Tensor) -> float | None:
+        """What changes may take that are multiplied out, see `SliderHooks.acting`."""
         if not bank.has_patches:
             return 0
         patcher = base_model.current_patcher
         rewritten = self.relative and patcher is not None and patcher.current_hooks is not None
         return None if rewritten else room_beside(base_model, x)
 
-    def _bank_of(self, base_model: BaseModel) -> LayerBank:
+    def _bank_of(self, base_model: BaseModel) -> SliderHooks:
         """The sliders gathered layer by layer, from one run to the next."""
         # what depends on the model's own weights goes when the host patches them
         version = getattr(base_model, "current_weight_patches_uuid", None) if self.relative else None
         return workshop_of(base_model).bank((self._key, version), lambda: self._bank(base_model), self.matches)
 
-    def _bank(self, base_model: BaseModel) -> LayerBank:
+    def _bank(self, base_model: BaseModel) -> SliderHooks:
         modules = {path: base_model.get_submodule(path) for path in self.placement}
         layers = {modules[path]: changes for path, changes in self.placement.items()}
-        return LayerBank(layers, {module: path for path, module in modules.items()})
+        return SliderHooks(layers, {module: path for path, module in modules.items()})
 
 
 def _refuse_tiles(t: Tensor, asked: Tensor | None, chunks: int) -> None:

@@ -19,7 +19,8 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP, add_wrapper_with_key
 
-POSITIVE, NEGATIVE = "positive", "negative"
+COND, UNCOND = "cond", "uncond"
+_POSITIVE = "positive"  # ComfyUI's name of the prompt that cond is predicted for
 _KEY = "concept_sliders.branches"
 Entry = Mapping[str, Any]  # the host's: one conditioning of a prompt
 
@@ -34,7 +35,7 @@ def tell_apart(clone: ModelPatcher) -> None:
 
 
 def branches_of(base_model: BaseModel, options: Mapping[str, Any]) -> list[str]:
-    """ "positive" or "negative" for each of the chunks that the host's batch is made of.
+    """Return "cond" or "uncond" for each of the chunks that ComfyUI's batch is made of.
 
     options: the host's transformer options. Where no guider is at work, chunk 0 is the positive one.
     """
@@ -44,7 +45,7 @@ def branches_of(base_model: BaseModel, options: Mapping[str, Any]) -> list[str]:
     # a guider that asks this model with another model's options, as Dual Model CFG does: no list was named
     prompts = _prompts_of(base_model)
     if prompts and "uuids" in options:
-        return [prompts.get(uuid, NEGATIVE) for uuid in options["uuids"]]
+        return [prompts.get(uuid, UNCOND) for uuid in options["uuids"]]
     return [_by_number(chunk) for chunk in chunks]
 
 
@@ -59,7 +60,7 @@ def _note_prompts(
 
 def _called(name: str, entry: Entry) -> str:
     kind = entry.get("prompt_type", name)  # the host's own mark of a prompt, where there is one
-    return POSITIVE if kind == POSITIVE else NEGATIVE
+    return COND if kind == _POSITIVE else UNCOND
 
 
 def _forget_prompts(model: ModelPatcher) -> None:
@@ -93,8 +94,8 @@ def _branch_of(entries: list[Entry] | None, prompts: Mapping[UUID, str], index: 
         return _by_number(index)
     if first["uuid"] in prompts:
         return prompts[first["uuid"]]
-    return _called(NEGATIVE, first)
+    return _called("negative", first)
 
 
 def _by_number(chunk: int) -> str:
-    return NEGATIVE if chunk else POSITIVE
+    return UNCOND if chunk else COND

@@ -57,7 +57,9 @@ def _own_weights(patcher: ModelPatcher) -> dict[str, Tensor]:
 def acting_in(patcher: ModelPatcher) -> list[Any]:
     """What acts on the model beside its weights, to tell runs apart: sliders, patches, and what nodes have put in."""
     acting = acting_on(patcher)
-    sliders = [(p.slider.fingerprint, p.strength, repr(p.gates), p.branch) for p in acting.stack] if acting else []
+    sliders = (
+        [(p.slider.content_hash, p.strength, repr(p.gates), p.cond_or_uncond) for p in acting.stack] if acting else []
+    )
     patches = {key: [_plain(patch) for patch in given] for key, given in patcher.patches.items()}
     wrappers = {  # the sliders' own are told above; compiled or not, a model trains alike
         (kind, key): given

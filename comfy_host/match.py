@@ -14,11 +14,12 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ..sliders.changes import Adapter, Change, LowRank
 from ..sliders.equation.layer_kinds import can_act_on, weight_shape
-from ..sliders.formats.adapter_kinds import BIAS, DOWN, UP
-from ..sliders.formats.names import known_name, listed
+from ..sliders.formats.kinds import BIAS, DOWN, UP
+from ..sliders.formats.layer_names import known_name, listed
 from ..sliders.formats.shape_checks import check_bias, check_fits, part_shape
-from ..sliders.slider import Adapted, Change, LowRank, Slider
+from ..sliders.slider import Slider
 from .shared_state import Workshop
 from .weight_adapters import HostPatch, host_tensors
 
@@ -71,7 +72,7 @@ def resolve(model: ModelPatcher, slider: Slider) -> Match:
     workshop = workshop_of(model.model)
     if workshop.names is None:
         workshop.names = comfy.lora.model_lora_keys_unet(model.model, {})
-    return workshop.match(slider.fingerprint, lambda: _resolved(model.model, slider, workshop.names))
+    return workshop.match(slider.content_hash, lambda: _resolved(model.model, slider, workshop.names))
 
 
 def _resolved(base_model: BaseModel, slider: Slider, key_map: Mapping[str, Any]) -> Match:
@@ -164,7 +165,7 @@ def placed(tree: nn.Module, change: Change, name: str, target: Target) -> Iterat
     if isinstance(change, LowRank) and parameter == "weight" and can_act_on(module):
         yield path, _low_rank_in(change, weight_shape(module, name), name, *target[1:] if key != target else ())
         return
-    adapted = change if isinstance(change, Adapted) else Adapted({DOWN: change.down, UP: change.up})
+    adapted = change if isinstance(change, Adapter) else Adapter({DOWN: change.down, UP: change.up})
     for key, value, offset, function in host_values(adapted, name, target):
         path, _, parameter = key.rpartition(".")
         module = tree.get_submodule(path)
@@ -184,7 +185,7 @@ def placed(tree: nn.Module, change: Change, name: str, target: Target) -> Iterat
 
 
 def _check_shape(
-    module: nn.Module, parameter: str, change: Adapted, value: Any, offset: tuple[int, int, int] | None, name: str
+    module: nn.Module, parameter: str, change: Adapter, value: Any, offset: tuple[int, int, int] | None, name: str
 ) -> None:
     """Raise ValueError unless the change fits what it is for, before anything of it is multiplied out."""
     whole = parameter == "weight" and can_act_on(module)  # packed weights have other shapes than their layers

@@ -18,9 +18,9 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor
 
-from ..sliders.equation.hooks import LayerBank
+from ..sliders.changes import LowRank
+from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.weight_updates import bytes_needed, bytes_to_build, can_merge
-from ..sliders.slider import LowRank
 from .match import workshop_of
 from .shared_state import Run
 
@@ -34,7 +34,7 @@ def steady_part(
     strengths: Tensor,
     steady: Tensor,
     way: str,
-    bank: LayerBank,
+    bank: SliderHooks,
     base_model: BaseModel,
     x: Tensor,
     options: Mapping[str, Any],
@@ -57,12 +57,12 @@ def steady_part(
     if why_not := _why_not_merged(bank, base_model):
         _say_why_not(run, way, why_not)
         return nothing
-    if strengths[:, ~steady].any() and bank.are_bound(strengths):
+    if strengths[:, ~steady].any() and bank.depend_on_each_other(strengths):
         return nothing  # they are worked out together, or they would be something else
-    if merged.holds(bank.layers):
+    if merged.is_for(bank.layers):
         if not merged.is_ready_for(still):
             room = room_beside(base_model, x)
-            merged.at_most = min(states, merged.sets + int(bytes_needed(bank.layers) <= room))
+            merged.max_sets = min(states, merged.set_count + int(bytes_needed(bank.layers) <= room))
     elif way == AUTO and (_is_taken(merged.uses, run.merged) or evaluations_left(options) < worth_it(bank)):
         return nothing
     elif not _is_room(bank, base_model, x):
@@ -70,12 +70,12 @@ def steady_part(
         _say_why_not(run, way, "there is no memory for it")
         return nothing
     else:
-        merged.take(bank.layers)
+        merged.prepare(bank.layers)
     run.merged += 1
     return still
 
 
-def worth_it(bank: LayerBank) -> int:
+def worth_it(bank: SliderHooks) -> int:
     """After how many evaluations merging has paid for itself: few sliders cost little by rows, see above."""
     ranks = (sum(c.rank if isinstance(c, LowRank) else FEW for _, c in changes) for _, _, changes in bank.layers)
     return WORTH_IT_FOR_FEW if max(ranks, default=0) < FEW else WORTH_IT
@@ -96,7 +96,7 @@ def _is_taken(uses: int, of_them_in_this_run: int) -> bool:
     return of_them_in_this_run > 0 and uses < WORTH_IT
 
 
-def _is_room(bank: LayerBank, base_model: BaseModel, x: Tensor) -> bool:
+def _is_room(bank: SliderHooks, base_model: BaseModel, x: Tensor) -> bool:
     """Whether one set of merged weights fits, in addition to what is there, or in its place."""
     there = workshop_of(base_model).merged
     needed = bytes_needed(bank.layers) + bytes_to_build(bank.layers) - there.size_bytes - there.products_bytes
@@ -116,7 +116,7 @@ def evaluations_left(options: Mapping[str, Any]) -> int:
     return int((sigmas.to(now)[:-1] <= now.flatten()[0]).sum())
 
 
-def _lie_ready(bank: LayerBank, x: Tensor) -> bool:
+def _lie_ready(bank: SliderHooks, x: Tensor) -> bool:
     """Whether the layers' weights are on the device of the batch."""
     return all(
         tensor is None or tensor.device == x.device
@@ -125,7 +125,7 @@ def _lie_ready(bank: LayerBank, x: Tensor) -> bool:
     )
 
 
-def _why_not_merged(bank: LayerBank, base_model: BaseModel) -> str:
+def _why_not_merged(bank: SliderHooks, base_model: BaseModel) -> str:
     """Why the layers' weights cannot be stood in for; "" where they are plain tensors, and stay as they are."""
     patcher = getattr(base_model, "current_patcher", None)
     if patcher is not None and patcher.is_dynamic():

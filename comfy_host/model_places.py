@@ -9,10 +9,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..sliders.changes import Change
 from ..sliders.equation.weight_changes import on, own_weight, parameters_of, worked_out
 from ..sliders.formats.conversion import Place
-from ..sliders.formats.names import known_name
-from ..sliders.slider import Change, Slider
+from ..sliders.formats.layer_names import known_name
+from ..sliders.slider import Slider
 from .match import placed
 
 

@@ -13,8 +13,8 @@ import comfy.model_base
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
-from ..sliders.formats.names import listed
-from ..sliders.stack import Placed
+from ..sliders.formats.layer_names import listed
+from ..sliders.stack import StackedSlider
 from .match import Match
 from .weight_adapters import hand_over
 
@@ -28,7 +28,7 @@ def runs_early(base_model: BaseModel, path: str) -> bool:
     return within.startswith(_early_parts(base_model))
 
 
-def patch_early_layers(clone: ModelPatcher, placed: Placed, match: Match) -> None:
+def patch_early_layers(clone: ModelPatcher, placed: StackedSlider, match: Match) -> None:
     """Hand the layers of one slider that run early over to the host; those that cannot be, a warning names."""
     early = [path for path in match.layers if runs_early(clone.model, path)]
     if not early:

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary, ref
 
 from torch import Tensor, nn
 
-from ..sliders.equation.hooks import LayerBank
+from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.merged_weights import MergedWeights
 from .prompt_cache import PromptCache
 
@@ -51,7 +51,7 @@ class Workshop:
         self.holding: Any = None  # the workshop in the host's memory management, see `memory`
         # Matches hold sliders' tensors: they stay for as long as a stack has them
         self._matches: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-        self._banks: OrderedDict[Hashable, tuple[LayerBank, Any]] = OrderedDict()
+        self._banks: OrderedDict[Hashable, tuple[SliderHooks, Any]] = OrderedDict()
         self._run = Run()
 
     def __deepcopy__(self, memo: dict) -> Workshop:
@@ -80,7 +80,7 @@ class Workshop:
                 self.merged.drop()
             if paged:
                 for bank, _ in self._banks.values():
-                    bank.put_away()
+                    bank.clear_dense()
 
     def run_of(self, sigmas: Tensor | None) -> Run:
         """The sampling run over these noise levels, the host's own tensor; without any, a run of one evaluation."""
@@ -95,7 +95,7 @@ class Workshop:
             match = self._matches[key] = make()
         return match
 
-    def bank(self, key: Hashable, make: Callable[[], LayerBank], matches: Any = None) -> LayerBank:
+    def bank(self, key: Hashable, make: Callable[[], SliderHooks], matches: Any = None) -> SliderHooks:
         """The sliders of a stack, gathered layer by layer. matches: what it is made of, to be kept with it."""
         if key not in self._banks:
             self._banks[key] = (make(), matches)

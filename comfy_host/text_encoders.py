@@ -36,7 +36,7 @@ def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
                 f"Slider '{place.slider.name}' changes the text encoder, which has no rows, "
                 "so it cannot be swept there; apply it without CLIP, or at one strength."
             )
-        if place.is_gated or place.branch != "both":
+        if place.is_gated or place.cond_or_uncond != "both":
             logging.warning(
                 "Slider '%s': its %d layers of the text encoder act from the first step on, and on both prompts: an "
                 "encoding has neither gates nor branches.",

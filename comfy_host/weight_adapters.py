@@ -11,9 +11,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor, nn
 
+from ..sliders.changes import Adapter, Dense, LowRank
 from ..sliders.equation.weight_changes import Patch, own_weight
-from ..sliders.formats.adapter_kinds import DOWN, UP
-from ..sliders.slider import Adapted, Dense, LowRank
+from ..sliders.formats.kinds import DOWN, UP
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class HostPatch(Patch):
         return [t for t in held if isinstance(t, Tensor)]
 
 
-def host_tensors(name: str, change: LowRank | Adapted) -> dict[str, Tensor]:
+def host_tensors(name: str, change: LowRank | Adapter) -> dict[str, Tensor]:
     """A change's tensors by the keys that the stock LoRA loader reads."""
     parts = {DOWN: change.down, UP: change.up} if isinstance(change, LowRank) else change.parts
     return {f"{name}.{ending}": tensor for ending, tensor in parts.items()}

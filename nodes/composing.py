@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..sliders.gate import Gate
-from ..sliders.stack import BRANCHES, Stack
+from ..sliders.stack import COND_OR_UNCOND, Stack
 from .sockets import Sliders
 from .sweeping import parse_values, swept_latent
 
@@ -77,8 +77,8 @@ class GateSliders(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "cond_or_uncond",
-                    options=list(BRANCHES),
-                    default=BRANCHES[0],
+                    options=list(COND_OR_UNCOND),
+                    default=COND_OR_UNCOND[0],
                     optional=True,
                     advanced=True,
                     tooltip="With guidance (CFG above 1): act on the positive and the negative prompt's prediction, "
@@ -90,9 +90,14 @@ class GateSliders(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, sliders: Stack, start_percent: float, end_percent: float, ramp: float, cond_or_uncond: str = BRANCHES[0]
+        cls,
+        sliders: Stack,
+        start_percent: float,
+        end_percent: float,
+        ramp: float,
+        cond_or_uncond: str = COND_OR_UNCOND[0],
     ) -> io.NodeOutput:
-        return io.NodeOutput(sliders.gated(Gate(start_percent, end_percent, ramp)).on(cond_or_uncond))
+        return io.NodeOutput(sliders.gated(Gate(start_percent, end_percent, ramp)).restricted_to(cond_or_uncond))
 
 
 class SweepSliders(io.ComfyNode):

@@ -12,8 +12,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..comfy_host.model_places import ModelPlaces
+from ..sliders.changes import Change
 from ..sliders.equation.layer_kinds import weight_shape
-from ..sliders.formats.adapter_kinds import kind_of
 from ..sliders.formats.conventions import (
     AS_IT_IS,
     CONVENTIONS,
@@ -25,12 +25,13 @@ from ..sliders.formats.conventions import (
     tensors_in,
 )
 from ..sliders.formats.conversion import translated
+from ..sliders.formats.kinds import kind_of
+from ..sliders.formats.layer_names import listed
 from ..sliders.formats.model_family import candidates, family_of
-from ..sliders.formats.names import listed
 from ..sliders.formats.slider_files import save_slider
 from ..sliders.merge_sliders import Merged, merge
-from ..sliders.slider import Change, Slider, SliderInfo
-from ..sliders.stack import Placed, Stack
+from ..sliders.slider import Slider, SliderInfo
+from ..sliders.stack import Stack, StackedSlider
 from .folders import free_path
 from .loading import DTYPES, as_one_slider
 from .sockets import Sliders
@@ -222,8 +223,8 @@ def merged_stack(sliders: Stack, rank: int, name: str, model: ModelPatcher | Non
     return Stack((replace(first, slider=slider, strength=(1.0,)),)), merged
 
 
-def _window(placed: Placed) -> tuple:
-    return tuple(gate for gate in placed.gates if not gate.always_open), placed.branch
+def _window(placed: StackedSlider) -> tuple:
+    return tuple(gate for gate in placed.gates if not gate.always_open), placed.cond_or_uncond
 
 
 def _info(sliders: Stack) -> SliderInfo:

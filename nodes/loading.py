@@ -6,7 +6,6 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..sliders.formats.from_stack import as_stored
 from ..sliders.formats.peft import config_beside
 from ..sliders.formats.slider_files import read_slider, save_slider
 from ..sliders.slider import Slider
@@ -102,5 +101,5 @@ def as_one_slider(sliders: Stack, name: str, node: str) -> tuple[Slider, str]:
     """
     if len(sliders) != 1:
         raise ValueError(f"{node} takes one slider; this stack has {len(sliders)}. Do it one by one, or merge them.")
-    slider, lost = as_stored(sliders[0], name)
+    slider, lost = sliders[0].as_slider(name)
     return slider, f"\nNot stored, set it anew after loading: {'; '.join(lost)}" if lost else ""

@@ -8,8 +8,8 @@ from comfy.sd import CLIP
 from ..comfy_host.match import resolve
 from ..comfy_host.text_encoders import text_layers_in
 from ..sliders.formats.keys import FileReport
+from ..sliders.formats.layer_names import listed
 from ..sliders.formats.model_family import family_of
-from ..sliders.formats.names import listed
 from ..sliders.gate import Gate
 from ..sliders.slider import Slider, SliderInfo
 

@@ -1,8 +1,8 @@
-"""When in sampling a slider acts."""
+"""When in sampling a slider acts, and by what factor of its strength."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 PercentToSigma = Callable[[float], float]
@@ -45,16 +45,16 @@ class Gate:
 
     @property
     def falls(self) -> bool:
-        """Whether the window closes before the end of sampling."""
+        """True if the window closes before the end of sampling."""
         return self.end < 1.0
 
     @property
     def always_open(self) -> bool:
-        """Whether the factor is 1 throughout sampling."""
+        """True if the factor is 1 throughout sampling."""
         return self.start == 0.0 and self.end == 1.0 and self.ramp == 0.0
 
     def factor(self, percent: float) -> float:
-        """The factor of the strength, in [0, 1], at a fraction of sampling in [0, 1]."""
+        """Return the factor of the strength, in [0, 1], at a fraction of sampling in [0, 1]."""
         if not self.start <= percent <= self.end:
             return 0.0
         if self.ramp == 0.0:
@@ -64,10 +64,10 @@ class Gate:
         return min(1.0, rise, fall)
 
     def factor_at(self, sigma: float, percent_to_sigma: PercentToSigma) -> float:
-        """The factor at a noise level, given the model's decreasing map from fraction of sampling to sigma.
+        """Return the factor at a sigma, given the model's decreasing map from fraction of sampling to sigma.
 
         The window itself is decided on sigmas, never on fractions, so that it opens and closes on exactly the
-        steps on which the host's own conditioning ranges do.
+        steps on which ComfyUI's own conditioning ranges do.
         """
         if self.always_open:
             return 1.0
@@ -79,13 +79,13 @@ class Gate:
         return self.factor(min(max(percent, self.start), self.end))
 
     def _is_full(self, sigma: float, percent_to_sigma: PercentToSigma) -> bool:
-        """Whether a noise level within the window lies on neither ramp."""
+        """Return True if a sigma within the window lies on neither ramp."""
         risen = sigma <= percent_to_sigma(self.start + self.ramp)
         return risen and not (self.falls and sigma < percent_to_sigma(self.end - self.ramp))
 
 
 def percent_of(sigma: float, percent_to_sigma: PercentToSigma) -> float:
-    """The fraction of sampling at which a decreasing `percent_to_sigma` reaches `sigma`, by bisection."""
+    """Find the fraction of sampling at which a decreasing `percent_to_sigma` reaches `sigma`, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -94,3 +94,18 @@ def percent_of(sigma: float, percent_to_sigma: PercentToSigma) -> float:
         else:
             high = middle
     return high
+
+
+def combined_gate(gates: Iterable[Gate]) -> Gate | None:
+    """Return the one gate whose factor is the product of these everywhere, or None if no single gate is that."""
+    gates = [gate for gate in gates if not gate.always_open]
+    ramped = [gate for gate in gates if gate.ramp]
+    start = max((gate.start for gate in gates), default=0.0)
+    end = min((gate.end for gate in gates), default=1.0)
+    if start >= end:
+        return None
+    if not ramped:
+        return Gate(start, end)
+    first = ramped[0]  # the others must neither cut into it nor have ramps of their own
+    alone = len(set(ramped)) == len(ramped) == 1 and (first.start, first.end) == (start, end)
+    return first if alone else None

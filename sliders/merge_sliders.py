@@ -17,8 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .formats.adapter_kinds import BIAS, DIFF, DOWN, UP, kind_of
-from .slider import Adapted, Change, LowRank, Slider
+from .changes import Adapter, Change, LowRank
+from .formats.kinds import BIAS, DIFF, DOWN, UP, kind_of
+from .slider import Slider
 
 # Singular values below this part of the largest are rounding of float32 factors, not part of the change
 _ROUNDING = 1e-7
@@ -112,10 +113,10 @@ def _difference(differences: dict[str, Tensor], rank: int) -> tuple[Change, int,
     parts = {BIAS if parameter == "bias" else DIFF: tensor for parameter, tensor in differences.items()}
     weight = parts.get(DIFF)
     if not rank or weight is None or weight.ndim < 2:
-        return Adapted(parts), 0, None
+        return Adapter(parts), 0, None
     del parts[DIFF]
     low_rank, kept, values = _approximated(weight, rank)
-    return (Adapted({DOWN: low_rank.down, UP: low_rank.up, **parts}) if parts else low_rank), kept, values
+    return (Adapter({DOWN: low_rank.down, UP: low_rank.up, **parts}) if parts else low_rank), kept, values
 
 
 def _approximated(weight: Tensor, rank: int) -> tuple[LowRank, int, Tensor]:
@@ -140,8 +141,8 @@ def _by_layer(
     strengths: dict[str, float] = {}
     known: dict[str, Slider] = {}
     for slider, strength in sliders:
-        known[slider.fingerprint] = slider
-        strengths[slider.fingerprint] = strengths.get(slider.fingerprint, 0.0) + strength
+        known[slider.content_hash] = slider
+        strengths[slider.content_hash] = strengths.get(slider.content_hash, 0.0) + strength
     by_layer: dict[str, list[tuple[Slider, Change, float]]] = {}
     names: dict[Hashable, str] = {}
     for mark, slider in known.items():

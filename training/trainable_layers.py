@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..comfy_host.match import layer_names
 from ..comfy_host.prompt_layers import runs_early
 from ..comfy_host.types import ModelPatcher
-from ..sliders.equation.hooks import LayerBank
+from ..sliders.changes import Adapter, Change, Dense, LowRank
+from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.layer_kinds import is_linear, weight_shape
-from ..sliders.slider import Adapted, Change, Dense, LowRank
 from .layer_choice import choose
 from .recipe import Recipe
 
@@ -45,10 +45,10 @@ class NewLayers:
             shape = weight_shape(modules[path], path)
             self.by_name[names[path]] = change = _fresh(shape, recipe, generator, patcher.load_device)
             placed[modules[path]] = [(0, change)]
-        self._bank = LayerBank(placed, {module: path for path, module in modules.items()})
+        self._bank = SliderHooks(placed, {module: path for path, module in modules.items()})
 
     def acting(self, strengths: Tensor) -> AbstractContextManager[None]:
-        """Let the slider act within the block, at strengths (rows, 1); see `LayerBank.acting`."""
+        """Let the slider act within the block, at strengths (rows, 1); see `SliderHooks.acting`."""
         return self._bank.acting(strengths * self.scale)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -61,7 +61,7 @@ class NewLayers:
     def _finished(self, change: LowRank | Dense) -> Change:
         copies = [tensor.detach().cpu().clone() for tensor in change.parts.values()]
         if isinstance(change, Dense):
-            return Adapted({"diff": copies[0]})
+            return Adapter({"diff": copies[0]})
         return LowRank(copies[0], copies[1] * self.scale)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .layer_kinds import along, dense_output
-from .weight_changes import Changes, Patch, bound_together, on, own_weight, worked_out
+from .weight_changes import ModuleChanges, Patch, bound_together, on, own_weight, worked_out
 
 # Of changes that are worked out together, for so many sets of strengths at most
 _KEPT_STRENGTHS = 4
@@ -74,7 +74,7 @@ def _size(tensor: Tensor) -> int:
 
 
 def patch_hook(
-    index: int, name: str, chosen: Changes, spread: Strengths, shelf: Shelf
+    index: int, name: str, chosen: ModuleChanges, spread: Strengths, shelf: Shelf
 ) -> Callable[..., Tensor] | None:
     """A forward hook that adds a layer's changes that are patches, and those bound to them; None without any.
 
@@ -120,7 +120,9 @@ def _multiplied(patch: Patch, module: nn.Module, name: str, x: Tensor) -> Tensor
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _together(changes: Changes, parameter: str, module: nn.Module, strengths: Tensor, name: str, x: Tensor) -> Tensor:
+def _together(
+    changes: ModuleChanges, parameter: str, module: nn.Module, strengths: Tensor, name: str, x: Tensor
+) -> Tensor:
     """What these changes add to the parameter, one after the other, for the input x."""
     own = own_weight(module, parameter, x.device)
     return worked_out(own.clone(), parameter, changes, strengths, name).sub_(own).to(x.dtype)

@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..slider import Dense, LowRank
+from ..changes import Dense, LowRank
 from .dense_hooks import Shelf, patch_hook
 from .layer_kinds import along, convolve, dense_output, is_linear, weight_shape
 from .parameter_swap import StandIns, by_formula
 from .strengths import KEPT_SETS, Spread, differing
-from .weight_changes import Change, Changes, Patch, bound_together, on
+from .weight_changes import ModuleChange, ModuleChanges, Patch, bound_together, on
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Joined:
         return products + [t for _, change in self.dense for t in change.differences.values()]
 
 
-class LayerBank:
+class SliderHooks:
     """The sliders that act on the layers of one model.
 
     layers: for each module, the (slider index, change) pairs that act on it. Changes whose tensors
@@ -62,11 +62,11 @@ class LayerBank:
 
     def __init__(
         self,
-        layers: Mapping[nn.Module, Changes],
+        layers: Mapping[nn.Module, ModuleChanges],
         names: Mapping[nn.Module, str] | None = None,
     ) -> None:
         names = names or {}
-        self.layers: list[tuple[nn.Module, str, Changes]] = []
+        self.layers: list[tuple[nn.Module, str, ModuleChanges]] = []
         for module, changes in layers.items():
             name = names.get(module, type(module).__name__)
             self.layers.append((module, name, tuple((i, _fitted(change, module, name)) for i, change in changes)))
@@ -86,12 +86,12 @@ class LayerBank:
         room: the bytes that changes may take which are multiplied out, beyond those that are kept already; what
             there is no room for is multiplied out anew in every call. None: everything is, and nothing is kept,
             as the layers' own weights change between calls.
-        Raises ValueError where changes differ between rows that cannot, see `are_apart`; and, from the layer, where
-        the batch does not divide into the rows, or a change does not fit.
+        Raises ValueError where changes differ between rows that cannot, see `need_separate_evaluations`; and, from
+        the layer, where the batch does not divide into the rows, or a change does not fit.
         """
         strengths = _fewest_rows(strengths.detach().to("cpu", torch.float32))
         self._stand_ins.check(strengths)
-        if self.are_apart(strengths):
+        if self.need_separate_evaluations(strengths):
             raise ValueError("Sliders whose changes do not add up cannot differ between the rows of one evaluation.")
         acting = self._kept_for(_active(strengths))
         self._shelf.allow(room)
@@ -106,11 +106,11 @@ class LayerBank:
                 handle.remove()
             acting.spread.at(before)
 
-    def are_bound(self, strengths: Tensor) -> bool:
+    def depend_on_each_other(self, strengths: Tensor) -> bool:
         """Whether at these strengths, (rows, sliders), some changes depend on others, and do not just add up."""
         return any(True for _ in self._bound(strengths))
 
-    def are_apart(self, strengths: Tensor) -> bool:
+    def need_separate_evaluations(self, strengths: Tensor) -> bool:
         """Whether such changes, or those with stand-ins, have strengths that differ between rows."""
         different = differing(strengths)
         if different.isdisjoint(self._stand_ins.sliders):
@@ -134,7 +134,7 @@ class LayerBank:
         held = {id(t): t for each in joined for t in each.tensors()}
         return sum(t.numel() * t.element_size() for t in held.values()) + self._shelf.size_bytes
 
-    def put_away(self) -> None:
+    def clear_dense(self) -> None:
         """Give back what is kept multiplied out, which is as large as the weights it changes."""
         self._shelf.clear()
 
@@ -167,7 +167,7 @@ def _active(strengths: Tensor) -> frozenset[int]:
     return frozenset(torch.nonzero(strengths.any(dim=0)).flatten().tolist())
 
 
-def _fitted(change: Change, module: nn.Module, name: str) -> Change:
+def _fitted(change: ModuleChange, module: nn.Module, name: str) -> ModuleChange:
     return change.fitted(weight_shape(module, name), name) if isinstance(change, LowRank) else change
 
 
@@ -176,7 +176,9 @@ def _fewest_rows(strengths: Tensor) -> Tensor:
     return strengths[:1] if bool((strengths == strengths[:1]).all()) else strengths
 
 
-def _hooks(index: int, name: str, chosen: Changes, acting: _Acting, shelf: Shelf) -> Iterator[Callable[..., Tensor]]:
+def _hooks(
+    index: int, name: str, chosen: ModuleChanges, acting: _Acting, shelf: Shelf
+) -> Iterator[Callable[..., Tensor]]:
     """The forward hooks of one layer: its products in one, and what is multiplied out in another."""
     together = bound_together(chosen)
     products = tuple(

@@ -61,15 +61,15 @@ class _Set:
 class MergedWeights:
     """Merged weights of one model for one list of sliders at a time.
 
-    What they take beyond the model is `at_most` copies of the weights that sliders act on, one unless it is told
+    What they take beyond the model is `max_sets` copies of the weights that sliders act on, one unless it is told
     otherwise, whatever the number of strengths and stacks they serve one after the other.
     """
 
     def __init__(self) -> None:
-        self.at_most = 1
+        self.max_sets = 1
         self.drop()
 
-    def holds(self, changes: object) -> bool:
+    def is_for(self, changes: object) -> bool:
         """Whether it was built for this list of layers and changes."""
         return self._changes is changes
 
@@ -78,12 +78,12 @@ class MergedWeights:
         return _acting_at(strengths) in self._sets
 
     @property
-    def sets(self) -> int:
+    def set_count(self) -> int:
         return len(self._sets)
 
-    def take(self, layers: Layers) -> None:
+    def prepare(self, layers: Layers) -> None:
         """Make room for these sliders' merged weights. Nothing is computed before they are needed."""
-        if self.holds(layers):
+        if self.is_for(layers):
             return
         spare = {}
         if self._sets:  # one set is written over, any others are given back
@@ -92,7 +92,7 @@ class MergedWeights:
         self._mergings = [merging for layer in layers for merging in mergings_of(*layer)]
         self._sets = OrderedDict()
         self._spare = [_Copy(merged=spare.get((m.module, m.name))) for m in self._mergings]
-        self._changes, self.uses, self.at_most = layers, 0, 1
+        self._changes, self.uses, self.max_sets = layers, 0, 1
 
     @property
     def tensors(self) -> list[nn.Parameter]:
@@ -155,7 +155,7 @@ class MergedWeights:
         acting = _acting_at(strengths)
         chosen = self._sets.pop(acting, None)
         if chosen is None:
-            if self._sets and len(self._sets) >= self.at_most:
+            if self._sets and len(self._sets) >= self.max_sets:
                 chosen = self._sets.popitem(last=False)[1]
             else:
                 chosen = _Set(self._spare or [_Copy() for _ in self._mergings])

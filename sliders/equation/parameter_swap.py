@@ -16,21 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..slider import Dense
+from ..changes import Dense
 from .dense_hooks import Shelf
 from .layer_kinds import has_formula
 from .strengths import differing
-from .weight_changes import Changes, on, own_weight, parameters_of, worked_out
+from .weight_changes import ModuleChanges, on, own_weight, parameters_of, worked_out
 
 _ABSENT = object()
 
 
-def needs_stand_in(module: nn.Module, changes: Changes) -> bool:
+def needs_swap(module: nn.Module, changes: ModuleChanges) -> bool:
     """Whether one of these changes of a module is of a parameter that no formula knows."""
     return any(not has_formula(module, parameter) for _, change in changes for parameter in parameters_of(change))
 
 
-def by_formula(module: nn.Module, changes: Changes) -> Changes:
+def by_formula(module: nn.Module, changes: ModuleChanges) -> ModuleChanges:
     """Those of a module's changes, in order, that act by the formula of its layer."""
     known = []
     for index, change in changes:
@@ -52,7 +52,7 @@ class _StandIn:
     module: nn.Module
     parameter: str
     layer: str
-    changes: Changes
+    changes: ModuleChanges
     own: weakref.ref[Tensor] | None = None
 
     @property
@@ -89,7 +89,7 @@ class StandIns:
     sliders: those with changes of such parameters.
     """
 
-    def __init__(self, layers: Sequence[tuple[nn.Module, str, Changes]], shelf: Shelf) -> None:
+    def __init__(self, layers: Sequence[tuple[nn.Module, str, ModuleChanges]], shelf: Shelf) -> None:
         self._shelf = shelf
         self._all = [
             _StandIn(module, parameter, name, on(parameter, changes))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..slider import Dense, LowRank
+from ..changes import Dense, LowRank
 from .layer_kinds import flat_weight
 
 
@@ -42,29 +42,29 @@ class Patch(ABC):
         return self.changed(own.clone(), 1.0, name).sub_(own)
 
 
-Change = LowRank | Dense | Patch
-Changes = Sequence[tuple[int, Change]]  # with the index of the slider that each is of
+ModuleChange = LowRank | Dense | Patch
+ModuleChanges = Sequence[tuple[int, ModuleChange]]  # with the index of the slider that each is of
 
 
-def parameters_of(change: Change) -> tuple[str, ...]:
+def parameters_of(change: ModuleChange) -> tuple[str, ...]:
     """The names of the parameters that it changes."""
     if isinstance(change, LowRank):
         return ("weight",)
     return (change.parameter,) if isinstance(change, Patch) else tuple(change.differences)
 
 
-def on(parameter: str, changes: Changes) -> Changes:
+def on(parameter: str, changes: ModuleChanges) -> ModuleChanges:
     """Those of the changes that are of this parameter."""
     return tuple((index, change) for index, change in changes if parameter in parameters_of(change))
 
 
-def bound_together(changes: Changes) -> tuple[str, ...]:
+def bound_together(changes: ModuleChanges) -> tuple[str, ...]:
     """The parameters whose changes do not add up: one depends on others, or not on its strength alone."""
     relative = {c.parameter for _, c in changes if isinstance(c, Patch) and c.relative}
     return tuple(p for p in sorted(relative) if len(on(p, changes)) > 1 or not on(p, changes)[0][1].linear)
 
 
-def worked_out(weight: Tensor, parameter: str, changes: Changes, strengths: Tensor, name: str) -> Tensor:
+def worked_out(weight: Tensor, parameter: str, changes: ModuleChanges, strengths: Tensor, name: str) -> Tensor:
     """A float32 weight after these changes, one after the other; the weight itself is written to.
 
     strengths: (sliders,). Raises ValueError, naming the layer, if a change does not fit.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..slider import LowRank
+from ..changes import LowRank
 from .layer_kinds import flat_weight
-from .weight_changes import Changes, Patch, on, own_weight, parameters_of, worked_out
+from .weight_changes import ModuleChanges, Patch, on, own_weight, parameters_of, worked_out
 
 # What can be merged. Every update of a merged weight rounds it once more, by half a unit in the last place of what it
 # was or of what it becomes. After so many it is built anew from the layer's own weight: the error stays below
@@ -19,7 +19,7 @@ UPDATES = {torch.float32: 64, torch.float16: 3, torch.bfloat16: 3}
 # Coming back from strengths so many times larger it is built anew at once, or that size's rounding would stay
 FURTHEST = {torch.float32: 64.0, torch.float16: 2.0, torch.bfloat16: 2.0}
 _SMALL = 0.5  # strengths below are as this one: the model's weight, not the slider's change, has the size there
-Layers = Sequence[tuple[nn.Module, str, Changes]]
+Layers = Sequence[tuple[nn.Module, str, ModuleChanges]]
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Merging:
     down: Tensor | None
     up: Tensor | None
     columns: Tensor
-    others: Changes
-    bound: Changes
+    others: ModuleChanges
+    bound: ModuleChanges
 
     @property
     def own(self) -> nn.Parameter:
@@ -47,7 +47,7 @@ class Merging:
         return self.module._parameters[self.name]
 
 
-def mergings_of(module: nn.Module, layer: str, changes: Changes) -> Iterator[Merging]:
+def mergings_of(module: nn.Module, layer: str, changes: ModuleChanges) -> Iterator[Merging]:
     """One for each parameter of a layer that the changes touch."""
     for name in sorted(_names(changes)):
         own = on(name, changes)
@@ -129,7 +129,7 @@ def _touched(layers: Layers) -> list[nn.Parameter]:
     return [module._parameters[name] for module, name in touched]
 
 
-def _names(changes: Changes) -> set[str]:
+def _names(changes: ModuleChanges) -> set[str]:
     return {name for _, change in changes for name in parameters_of(change)}
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..slider import Change
-from .adapter_kinds import kind_of
+from ..changes import Change
 from .conversion import Place
 from .keys import is_low_rank, tensors_of
-from .names import dotted, encoder_in_diffusers, encoder_in_kohya, is_text_layer
+from .kinds import kind_of
+from .layer_names import dotted, encoder_in_diffusers, encoder_in_kohya, is_text_layer
 
 AS_IT_IS, KOHYA, DIFFUSERS, NATIVE = CONVENTIONS = ("as it is", "kohya", "diffusers", "diffusion_model.")
 _UNET_TOPS = ("down_blocks_", "mid_block_", "up_blocks_", "conv_", "time_embedding_", "add_embedding_")

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..slider import Change, LowRank
-from .adapter_kinds import kind_of
-from .names import known_name, listed
+from ..changes import Change, LowRank
+from .kinds import kind_of
+from .layer_names import known_name, listed
 
 ShapeOf = Callable[[str], tuple[int, ...]]
 

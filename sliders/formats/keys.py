@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..slider import Adapted, Change, LowRank
-from .adapter_kinds import (
+from ..changes import Adapter, Change, LowRank
+from .kinds import (
     ALPHA,
     BIAS,
     DORA,
@@ -29,7 +29,7 @@ from .adapter_kinds import (
     folded,
     kind_of,
 )
-from .names import host_names, listed
+from .layer_names import comfyui_names, listed
 from .peft import PeftConfig
 
 _SPELLINGS = {
@@ -152,12 +152,12 @@ def layers_from(
 ) -> tuple[dict[str, Change], FileReport]:
     """The layers of a state dict by the names the stock loader knows, with alpha / rank folded in, and a report.
 
-    configs: PEFT configurations by the prefix of the layer names they are for. encoder: see `names.host_names`.
+    configs: PEFT configurations by the prefix of the layer names they are for. encoder: see `names.comfyui_names`.
     keys: the file's keys, where `tensors` has not all of them. What is of no layer is left out, and noted.
     Raises ValueError for parts that make no change.
     """
     keys = keys or sorted_keys(tensors)
-    names = host_names(keys.layers, encoder)
+    names = comfyui_names(keys.layers, encoder)
     layers: dict[str, Change] = {}
     first: dict[str, str] = {}
     alphas: list[float] = []
@@ -268,4 +268,4 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def is_low_rank(change: Change) -> bool:
     """Whether a change is a low-rank product, if need be with DoRA or a bias: all that diffusers and PEFT read."""
-    return isinstance(change, LowRank) or (isinstance(change, Adapted) and DOWN in change.parts)
+    return isinstance(change, LowRank) or (isinstance(change, Adapter) and DOWN in change.parts)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from ..slider import Adapted
-from .adapter_kinds import DORA, DOWN, UP, kind_of
+from ..changes import Adapter
+from .kinds import DORA, DOWN, UP, kind_of
 
 Shape = tuple[int, ...]
 
 
-def check_fits(name: str, change: Adapted, weight: Shape) -> None:
+def check_fits(name: str, change: Adapter, weight: Shape) -> None:
     """Raise ValueError, naming the layer and both shapes, unless the change fits a weight of this shape.
 
     weight: (out, in), (out, in, *kernel) or, for norms, (out,); of the part alone where only a part is changed.

@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..slider import Change, Slider
+from ..changes import Change
+from ..slider import Slider
 from .atomic_write import write_whole
 from .duplicate_names import repeated_in_header, repeated_in_pickle
 from .keys import FileReport, Keys, layers_from, sorted_keys, tensors_of

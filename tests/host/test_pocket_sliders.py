@@ -29,7 +29,7 @@ def pocket():
 def readings(pocket, stack: Stack) -> torch.Tensor:
     """The probe's readings of a few people, rows strength by strength where the stack is swept."""
     model, clip, vae = pocket
-    rows = stack.rows if len(stack) else 1
+    rows = stack.batch_size if len(stack) else 1
     with torch.inference_mode():
         positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (PERSON, ""))
         count = max(PEOPLE, rows)

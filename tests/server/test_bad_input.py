@@ -4,8 +4,9 @@ import pytest
 import torch
 from concept_sliders.devtools.server import ServerError
 from concept_sliders.devtools.workflow import add, change, named
+from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import save_slider
-from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.slider import Slider
 
 FLUX = "lora_unet_double_blocks_{}_img_attn_qkv"
 SD15 = "lora_unet_down_blocks_{}_attentions_0_transformer_blocks_0_attn2_to_k"

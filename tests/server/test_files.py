@@ -8,8 +8,9 @@ import pytest
 import torch
 from concept_sliders.devtools.host import ROOT
 from concept_sliders.devtools.workflow import add
+from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
-from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.slider import Slider
 from PIL import Image
 
 NAME = "people/server age.safetensors"

@@ -41,7 +41,7 @@ STEPS = 3
 STRENGTH = 0.8
 CLOSE = 1e-4  # relative, of latents in float32
 GATE = Gate(0.4)
-BRANCHES = ("positive", "negative")
+BRANCHES = ("cond", "uncond")
 ONE_BY_ONE = "as if asked one by one"  # what the host's own batch of both prompts is not, in such a model
 
 
@@ -67,7 +67,7 @@ class Subject:
 
     def acting(self, stack: Stack, way: str = "auto", steps: int = STEPS) -> Tensor:
         """The latent with the stack acting on the model."""
-        return self.sampled(apply_sliders(self.model, stack, way), stack.rows, steps)
+        return self.sampled(apply_sliders(self.model, stack, way), stack.batch_size, steps)
 
     def stock(self, tensors: Mapping[str, Tensor], steps: int = STEPS) -> Tensor:
         """The latent with the tensors of a file in the stock loader's hands."""
@@ -246,7 +246,10 @@ def branches(subject: Subject) -> str:
     def run(model: ModelPatcher) -> Tensor:
         return subject.sampled(model, steps=1, guidance=guidance)
 
-    acted = {b: run(apply_sliders(subject.model, Stack.of(subject.in_sampling, STRENGTH).on(b))) for b in BRANCHES}
+    acted = {
+        b: run(apply_sliders(subject.model, Stack.of(subject.in_sampling, STRENGTH).restricted_to(b)))
+        for b in BRANCHES
+    }
     assert difference(*acted.values()) > 1e-3, "no effect"
     for on, branch in enumerate(BRANCHES):
         if difference(acted[branch], run(answered_by(subject.model, second, on))) >= CLOSE:

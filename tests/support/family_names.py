@@ -10,8 +10,8 @@ import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.comfy_host.match import Match, layer_names
+from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.equation.layer_kinds import can_act_on, weight_shape
-from concept_sliders.sliders.slider import LowRank
 from torch import Tensor
 
 # How layer names begin in the host's key maps

@@ -10,8 +10,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names
+from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
-from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny_families.family import randomise
 from concept_sliders.tests.support.tiny_families.transformers import FLUX

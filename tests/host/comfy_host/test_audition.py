@@ -156,11 +156,11 @@ def test_two_of_them_add_up_and_clones_keep_them():
     assert torch.equal(one_step(model, "SD15", POSITIVE, 3.0), bare)
 
 
-@pytest.mark.parametrize("branch", ["both", "positive"])
+@pytest.mark.parametrize("branch", ["both", "cond"])
 @pytest.mark.parametrize("first", ["sliders", "audition"])
 def test_sliders_act_in_its_predictions_as_in_a_positive_prompt(branch, first):
     model = tiny_model("SD15")
-    stack = Stack.of(random_slider(model)).on(branch)
+    stack = Stack.of(random_slider(model)).restricted_to(branch)
     with_slider = apply_sliders(model, stack)
     change = sum(one_step(with_slider, "SD15", s) for s in MORE) - sum(one_step(with_slider, "SD15", s) for s in LESS)
     expected = one_step(with_slider, "SD15", POSITIVE, 3.0) + 0.5 * change / 2

@@ -95,18 +95,18 @@ def old_perp_neg(model):
 
 
 GUIDERS = {
-    "plain": (plain, {"negative"}),
+    "plain": (plain, {"uncond"}),
     "basic": (basic, set()),
-    "dual": (lambda model: dual_cfg(model, False), {"negative", "other"}),
-    "nested": (lambda model: dual_cfg(model, True), {"negative", "other"}),
-    "perpendicular": (perp_neg, {"negative", "other"}),
-    "old perpendicular": (old_perp_neg, {"negative", "other"}),
-    "self-attention": (lambda model: plain(SelfAttentionGuidance.execute(model, 0.5, 2.0).args[0]), {"negative"}),
+    "dual": (lambda model: dual_cfg(model, False), {"uncond", "other"}),
+    "nested": (lambda model: dual_cfg(model, True), {"uncond", "other"}),
+    "perpendicular": (perp_neg, {"uncond", "other"}),
+    "old perpendicular": (old_perp_neg, {"uncond", "other"}),
+    "self-attention": (lambda model: plain(SelfAttentionGuidance.execute(model, 0.5, 2.0).args[0]), {"uncond"}),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("branch", ["positive", "negative"])
+@pytest.mark.parametrize("branch", ["cond", "uncond"])
 @pytest.mark.parametrize("name", GUIDERS)
 def test_every_guider_has_its_positive_and_its_other_prompts(model, name, branch, way):
     """Each chunk of each evaluation is that of the changed model on this branch, and of the bare one elsewhere."""
@@ -118,27 +118,27 @@ def test_every_guider_has_its_positive_and_its_other_prompts(model, name, branch
     )
     changed.patch_model()
     asked = Asked(
-        {"positive": POSITIVE, "negative": NEGATIVE, "other": OTHER},
+        {"cond": POSITIVE, "uncond": NEGATIVE, "other": OTHER},
         tiny_model(FAMILY),
         changed,
-        {"positive"} if branch == "positive" else others,
+        {"cond"} if branch == "cond" else others,
     )
-    acted = apply_sliders(model, Stack.of(slider, 0.8).on(branch), way)
+    acted = apply_sliders(model, Stack.of(slider, 0.8).restricted_to(branch), way)
     acted.set_model_unet_function_wrapper(asked)
     run(make(acted), size=16)
-    assert asked.seen == {"positive"} | others
+    assert asked.seen == {"cond"} | others
     assert asked.worst < 1e-4
     assert not acted.attachments
 
 
-@pytest.mark.parametrize("branch", ["positive", "negative"])
+@pytest.mark.parametrize("branch", ["cond", "uncond"])
 def test_regions_keep_their_branch(model, branch):
     """The host puts a copy of every positive region among the negative prompts, under the same id."""
     regions = [[tensor, {**options, "area": (8, 4, 0, x)}] for x, ((tensor, options),) in ((0, POSITIVE), (4, OTHER))]
-    stack, seen = Stack.of(random_slider(model)).on(branch), []
+    stack, seen = Stack.of(random_slider(model)).restricted_to(branch), []
 
     def spy(apply_model, args):
-        on = 0 if branch == "positive" else 1
+        on = 0 if branch == "cond" else 1
         bare = model.model.apply_model(args["input"], args["timestep"], c_crossattn=args["c"]["c_crossattn"])
         given = apply_model(args["input"], args["timestep"], **args["c"])
         chunks = len(args["cond_or_uncond"])
@@ -185,12 +185,12 @@ def test_a_guider_of_two_models(way, on):
     assert all(traces(m) == [] for m in models)
 
 
-@pytest.mark.parametrize("branch, acts", [("negative", True), ("positive", False)])
+@pytest.mark.parametrize("branch, acts", [("uncond", True), ("cond", False)])
 def test_the_second_model_of_two_is_the_negative_one(branch, acts):
     models = [tiny_model(FAMILY), tiny_model(FAMILY, seed=1)]
     slider = random_slider(models[0])
     expected = two_models(models[0], stock(models[1], slider, 1.0) if acts else models[1])
-    ours = two_models(models[0], apply_sliders(models[1], Stack.of(slider).on(branch), "by rows"))
+    ours = two_models(models[0], apply_sliders(models[1], Stack.of(slider).restricted_to(branch), "by rows"))
     assert difference(ours, expected) < 1e-4
 
 
@@ -206,7 +206,7 @@ def test_two_clones_of_one_model_in_that_guider_are_as_with_stock_patches(model,
 
 
 def test_the_plain_sampler_is_a_plain_guider(model):
-    acted = apply_sliders(model, Stack.of(random_slider(model)).on("negative"))
+    acted = apply_sliders(model, Stack.of(random_slider(model)).restricted_to("uncond"))
     assert torch.equal(sample(acted, FAMILY), run(plain(acted)))
 
 
@@ -214,7 +214,7 @@ def test_a_gated_sweep_on_one_branch_where_prompts_are_asked_apart(model):
     """Prompts of seven and of eight tokens are too unlike in length for one batch of the host's."""
     longer, asked = [[torch.cat([NEGATIVE[0][0], NEGATIVE[0][0][:, :1]], dim=1), {}]], []
     values = (-0.5, 0.0, 0.8)
-    stack = Stack.of(random_slider(model), 1.0, Gate(0.4)).on("negative")
+    stack = Stack.of(random_slider(model), 1.0, Gate(0.4)).restricted_to("uncond")
 
     def spy(apply_model, args):
         asked.append(len(args["cond_or_uncond"]))
@@ -226,7 +226,7 @@ def test_a_gated_sweep_on_one_branch_where_prompts_are_asked_apart(model):
         guider = comfy.samplers.CFGGuider(acted)
         guider.set_conds(POSITIVE, longer)
         guider.set_cfg(3.0)
-        return run(guider, rows=stack.rows)
+        return run(guider, rows=stack.batch_size)
 
     batch = rows(stack.swept(0, values))
     alone = [rows(stack.scaled(value)) for value in values]

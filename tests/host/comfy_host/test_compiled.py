@@ -46,7 +46,7 @@ STACKS = {
     "plain": lambda slider, _: Stack.of(slider),
     "turned": lambda slider, _: Stack.of(slider, -0.5),
     "gated": lambda slider, _: Stack.of(slider, 1.0, Gate(0.4)),
-    "swept, on one branch": lambda slider, _: Stack.of(slider).swept(0, (-0.5, 1.0)).on("negative"),
+    "swept, on one branch": lambda slider, _: Stack.of(slider).swept(0, (-0.5, 1.0)).restricted_to("uncond"),
     "DoRA and LoKr": lambda _, kinds: Stack.of(kinds),
 }
 
@@ -57,8 +57,8 @@ def test_stacks_act_as_uncompiled(compiled, kinds, way, stack_of):
     """And without sliders, the compiled model is as it was."""
     model, fast = compiled
     bare, stack = sample(model, FAMILY), STACKS[stack_of](random_slider(model), kinds)
-    expected = sample(apply_sliders(model, stack, way), FAMILY, stack.rows)
-    acted = sample(apply_sliders(fast, stack, way), FAMILY, stack.rows)
+    expected = sample(apply_sliders(model, stack, way), FAMILY, stack.batch_size)
+    acted = sample(apply_sliders(fast, stack, way), FAMILY, stack.batch_size)
     assert difference(acted, expected) < 1e-4
     assert difference(expected, bare.expand_as(expected)) > 1e-3
     assert difference(sample(fast, FAMILY), bare) < 1e-4

@@ -45,7 +45,7 @@ def test_stacks_applied_one_after_the_other_patch_their_own_layers(subject, of_e
     [
         lambda stack: stack.gated(Gate(0.3)),
         lambda stack: stack.swept(0, [0.5, 1.0]),
-        lambda stack: stack.on("positive"),
+        lambda stack: stack.restricted_to("cond"),
     ],
     ids=["gated", "swept", "branch"],
 )

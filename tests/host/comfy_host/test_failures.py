@@ -6,9 +6,10 @@ import torch
 from concept_sliders.comfy_host import mode
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names, workshop_of
+from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.equation import dense_hooks, hooks, weight_updates
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
-from concept_sliders.sliders.slider import Adapted, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import STEPS, difference, random_slider, sample, tiny_model, traces
 
@@ -29,7 +30,7 @@ def stack_on(model) -> Stack:
         if "attn1" in path:
             out, inner = weight_shape(model.model.get_submodule(path), name)
             w1, w2 = ((0.3 * torch.randn(*s, generator=generator)) for s in ((2, 2), (out // 2, inner // 2)))
-            layers[name] = Adapted({"lokr_w1": w1, "lokr_w2": w2})
+            layers[name] = Adapter({"lokr_w1": w1, "lokr_w2": w2})
     return Stack.of(random_slider(model), 0.6) + Stack.of(Slider("kronecker", layers), 0.5)
 
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
+from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.equation.layer_kinds import can_act_on
 from concept_sliders.sliders.formats.slider_files import load_slider
-from concept_sliders.sliders.slider import Adapted, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.comfy_host.test_kinds_everywhere import convolution_parts
 from concept_sliders.tests.host.sliders.test_files_kinds import parts_of, random
@@ -117,14 +118,14 @@ def test_a_part_of_a_joint_weight_and_of_its_bias(kind, flux):
 def test_a_part_whose_outputs_the_host_reorders(flux):
     torch.manual_seed(4)
     bias = random(128)
-    slider = Slider("x", {"transformer.norm_out.linear": Adapted({"diff_b": bias})})
+    slider = Slider("x", {"transformer.norm_out.linear": Adapter({"diff_b": bias})})
     swapped = torch.cat(bias.chunk(2)[::-1])
     expected = flux.stock({"diffusion_model.final_layer.adaLN_modulation.1.diff_b": swapped}, steps=1)
     assert difference(flux.acting(Stack.of(slider, STRENGTH), steps=1), expected) < 1e-4
 
 
 def test_a_bias_of_another_size_than_the_part(flux):
-    slider = Slider("x", {PART: Adapted({"diff_b": torch.ones(192)})})
+    slider = Slider("x", {PART: Adapter({"diff_b": torch.ones(192)})})
     with pytest.raises(
         ValueError, match=rf"Layer {PART}: .*bias is of shape \(192,\), but the model's bias there is \(64,"
     ):
@@ -133,6 +134,6 @@ def test_a_bias_of_another_size_than_the_part(flux):
 
 def test_a_bias_that_the_model_has_not():
     model = FAMILIES["Flux 2"].build()
-    slider = Slider("x", {PART: Adapted({"diff_b": torch.ones(64)})})
+    slider = Slider("x", {PART: Adapter({"diff_b": torch.ones(64)})})
     with pytest.raises(ValueError, match=rf"Layer {PART}: it changes {QKV}.bias, which the model has not"):
         apply_sliders(model, Stack.of(slider))

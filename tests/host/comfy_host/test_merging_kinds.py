@@ -55,4 +55,4 @@ def test_a_model_with_patches_is_merged_on_as_its_file_has_it(of_all_kinds):
     patched = comfy.sd.load_lora_for_models(model, None, tensors_of(random_slider(model, 5)), 1.0, 0.0)[0]
     sample(patched, "SD15")
     (after,) = (merged_stack(stack, 0, "x", patched)[0],)
-    assert before[0].slider.fingerprint == after[0].slider.fingerprint
+    assert before[0].slider.content_hash == after[0].slider.content_hash

@@ -6,9 +6,10 @@ import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import HostPatch, host_values
+from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.formats.shape_checks import check_fits
 from concept_sliders.sliders.formats.slider_files import load_slider
-from concept_sliders.sliders.slider import Adapted, LowRank, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.sliders.test_files import unet_keys
 from concept_sliders.tests.host.sliders.test_files_kinds import KINDS, NAME, parts_of
@@ -68,10 +69,10 @@ def test_a_product_of_another_shape_is_never_formed(case, model, tmp_path):
 
 
 def test_a_convolution_with_cores_of_another_kernel(model):
-    good = Slider("x", {CONV: Adapted(hada(32, 32, 2, (3, 3)))})
+    good = Slider("x", {CONV: Adapter(hada(32, 32, 2, (3, 3)))})
     apply_sliders(model, Stack.of(good))
     with pytest.raises(ValueError, match=r"LoHa change is of shape \(32, 32, 5, 5\).*there is \(32, 32, 3, 3\)"):
-        apply_sliders(model, Stack.of(Slider("x", {CONV: Adapted(hada(32, 32, 2, (5, 5)))})))
+        apply_sliders(model, Stack.of(Slider("x", {CONV: Adapter(hada(32, 32, 2, (5, 5)))})))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_convolution_with_cores_of_another_kernel(model):
 )
 def test_what_a_change_takes_of_the_weight_must_fit_too(parts, message, model):
     with pytest.raises(ValueError, match=message):
-        apply_sliders(model, Stack.of(Slider("x", {NAME: Adapted(parts)})))
+        apply_sliders(model, Stack.of(Slider("x", {NAME: Adapter(parts)})))
 
 
 SIZES = st.sampled_from((2, 4, 8))
@@ -110,7 +111,7 @@ def test_what_passes_is_what_the_host_applies(data):
     else:
         parts = parts_of(kind, *(4 * size for size in own))
         weight = (4 * weight[0], 4 * weight[1], *weight[2:])
-    change = Adapted({"alpha": torch.tensor(1.0), **parts})
+    change = Adapter({"alpha": torch.tensor(1.0), **parts})
     module = torch.nn.Linear(1, weight[0])
     module.weight = torch.nn.Parameter(torch.randn(weight))
     try:
@@ -127,6 +128,6 @@ def test_parts_that_the_weight_has_not():
     lumina = FAMILIES["Lumina 2"].build()
     name = "diffusion_model.layers.0.attention.to_v"
     assert name in unet_keys(lumina)
-    for change in (LowRank(torch.ones(2, 64), torch.ones(64, 2)), Adapted(hada(64, 64))):
+    for change in (LowRank(torch.ones(2, 64), torch.ones(64, 2)), Adapter(hada(64, 64))):
         with pytest.raises(ValueError, match=f"Layer {name} stands for 64 rows from 128 on .* there are fewer"):
             apply_sliders(lumina, Stack.of(Slider("x", {name: change})))

@@ -9,8 +9,9 @@ import torch
 from concept_sliders.comfy_host import mode
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names, workshop_of
+from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.slider import Adapted, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import (
     difference,
@@ -42,7 +43,7 @@ def dora(model) -> tuple[Slider, dict[str, torch.Tensor]]:
         if "attn" in name:
             magnitudes = 1 + 0.3 * torch.rand(change.up.shape[0], 1, generator=generator)
             parts = {"lora_up.weight": change.up, "lora_down.weight": change.down, "dora_scale": magnitudes}
-            layers[name] = Adapted(parts)
+            layers[name] = Adapter(parts)
     tensors = {f"{name}.{part}": t for name, change in layers.items() for part, t in change.parts.items()}
     return Slider("DoRA", layers), tensors
 
@@ -80,7 +81,9 @@ def test_dora_acts_on_weights_as_the_stock_loader_has_patched_them(model, way, s
 @pytest.mark.parametrize("way", WAYS)
 def test_a_copy_for_another_gpu(model, way):
     """The host loads such a copy anew from the file: another module tree, with the same wrappers."""
-    stack = Stack.of(random_slider(model, 1), 0.7, Gate(0.3)) + Stack.of(random_slider(model, 2), -0.5).on("positive")
+    stack = Stack.of(random_slider(model, 1), 0.7, Gate(0.3)) + Stack.of(random_slider(model, 2), -0.5).restricted_to(
+        "positive"
+    )
     model.cached_patcher_init = (tiny_model, (FAMILY,))
     acted = apply_sliders(model, stack, way)
     expected = sample(acted, FAMILY)

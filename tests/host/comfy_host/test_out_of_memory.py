@@ -9,8 +9,9 @@ from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import workshop_of
 from concept_sliders.comfy_host.text_encoders import apply_to_clip
 from concept_sliders.comfy_host.weight_adapters import HostPatch
+from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.equation import dense_hooks, hooks
-from concept_sliders.sliders.slider import Adapted, LowRank, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.comfy_host.test_failures import FailingOnce
 from concept_sliders.tests.support.family_checks import Subject
@@ -71,11 +72,11 @@ def kind_on(subject: Subject, kind: str) -> Slider:
             continue
         if kind == "LoKr":
             w1, w2 = (0.2 * torch.randn(*s, generator=generator) for s in ((2, 2), (out // 2, inner // 2)))
-            layers[name] = Adapted({"lokr_w1": w1, "lokr_w2": w2})
+            layers[name] = Adapter({"lokr_w1": w1, "lokr_w2": w2})
         else:
             magnitudes = 1 + 0.3 * torch.rand(out, 1, generator=generator)
             parts = {"lora_up.weight": change.up, "lora_down.weight": change.down, "dora_scale": magnitudes}
-            layers[name] = Adapted(parts)
+            layers[name] = Adapter(parts)
     return Slider(kind, layers)
 
 
@@ -108,7 +109,7 @@ def text_slider() -> Slider:
     def r(*size):
         return 0.3 * torch.randn(*size, generator=generator)
 
-    kron = Adapted({"lokr_w1": r(2, 2), "lokr_w2": r(32, 16)})
+    kron = Adapter({"lokr_w1": r(2, 2), "lokr_w2": r(32, 16)})
     return Slider("text", {LAYER.format(0): LowRank(r(2, 32), r(64, 2)), LAYER.format(1): kron})
 
 

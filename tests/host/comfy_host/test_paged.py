@@ -9,9 +9,10 @@ import torch
 from comfy.model_patcher import ModelPatcher, ModelPatcherDynamic
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names, workshop_of
+from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.slider import Adapted, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.paging import (
     DynamicOnTheCpu,
@@ -57,7 +58,7 @@ def dora(model, seed: int = 3) -> Slider:
         out, *inner = (change.up.shape[0], *change.down.shape[1:])
         magnitudes = 1 + 0.3 * torch.rand(out, *(1 for _ in inner), generator=generator)
         parts = {"lora_up.weight": change.up, "lora_down.weight": change.down, "dora_scale": magnitudes}
-        layers[name] = Adapted(parts)
+        layers[name] = Adapter(parts)
     return Slider("DoRA", layers)
 
 
@@ -69,7 +70,7 @@ def differences(model) -> Slider:
         parts = {"diff": 0.05 * torch.randn(weight_shape(module, name), generator=generator)}
         if module.bias is not None:
             parts["diff_b"] = 0.05 * torch.randn(module.bias.shape, generator=generator)
-        layers[name] = Adapted(parts)
+        layers[name] = Adapter(parts)
     return Slider("differences", layers)
 
 
@@ -78,7 +79,7 @@ SLIDERS = {"LoRA": low_rank, "DoRA": dora, "differences": differences}
 
 def host_file(slider: Slider) -> dict[str, torch.Tensor]:
     """The slider's tensors by the stock loader's keys."""
-    if not isinstance(next(iter(slider.layers.values())), Adapted):
+    if not isinstance(next(iter(slider.layers.values())), Adapter):
         return tensors_of(slider)
     return {f"{n}.{part}": t for n, change in slider.layers.items() for part, t in change.parts.items()}
 

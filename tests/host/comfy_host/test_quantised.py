@@ -9,7 +9,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from concept_sliders.comfy_host import mode
 from concept_sliders.comfy_host.match import workshop_of
-from concept_sliders.sliders.slider import Adapted, Slider
+from concept_sliders.sliders.changes import Adapter
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import FAMILIES, difference, one_evaluation, random_slider, tiny_model
 
@@ -57,7 +58,7 @@ def test_quantised_weights_stay_as_they_are(way, quant_format):
     torch.manual_seed(0)
     low = random_slider(single, 1)
     layers = {
-        name: Adapted(
+        name: Adapter(
             {
                 "lora_up.weight": change.up,
                 "lora_down.weight": change.down,

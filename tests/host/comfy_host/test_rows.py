@@ -61,7 +61,7 @@ def test_what_has_an_entry_per_entry_of_the_batch_is_shared_out_with_it():
 def test_branches_ramps_and_sweeps_at_once(tmp_path, family):
     """Each row of a sweep, on one branch of guidance with a ramp, is the run it would be alone."""
     subject = Subject(family, tmp_path)
-    placed = Stack.of(subject.slider, 1.0, Gate(0.2, 1.0, ramp=0.4)).on("negative")
+    placed = Stack.of(subject.slider, 1.0, Gate(0.2, 1.0, ramp=0.4)).restricted_to("uncond")
     values = (STRENGTH, 0.0, STRENGTH)
     batch = subject.acting(placed.swept(0, values))
     for row, value in enumerate(values):
@@ -97,7 +97,7 @@ def test_two_latents_on_one_branch_of_a_model_that_takes_halves_for_prompts(tmp_
     """Such a model swaps the halves of every batch of two, be they prompts or latents."""
     subject = Subject("Hunyuan3D 2.1", tmp_path)
     noise = torch.randn(2, *subject.family.latent, generator=torch.Generator().manual_seed(11))
-    acted = apply_sliders(subject.model, Stack.of(subject.slider, STRENGTH).on("negative"))
+    acted = apply_sliders(subject.model, Stack.of(subject.slider, STRENGTH).restricted_to("uncond"))
     together = latents_of(subject, acted, noise)
     for latent in range(2):
         assert difference(together[latent, None], latents_of(subject, acted, noise[latent, None])) < 1e-4
@@ -124,7 +124,7 @@ def test_frames_of_one_film_have_branches_of_guidance(film):
     switching = film.model.clone()
     switching.set_model_unet_function_wrapper(by_hand)
     expected = film.sampled(switching, rows=2)
-    acted = film.sampled(apply_sliders(film.model, Stack.of(film.slider, STRENGTH).on("negative")), rows=2)
+    acted = film.sampled(apply_sliders(film.model, Stack.of(film.slider, STRENGTH).restricted_to("uncond")), rows=2)
     assert difference(acted, expected) < 1e-4 < difference(expected, film.sampled(film.model, rows=2))
 
 

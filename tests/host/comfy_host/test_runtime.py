@@ -9,8 +9,9 @@ import pytest
 import torch
 from concept_sliders.comfy_host.apply import acting_on, apply_sliders
 from concept_sliders.comfy_host.match import layer_names, resolve
+from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
-from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import FAMILIES, difference, random_slider, sample, tiny_model, traces
 from safetensors.torch import load_file

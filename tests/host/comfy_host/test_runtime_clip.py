@@ -5,9 +5,10 @@ import pytest
 import torch
 from concept_sliders.comfy_host.text_encoders import apply_to_clip
 from concept_sliders.nodes.converting import converted_layers
+from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.sliders.test_files_kinds import KINDS, parts_of
 from concept_sliders.tests.support.families import FAMILIES
@@ -47,7 +48,9 @@ def test_equals_the_stock_loader(clip, slider, tmp_path):
     assert torch.equal(encoded(clip), bare)
 
 
-@pytest.mark.parametrize("stack_of", [lambda s: Stack.of(s, gate=Gate(0.3)), lambda s: Stack.of(s).on("positive")])
+@pytest.mark.parametrize(
+    "stack_of", [lambda s: Stack.of(s, gate=Gate(0.3)), lambda s: Stack.of(s).restricted_to("cond")]
+)
 def test_gates_and_branches_do_not_reach_the_text_and_that_is_said(clip, slider, caplog, stack_of):
     apply_to_clip(clip, stack_of(slider))
     assert "its 2 layers of the text encoder act from the first step on, and on both prompts" in caplog.text

@@ -6,9 +6,10 @@ import torch
 from concept_sliders.comfy_host import mode
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names, workshop_of
+from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.slider import Adapted, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import difference, random_slider, sample, tensors_of, tiny_model, traces
 
@@ -51,7 +52,7 @@ def slider_of(model, kind: str, seed: int = 3) -> tuple[Slider, dict[str, torch.
     for path, name in layer_names(model).items():
         if "attn1" in path:
             parts = parts_of(kind, weight_shape(model.model.get_submodule(path), name))
-            layers[name] = Adapted(parts)
+            layers[name] = Adapter(parts)
             tensors |= {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
     return Slider(kind, layers), tensors
 
@@ -120,7 +121,7 @@ def test_a_ramp_and_one_branch_are_worked_out_together_too(model):
     """Strength for strength: each evaluation is that of the model with stock loaders at those strengths."""
     stack, _ = stacked(model, ("LoRA", "DoRA"), (0.8, 0.6))
     still, turning = Stack((stack[0],)), Stack((stack[1],))
-    for changed in (turning.gated(Gate(0.0, 1.0, 0.9)), turning.on("positive")):
+    for changed in (turning.gated(Gate(0.0, 1.0, 0.9)), turning.restricted_to("cond")):
         merged, rows = (sample(apply_sliders(model, still + changed, way), FAMILY) for way in ("merged", "by rows"))
         assert difference(merged, rows) < 1e-5
     seen = []
@@ -144,7 +145,7 @@ def test_a_ramp_and_one_branch_are_worked_out_together_too(model):
         _, stock = stacked(fresh, ("LoRA", "DoRA"), strengths)
         stock.patch_model()
         models.append(stock)
-    acted = apply_sliders(model, still + turning.on("positive"))
+    acted = apply_sliders(model, still + turning.restricted_to("cond"))
     acted.set_model_unet_function_wrapper(spy)
     sample(acted, FAMILY)
     assert len(seen) == 6

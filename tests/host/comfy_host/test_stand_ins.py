@@ -150,11 +150,11 @@ def test_gates_and_ramps(wan, gate, way):
         assert torch.allclose(found, own + float(strength[0, 0]) * differences[MODULATION], atol=1e-6)
 
 
-@pytest.mark.parametrize("branch", ["positive", "negative"])
+@pytest.mark.parametrize("branch", ["cond", "uncond"])
 def test_one_branch_of_guidance(wan, branch):
     """It is evaluated apart, and each branch finds what is its own."""
     differences = differences_for(wan.model, [MODULATION])
-    acted = apply_sliders(wan.model, Stack.of(slider_of(wan, differences), STRENGTH).on(branch))
+    acted = apply_sliders(wan.model, Stack.of(slider_of(wan, differences), STRENGTH).restricted_to(branch))
     with modulations_read(wan) as read:
         ours = wan.sampled(acted, steps=1)
     own = wan.weights[MODULATION]
@@ -162,8 +162,8 @@ def test_one_branch_of_guidance(wan, branch):
     bare, whole = wan.sampled(wan.model, steps=1), by_hand(wan, differences)
     assert difference(ours, bare) > 1e-4
     assert difference(ours, whole) > 1e-4
-    other = "negative" if branch == "positive" else "positive"
-    also = apply_sliders(acted, Stack.of(slider_of(wan, differences), STRENGTH).on(other))
+    other = "uncond" if branch == "cond" else "cond"
+    also = apply_sliders(acted, Stack.of(slider_of(wan, differences), STRENGTH).restricted_to(other))
     assert difference(wan.sampled(also, steps=1), whole) < 1e-4
 
 

@@ -108,7 +108,7 @@ def test_gates_that_open_at_different_times_swap_pointers(model, gates, monkeypa
     assert made == []
     turned = stack.scaled(1.01)
     sample(apply_sliders(model, turned, "merged"), FAMILY)
-    assert len(made) == len(layer_names(model)) * merged_of(model).sets
+    assert len(made) == len(layer_names(model)) * merged_of(model).set_count
 
 
 def test_gates_that_open_at_different_times_where_memory_is_short(model, monkeypatch):
@@ -118,7 +118,7 @@ def test_gates_that_open_at_different_times_where_memory_is_short(model, monkeyp
     room = iter([2**40])  # for the first set
     monkeypatch.setattr(mode, "room_beside", lambda *_: next(room, 0))
     assert difference(sample(apply_sliders(model, stack, "merged"), FAMILY), expected) < 1e-4
-    assert merged_of(model).sets == 1
+    assert merged_of(model).set_count == 1
 
 
 def test_ramps_and_sweeps_go_by_rows_beside_merged_ones(model):
@@ -250,7 +250,7 @@ def test_unloading_gives_the_memory_back(model):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("branch", ["positive", "negative"])
+@pytest.mark.parametrize("branch", ["cond", "uncond"])
 def test_one_branch_of_guidance(model, way, branch):
     """With guidance g, a slider on the positive branch alone is bare + g (slider - bare) of that branch."""
     stack = Stack.of(random_slider(model))
@@ -262,12 +262,12 @@ def test_one_branch_of_guidance(model, way, branch):
 
     outputs = {}
     for kind in ("both", branch, "bare"):
-        acted = apply_sliders(model, Stack() if kind == "bare" else stack.on(kind), way)
+        acted = apply_sliders(model, Stack() if kind == "bare" else stack.restricted_to(kind), way)
         acted.set_model_unet_function_wrapper(spy)
         seen.clear()
         sample(acted, FAMILY)
         outputs[kind] = dict(zip(seen[0][0], seen[0][1], strict=True))  # the first evaluation, by chunk
-    on, off = (0, 1) if branch == "positive" else (1, 0)
+    on, off = (0, 1) if branch == "cond" else (1, 0)
     assert difference(outputs[branch][on], outputs["both"][on]) < 1e-5
     assert difference(outputs[branch][off], outputs["bare"][off]) < 1e-6
     assert difference(outputs["both"][off], outputs["bare"][off]) > 1e-2

@@ -6,8 +6,9 @@ import torch
 from concept_sliders.comfy_host import mode
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names
+from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
-from concept_sliders.sliders.slider import Adapted, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import difference, sample, tiny_model, traces
 
@@ -73,7 +74,7 @@ def adapted_slider(model, kind):
         parts = adapted_parts(weight_shape(module, name))[kind]
         if "diff_b" in parts and module.bias is None:
             continue
-        layers[name] = Adapted(parts)
+        layers[name] = Adapter(parts)
         tensors |= {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
     return Slider(kind, layers), tensors
 
@@ -85,7 +86,7 @@ def test_norms(model):
     for name in names:
         size = model.model.get_submodule(name).weight.shape
         parts = {"w_norm": 0.3 * torch.randn(size), "b_norm": 0.3 * torch.randn(size)}
-        layers[name] = Adapted(parts)
+        layers[name] = Adapter(parts)
         tensors |= {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
     stock, _ = comfy.sd.load_lora_for_models(model, None, tensors, 0.8, 0.0)
     expected = sample(stock, FAMILY)
@@ -100,7 +101,7 @@ def test_a_change_of_another_shape_is_named(model):
     odd = Slider(
         "odd",
         {
-            name: Adapted(
+            name: Adapter(
                 {
                     "hada_w1_a": torch.ones(3, 2),
                     "hada_w1_b": torch.ones(2, 5),

@@ -125,7 +125,7 @@ def test_a_sweep_of_tiles_in_a_batch_is_refused():
 def test_a_branch_of_guidance_in_tiles(way):
     """Tile by tile as without tiles; all of them in a batch, nobody says whose entries these are."""
     model = tiny_model("SD15")
-    stack = Stack.of(random_slider(model), 0.8).on("negative")
+    stack = Stack.of(random_slider(model), 0.8).restricted_to("uncond")
     acted = apply_sliders(model, stack, way)
     on_and_off = {0: model, 1: stock(tiny_model("SD15"), stack[0].slider, 0.8)}
     with torch.inference_mode():

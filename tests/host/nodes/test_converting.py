@@ -9,9 +9,10 @@ from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.nodes.converting import ConvertSlider, MergeSliders, converted_layers, merged_stack
 from concept_sliders.nodes.folders import free_path
 from concept_sliders.nodes.loading import SaveSlider
+from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.slider import Adapted, LowRank, Slider, SliderInfo
+from concept_sliders.sliders.slider import Slider, SliderInfo
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support import tiny
 from concept_sliders.tests.support.tiny import difference, random_slider, sample, tiny_model
@@ -66,7 +67,7 @@ def test_unets_in_their_own_names_and_back(loras):
     stock, _ = comfy.sd.load_lora_for_models(model, None, load_file(loras / file), 1.0, 0.0)
     assert difference(sample(stock, "SD15"), sample(apply_sliders(model, Stack.of(slider)), "SD15")) < 1e-4
     _, file = ConvertSlider.execute(Stack.of(own), "kohya", "back", "float32", model).args
-    assert load_slider(loras / file).fingerprint == slider.fingerprint
+    assert load_slider(loras / file).fingerprint == slider.content_hash
 
 
 def public_flux() -> dict[str, torch.Tensor]:
@@ -151,7 +152,7 @@ def test_conversions_that_cannot_be(flux, loras):
     with pytest.raises(ValueError, match="Not in the model, so their other names are not known: lora_unet_nowhere"):
         ConvertSlider.execute(Stack.of(strange), "kohya", "x", "float16", flux)
     loha = {f"hada_w{i}_{ab}": torch.ones(64, 64) for i in (1, 2) for ab in "ab"}
-    part = Slider("a", {"transformer.transformer_blocks.0.attn.to_q": Adapted(loha)})
+    part = Slider("a", {"transformer.transformer_blocks.0.attn.to_q": Adapter(loha)})
     with pytest.raises(
         ValueError,
         match=r"1 of the slider's 1 layers have no name in .*'kohya'.*attn.to_q \(LoHa\). .*in 'diffusers'",
@@ -166,7 +167,7 @@ def test_dora_and_biases_for_diffusers(loras):
     torch.manual_seed(0)
     parts = {"lora_down.weight": torch.randn(2, 5), "lora_up.weight": torch.randn(6, 2), "alpha": torch.tensor(1.0)}
     name = "lora_unet_mid_block_attentions_0_proj_in"
-    slider = Slider("a", {name: Adapted({**parts, "dora_scale": torch.ones(6, 1), "diff_b": torch.ones(6)})})
+    slider = Slider("a", {name: Adapter({**parts, "dora_scale": torch.ones(6, 1), "diff_b": torch.ones(6)})})
     _, file = ConvertSlider.execute(Stack.of(slider), "diffusers", "a", "float32").args
     written = {
         key.removeprefix("unet.mid_block.attentions.0.proj_in."): t for key, t in load_file(loras / file).items()
@@ -218,10 +219,10 @@ def test_gates_and_what_is_known_go_along(loras):
     model = tiny_model("SD15")
     gate, info = Gate(0.3, 1.0), SliderInfo(family="SD15", base_model_hash="h")
     one, two = (Slider(str(i), random_slider(model, i).layers, info) for i in (1, 2))
-    stack = (Stack.of(one, 0.5) + Stack.of(two, 2.0)).gated(gate).on("positive")
+    stack = (Stack.of(one, 0.5) + Stack.of(two, 2.0)).gated(gate).restricted_to("cond")
     merged, _ = merged_stack(stack, 0, " ")
     placed = merged[0]
-    assert (placed.gates, placed.branch, placed.strength) == ((gate,), "positive", (1.0,))
+    assert (placed.gates, placed.cond_or_uncond, placed.strength) == ((gate,), "cond", (1.0,))
     assert (
         difference(sample(apply_sliders(model, merged), "SD15"), sample(apply_sliders(model, stack), "SD15")) < 1e-4
     )
@@ -234,7 +235,7 @@ def test_gates_and_what_is_known_go_along(loras):
 def test_stacks_that_cannot_be_one_slider():
     model = tiny_model("SD15")
     one, two = Stack.of(random_slider(model, 1)), Stack.of(random_slider(model, 2))
-    for other in (two.gated(Gate(0.5)), two.on("negative")):
+    for other in (two.gated(Gate(0.5)), two.restricted_to("uncond")):
         with pytest.raises(ValueError, match="'random 1' and 'random 2' act in different parts"):
             MergeSliders.execute(one + other, 0, "x")
     with pytest.raises(ValueError, match="'random 2' is swept"):
@@ -246,8 +247,8 @@ def test_stacks_that_cannot_be_one_slider():
 
 def test_the_node_says_what_it_has_not_compressed():
     low = LowRank(torch.randn(4, 7), torch.randn(9, 4))
-    norm = Adapted({"w_norm": torch.ones(9), "b_norm": torch.ones(9)})
-    stack = Stack.of(Slider("a", {"x": low, "y": Adapted({"diff_b": torch.ones(9)}), "n": norm}), 0.5)
+    norm = Adapter({"w_norm": torch.ones(9), "b_norm": torch.ones(9)})
+    stack = Stack.of(Slider("a", {"x": low, "y": Adapter({"diff_b": torch.ones(9)}), "n": norm}), 0.5)
     (text,) = MergeSliders.execute(stack, 2, "x").ui.as_dict()["text"]
     assert text.endswith("not in the error: 2 of the layers, which are no low-rank products (bias, norm): y, n")
     (text,) = MergeSliders.execute(stack, 0, "x").ui.as_dict()["text"]

@@ -9,9 +9,10 @@ from concept_sliders.nodes.applying import ApplySliders
 from concept_sliders.nodes.converting import ConvertSlider
 from concept_sliders.nodes.folders import find_slider, slider_names
 from concept_sliders.nodes.loading import LoadSlider, SaveSlider
+from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.slider import LowRank, Slider, SliderInfo
+from concept_sliders.sliders.slider import Slider, SliderInfo
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import random_slider, tiny_model
 from concept_sliders.tests.support.tiny_clip import LAYER, tiny_clip
@@ -111,10 +112,10 @@ def test_what_a_file_cannot_hold_is_said(node, loras):
     out = saved(two)
     assert len(shown(out)) == 1
     assert load_slider(loras / out.args[1]).info.gate == Gate(0.2, 0.7)
-    out = saved(two.gated(Gate(0.1, 1.0, 0.4)).on("positive"))
+    out = saved(two.gated(Gate(0.1, 1.0, 0.4)).restricted_to("cond"))
     assert shown(out)[1] == (
         "Not stored, set it anew after loading: its 3 gates (0.2 to 1 with ramp 0 and 0 to 0.7 with ramp 0 and "
-        "0.1 to 1 with ramp 0.4), which are not one gate together; that it acts on positive prompts only"
+        "0.1 to 1 with ramp 0.4), which are not one gate together; that it acts on cond only"
     )
     assert load_slider(loras / out.args[1]).info.gate == Gate()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from concept_sliders.nodes.converting import converted_layers
 from concept_sliders.sliders.formats.conventions import DIFFUSERS, KOHYA, NATIVE
-from concept_sliders.sliders.formats.names import host_names
+from concept_sliders.sliders.formats.layer_names import comfyui_names
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny import random_slider
@@ -60,7 +60,7 @@ def test_there_and_back(family, said):
         except ValueError as error:
             assert f"{name} (LoRA). All of them have names in 'kohya' and in 'diffusion_model.'" in str(error)
             unnamed.append(name)
-    read = {known: named[name] for name, known in host_names(named).items()}
+    read = {known: named[name] for name, known in comfyui_names(named).items()}
     if read:
         back = products(converted_layers(Slider("diffusers", read), KOHYA, model))
         without = Slider("one", {name: layer for name, layer in slider.layers.items() if name not in unnamed})

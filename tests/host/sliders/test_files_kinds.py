@@ -5,9 +5,10 @@ import comfy.sd
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.sliders.formats.adapter_kinds import kind_of
+from concept_sliders.sliders.changes import LowRank
+from concept_sliders.sliders.formats.kinds import kind_of
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
-from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.sliders.test_files import change_by_host, unet_keys
 from concept_sliders.tests.support.tiny import difference, sample, tiny_model

@@ -22,7 +22,7 @@ from concept_sliders.training.run import Watch, train_slider
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 BY_OTHER_CODE = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError)
-SETTINGS = {"rank": 1, "start_percent": 0.0, "end_percent": 1.0, "name": "age"}
+SETTINGS = {"rank": 1, "from_part": 0.0, "to_part": 1.0, "name": "age"}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_train_slider_goes_on_after_a_preview_through_a_vae_of_the_hosts(pocket,
         out = TrainSlider.execute(
             pocket[0], pocket[1], (CONCEPT,), latent, vae=vae, steps=100, rollout_steps=2, **SETTINGS
         )
-    assert out.args[0].placed[0].slider.info.recipe["steps_done"] == 100
+    assert out.args[0].sliders[0].slider.info.recipe["steps_done"] == 100
     assert strips and strips[0].width > 3 * CELL
 
 
@@ -66,7 +66,7 @@ def test_train_visual_slider_does_so_too(pocket, vae, strips):
     less, more = (torch.full((1, 64, 64, 3), shade) for shade in (0.2, 0.8))
     with torch.inference_mode():
         out = TrainVisualSlider.execute(*pocket[:2], vae, pairs_from_batches(less, more), steps=100, **SETTINGS)
-    assert out.args[0].placed[0].slider.info.recipe["steps_done"] == 100
+    assert out.args[0].sliders[0].slider.info.recipe["steps_done"] == 100
     assert strips
 
 
@@ -92,7 +92,7 @@ def train(pocket):
         conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 
     def run(watch, **settings):
-        settings = {"rollout_steps": 2, "samples_per_rollout": 6, "rank": 1, **settings}
+        settings = {"rollout_steps": 2, "visits": 6, "rank": 1, **settings}
         with torch.inference_mode():
             recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
             return train_slider(model, conditionings, recipe, torch.zeros(1, CHANNELS, 8, 8), "age", watch)

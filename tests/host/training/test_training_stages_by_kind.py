@@ -15,7 +15,7 @@ from concept_sliders.training import text_encoder as encoder_training
 from concept_sliders.training.early_stop import Reach
 from concept_sliders.training.loop import Training
 from concept_sliders.training.pairs.image_sets import pairs_from_batches
-from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept
+from concept_sliders.training.recipe import BLOCKS_TWICE, Concept
 from concept_sliders.training.text_encoder import EncoderPoints
 from concept_sliders.training.visual_samples import VisualPoints
 
@@ -63,7 +63,7 @@ def short_of_memory(pocket):
 
 
 def twice(pocket):
-    return textual(pocket, memory=GRADIENT_CHECKPOINTING)
+    return textual(pocket, memory=BLOCKS_TWICE)
 
 
 def with_pictures(pocket):
@@ -125,4 +125,4 @@ def test_the_models_are_as_they_were_after_an_error_in(pocket, monkeypatch, run,
     assert not comfy.model_management.in_training
     monkeypatch.undo()
     with torch.inference_mode():
-        assert (encoder if run is encoder else visual)(pocket).args[0].placed
+        assert (encoder if run is encoder else visual)(pocket).args[0].sliders

@@ -5,9 +5,10 @@ import pickle
 
 import pytest
 import torch
+from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.slider import LowRank, Slider, SliderInfo
+from concept_sliders.sliders.slider import Slider, SliderInfo
 from concept_sliders.tests.support.full_disk import full_disk
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

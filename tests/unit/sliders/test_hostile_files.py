@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from concept_sliders.sliders.formats.adapter_kinds import PARTS
+from concept_sliders.sliders.changes import LowRank
+from concept_sliders.sliders.formats.kinds import PARTS
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
-from concept_sliders.sliders.slider import LowRank, Slider
+from concept_sliders.sliders.slider import Slider
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save

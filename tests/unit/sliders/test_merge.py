@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.merge_sliders import compressed, merge
-from concept_sliders.sliders.slider import Adapted, LowRank, Slider
+from concept_sliders.sliders.slider import Slider
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,7 +112,7 @@ def test_a_pointwise_convolution_meets_a_linear_layer():
 
 
 def test_other_kinds_are_kept_alone_and_refused_together():
-    bias = Adapted({"diff_b": torch.ones(3)})
+    bias = Adapter({"diff_b": torch.ones(3)})
     merged = merge([(slider("a", x=low_rank(2), b=bias), 0.5)], 1)
     assert (merged.layers["b"].parts, merged.layers["b"].scale) == (bias.parts, 0.5)
     both = [(slider("a", b=bias), 1.0), (slider("c", b=low_rank(2)), 1.0)]
@@ -123,7 +124,7 @@ def test_other_kinds_are_kept_alone_and_refused_together():
 
 
 def test_what_a_rank_cannot_be_given_to_is_named():
-    one = slider("a", x=low_rank(4), b=Adapted({"diff_b": torch.ones(3)}), d=Adapted({"diff": torch.ones(3, 2)}))
+    one = slider("a", x=low_rank(4), b=Adapter({"diff_b": torch.ones(3)}), d=Adapter({"diff": torch.ones(3, 2)}))
     assert merge([(one, 0.5)], 2).whole == ("b", "d")
     assert merge([(one, 0.5)]).whole == ()  # nothing was asked for that they have not got
     assert merge([(slider("a", x=low_rank(4)), 1.0)], 2).whole == ()

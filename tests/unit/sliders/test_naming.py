@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from concept_sliders.sliders.formats.adapter_kinds import ALPHA, DOWN, PEFT_BIAS, PEFT_MAGNITUDE, UP
 from concept_sliders.sliders.formats.conventions import renamed
 from concept_sliders.sliders.formats.keys import split_key
-from concept_sliders.sliders.formats.model_family import UNKNOWN, candidates, family_of
-from concept_sliders.sliders.formats.names import (
+from concept_sliders.sliders.formats.kinds import ALPHA, DOWN, PEFT_BIAS, PEFT_MAGNITUDE, UP
+from concept_sliders.sliders.formats.layer_names import (
+    comfyui_names,
     dotted,
     encoder_in_diffusers,
     encoder_in_kohya,
-    host_names,
     known_name,
 )
+from concept_sliders.sliders.formats.model_family import UNKNOWN, candidates, family_of
 from concept_sliders.sliders.formats.slider_files import read_slider
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,31 +76,31 @@ D = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     ],
 )
 def test_known_names(name, known):
-    assert host_names([name]) == {name: known or name}
+    assert comfyui_names([name]) == {name: known or name}
 
 
 def test_a_files_names_are_read_together():
     double = "lora_unet_transformer_blocks_0_attn_to_q"
     single = "lora_unet_single_transformer_blocks_0_attn_to_q"
     out = "lora_unet_norm_out_linear"
-    assert host_names([double, single])[double] == "lora_transformer_transformer_blocks_0_attn_to_q"
-    assert host_names([out, single])[out] == "lora_transformer_norm_out_linear"
-    assert host_names([out])[out] == out
-    assert host_names([double, "lora_unet_transformer_blocks_0_txt_mlp_net_2"])[double] == double
+    assert comfyui_names([double, single])[double] == "lora_transformer_transformer_blocks_0_attn_to_q"
+    assert comfyui_names([out, single])[out] == "lora_transformer_norm_out_linear"
+    assert comfyui_names([out])[out] == out
+    assert comfyui_names([double, "lora_unet_transformer_blocks_0_txt_mlp_net_2"])[double] == double
     peft = ["base_model.model.x_embedder", "base_model.model.transformer_blocks.0.attn.to_q"]
-    assert host_names(peft)[peft[0]] == "transformer.x_embedder"
-    assert host_names(peft[:1])[peft[0]] == "diffusion_model.x_embedder"
+    assert comfyui_names(peft)[peft[0]] == "transformer.x_embedder"
+    assert comfyui_names(peft[:1])[peft[0]] == "diffusion_model.x_embedder"
 
 
 def test_the_second_encoder_of_a_peft_folder():
     name = "base_model.model.text_model.encoder.layers.0.mlp.fc1"
-    assert host_names([name], "text_encoder_2")[name] == "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"
+    assert comfyui_names([name], "text_encoder_2")[name] == "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"
 
 
 @given(st.lists(st.text(min_size=1, max_size=60), max_size=5, unique=True))
 def test_names_that_mean_nothing_stay(names):
-    assert set(host_names(names)) == set(names)
-    assert all(host_names([name]) == {name: name} for name in names if name.isalnum())
+    assert set(comfyui_names(names)) == set(names)
+    assert all(comfyui_names([name]) == {name: name} for name in names if name.isalnum())
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from concept_sliders.sliders.equation.hooks import LayerBank
+from concept_sliders.sliders.changes import LowRank
+from concept_sliders.sliders.equation.hooks import SliderHooks
 from concept_sliders.sliders.equation.weight_changes import Patch
-from concept_sliders.sliders.slider import LowRank
 from torch import nn
 
 LAYERS = {
@@ -53,7 +53,7 @@ def layer_and_x(request):
 def test_equals_merged_weights(layer_and_x):
     layer, x = layer_and_x
     sliders = changes(layer)
-    with LayerBank({layer: list(enumerate(sliders))}).acting(torch.tensor([[0.5, -2.0, 1.5]])):
+    with SliderHooks({layer: list(enumerate(sliders))}).acting(torch.tensor([[0.5, -2.0, 1.5]])):
         y = layer(x)
     torch.testing.assert_close(y, merged(layer, sliders, (0.5, -2.0, 1.5))(x), rtol=1e-5, atol=1e-5)
 
@@ -62,7 +62,7 @@ def test_every_row_has_its_own_strengths(layer_and_x):
     layer, x = layer_and_x
     sliders = changes(layer)
     strengths = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [-1.0, 2.0, 0.0]])
-    with LayerBank({layer: list(enumerate(sliders))}).acting(strengths):
+    with SliderHooks({layer: list(enumerate(sliders))}).acting(strengths):
         y = layer(x)
     for row, values in enumerate(strengths.tolist()):
         torch.testing.assert_close(y[row], merged(layer, sliders, values)(x)[row], rtol=1e-5, atol=1e-5)
@@ -74,7 +74,7 @@ def test_a_row_stands_for_consecutive_entries():
     layer = nn.Linear(5, 7)
     (slider,) = changes(layer, (2,))
     x = torch.randn(6, 5)
-    with LayerBank({layer: [(0, slider)]}).acting(torch.tensor([[1.0], [-1.0]])):
+    with SliderHooks({layer: [(0, slider)]}).acting(torch.tensor([[1.0], [-1.0]])):
         y = layer(x)
     torch.testing.assert_close(y[:3], merged(layer, [slider], (1.0,))(x[:3]))
     torch.testing.assert_close(y[3:], merged(layer, [slider], (-1.0,))(x[3:]))
@@ -82,7 +82,7 @@ def test_a_row_stands_for_consecutive_entries():
 
 def test_a_batch_that_rows_do_not_divide():
     layer = nn.Linear(5, 7)
-    bank = LayerBank({layer: list(enumerate(changes(layer, (2,))))}, {layer: "to_q"})
+    bank = SliderHooks({layer: list(enumerate(changes(layer, (2,))))}, {layer: "to_q"})
     with bank.acting(torch.tensor([[1.0], [2.0]])):
         layer(torch.randn(4, 5))
         with pytest.raises(ValueError, match="to_q runs on a batch of 3.*2 rows"):
@@ -93,7 +93,7 @@ def test_a_batch_that_rows_do_not_divide():
 
 def test_zero_is_the_bare_layer_bit_for_bit(layer_and_x):
     layer, x = layer_and_x
-    bank = LayerBank({layer: list(enumerate(changes(layer)))})
+    bank = SliderHooks({layer: list(enumerate(changes(layer)))})
     bare = layer(x)
     with bank.acting(torch.zeros(3, 3)):
         assert not layer._forward_hooks
@@ -104,7 +104,7 @@ def test_a_slider_at_zero_is_left_out():
     layer, x = nn.Linear(5, 7), torch.randn(3, 5)
     one, two = changes(layer, (2, 3))
     broken = LowRank(two.down * float("nan"), two.up)
-    bank = LayerBank({layer: [(0, one), (1, broken)]})
+    bank = SliderHooks({layer: [(0, one), (1, broken)]})
     expected = merged(layer, [one], (1.0,))(x)
     with bank.acting(torch.tensor([[1.0, 0.0]])):
         torch.testing.assert_close(layer(x), expected)
@@ -113,7 +113,7 @@ def test_a_slider_at_zero_is_left_out():
 def test_nothing_stays_behind():
     layer, other = nn.Linear(5, 7), nn.Linear(5, 7)
     (slider,) = changes(layer, (2,))
-    bank = LayerBank({layer: [(0, slider)], other: [(0, slider)]})
+    bank = SliderHooks({layer: [(0, slider)], other: [(0, slider)]})
     before = dict(vars(layer))
     with pytest.raises(KeyboardInterrupt), bank.acting(torch.ones(1, 1)):
         assert layer._forward_hooks
@@ -129,7 +129,7 @@ def test_gradients_equal_those_of_merged_weights(layer_and_x):
     layer.requires_grad_(False)
     (slider,) = changes(layer, (2,))
     learning = LowRank(nn.Parameter(slider.down.clone()), nn.Parameter(slider.up.clone()))
-    bank = LayerBank({layer: [(0, learning)]})
+    bank = SliderHooks({layer: [(0, learning)]})
     for _ in range(2):  # a second step must see the parameters afresh
         with bank.acting(torch.full((1, 1), 0.7)):
             ours = torch.autograd.grad(layer(x).square().sum(), (learning.down, learning.up))
@@ -149,7 +149,7 @@ def test_backward_after_inference_mode():
         (frozen,) = changes(last, (2,))
     (start,) = changes(first, (2,))
     learning = LowRank(nn.Parameter(start.down), nn.Parameter(start.up))
-    bank = LayerBank({first: [(0, learning)], last: [(1, frozen)]})
+    bank = SliderHooks({first: [(0, learning)], last: [(1, frozen)]})
     model, x = nn.Sequential(first, last), torch.randn(3, 5)
     with torch.inference_mode(), bank.acting(torch.ones(1, 2)):
         model(x)
@@ -164,7 +164,7 @@ def test_computes_in_the_dtype_of_the_layer(dtype):
     (slider,) = changes(layer.float(), (4,))
     layer.to(dtype)
     x = torch.randn(3, 64)
-    with LayerBank({layer: [(0, slider)]}).acting(torch.ones(1, 1)):
+    with SliderHooks({layer: [(0, slider)]}).acting(torch.ones(1, 1)):
         y = layer(x.to(dtype))
     assert y.dtype == dtype
     expected = merged(layer.float(), [slider], (1.0,))(x)
@@ -177,7 +177,7 @@ def test_linear_and_1x1_convolution_forms_are_exchanged():
     as_conv = LowRank(plain.down[..., None, None], plain.up[..., None, None])
     x, image = torch.randn(3, 5), torch.randn(3, 5, 2, 2)
     expected = merged(linear, [plain], (1.0,))(x), merged(conv, [plain], (1.0,))(image)
-    with LayerBank({linear: [(0, as_conv)], conv: [(0, plain)]}).acting(torch.ones(1, 1)):
+    with SliderHooks({linear: [(0, as_conv)], conv: [(0, plain)]}).acting(torch.ones(1, 1)):
         torch.testing.assert_close((linear(x), conv(image)), expected)
 
 
@@ -189,13 +189,13 @@ def test_what_it_cannot_act_on():
         (nn.Linear(4, 5), r"norm: the slider has down \(2, 4\) and up \(4, 2\).*\(5, 4\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            LayerBank({module: [(0, change)]}, {module: "norm"})
+            SliderHooks({module: [(0, change)]}, {module: "norm"})
 
 
 def test_memory_is_bounded_over_many_active_sets():
     layer, x = nn.Linear(5, 7), torch.randn(3, 5)
     sliders = changes(layer, (1,) * 12)
-    bank = LayerBank({layer: list(enumerate(sliders))})
+    bank = SliderHooks({layer: list(enumerate(sliders))})
     for index in range(12):
         expected = merged(layer, [sliders[index]], (1.0,))(x)
         with bank.acting(torch.eye(12)[index : index + 1]):
@@ -220,7 +220,7 @@ def test_what_is_kept_multiplied_out_is_found_again_by_what_it_is():
     layer, x = nn.Linear(5, 5).requires_grad_(False), torch.randn(3, 5)
     by = [{"weight": torch.randn(5, 5), "bias": torch.randn(5)} for _ in range(2)]
     patches = [(0, Added("weight", by[0]["weight"])), *((1, Added(name, by[1][name])) for name in ("weight", "bias"))]
-    bank = LayerBank({layer: patches})
+    bank = SliderHooks({layer: patches})
     for strengths in ((0.5, 2.0), (0.0, 2.0), (0.5, 0.0)):
         weight = layer.weight + strengths[0] * by[0]["weight"] + strengths[1] * by[1]["weight"]
         with bank.acting(torch.tensor([strengths])):
@@ -236,6 +236,6 @@ def test_half_precision_keeps_small_alphas():
     expected = x @ (change.up @ change.down).T
     half = layer.half()
     nn.init.zeros_(half.weight)
-    with torch.no_grad(), LayerBank({half: [(0, change)]}).acting(torch.tensor([[1.0]])):
+    with torch.no_grad(), SliderHooks({half: [(0, change)]}).acting(torch.tensor([[1.0]])):
         y = half(x.half()).float()
     assert ((y - expected).norm() / expected.norm()) < 0.02

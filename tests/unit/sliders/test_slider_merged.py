@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from concept_sliders.sliders.equation.hooks import LayerBank
+from concept_sliders.sliders.changes import Dense, LowRank
+from concept_sliders.sliders.equation.hooks import SliderHooks
 from concept_sliders.sliders.equation.merged_weights import MergedWeights
 from concept_sliders.sliders.equation.weight_updates import UPDATES, bytes_needed, can_merge
-from concept_sliders.sliders.slider import Dense, LowRank
 from torch import nn
 
 
@@ -54,7 +54,7 @@ def test_the_weights_are_those_of_the_formula_and_go_again():
     layers = changes_of(model, 4)
     own = {name: (tensor, tensor.clone()) for name, tensor in model.named_parameters()}
     merged = MergedWeights()
-    merged.take(layers)
+    merged.prepare(layers)
     for strengths in torch.randn(5, 4):
         with merged.acting(strengths):
             for have, want in zip(present(layers), expected(layers_on(own, layers), strengths), strict=True):
@@ -80,7 +80,7 @@ def test_zero_strengths_put_nothing_in_place():
     layers = changes_of(model, 3)
     before = [id(p) for p in model.parameters()]
     merged = MergedWeights()
-    merged.take(layers)
+    merged.prepare(layers)
     with merged.acting(torch.zeros(3)):
         assert [id(p) for p in model.parameters()] == before
     assert merged.uses == 0
@@ -89,9 +89,9 @@ def test_zero_strengths_put_nothing_in_place():
 def test_both_ways_agree():
     model = small_model()
     layers = changes_of(model, 4)
-    bank = LayerBank({module: changes for module, _, changes in layers})
+    bank = SliderHooks({module: changes for module, _, changes in layers})
     merged = MergedWeights()
-    merged.take(layers)
+    merged.prepare(layers)
     strengths = torch.tensor([0.5, -1.0, 0.0, 2.0])
     inputs = {"linear": torch.randn(3, 12), "conv": torch.randn(3, 3, 6, 6), "norm": torch.randn(3, 4, 12)}
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_rounding_does_not_pile_up(dtype):
     layers = changes_of(model, 6, size=0.05)
     own = {name: (tensor, None) for name, tensor in model.named_parameters()}
     merged = MergedWeights()
-    merged.take(layers)
+    merged.prepare(layers)
     strengths = torch.ones(6)
     worst = 0.0
     for turn in range(300):
@@ -129,7 +129,7 @@ def test_an_update_is_no_rebuild():
     model = small_model()
     layers = changes_of(model, 8)
     merged = MergedWeights()
-    merged.take(layers)
+    merged.prepare(layers)
     strengths = torch.ones(8)
     with merged.acting(strengths):
         before = model["conv"].weight.clone()
@@ -145,7 +145,7 @@ def test_a_layer_with_new_weights_is_built_anew():
     model = small_model()
     layers = changes_of(model, 2)
     merged = MergedWeights()
-    merged.take(layers)
+    merged.prepare(layers)
     strengths = torch.ones(2)
     with merged.acting(strengths):
         before = model["linear"].weight.detach().clone()
@@ -159,20 +159,20 @@ def test_an_error_in_the_block_and_one_while_building():
     layers = changes_of(model, 2)
     before = [id(p) for p in model.parameters()]
     merged = MergedWeights()
-    merged.take(layers)
+    merged.prepare(layers)
     with pytest.raises(KeyboardInterrupt), merged.acting(torch.ones(2)):
         raise KeyboardInterrupt
     assert [id(p) for p in model.parameters()] == before
     broken = [(m, n, ((0, LowRank(torch.ones(1, 7), torch.ones(10, 1))),)) for m, n, _ in layers[:1]]
-    merged.take(broken)
+    merged.prepare(broken)
     with pytest.raises(RuntimeError), merged.acting(torch.ones(1)):
         raise AssertionError("never reached")
     assert [id(p) for p in model.parameters()] == before
-    merged.take(layers)
+    merged.prepare(layers)
     with merged.acting(torch.ones(2)):
         have = present(layers)
     fresh = MergedWeights()
-    fresh.take(layers)
+    fresh.prepare(layers)
     with fresh.acting(torch.ones(2)):
         assert all(torch.equal(a, b) for a, b in zip(have, present(layers), strict=True))
 
@@ -194,7 +194,7 @@ def test_back_from_far_leaves_no_coarser_rounding(dtype):
     near, far = torch.full((4,), 0.5), torch.tensor([1e6, 0.5, 0.5, 0.5])
     merged, fresh = MergedWeights(), MergedWeights()
     for each in (merged, fresh):
-        each.take(layers)
+        each.prepare(layers)
     for strengths in (near, far, near):
         with merged.acting(strengths):
             back = present(layers)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.gate import Gate, percent_of
-from concept_sliders.sliders.slider import LowRank, Slider, SliderInfo
-from concept_sliders.sliders.stack import Placed, Stack
+from concept_sliders.sliders.slider import Slider, SliderInfo
+from concept_sliders.sliders.stack import Stack, StackedSlider
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ def percent_to_sigma(percent: float) -> float:
 
 
 def stack_of(values: list[float]) -> Stack:
-    return Stack(tuple(Placed(slider(str(index)), (value,)) for index, value in enumerate(values)))
+    return Stack(tuple(StackedSlider(slider(str(index)), (value,)) for index, value in enumerate(values)))
 
 
 stacks = st.lists(VALUES, max_size=4).map(stack_of)
@@ -47,7 +48,7 @@ def test_addition_is_concatenation(a, b, c):
 @given(stacks, st.floats(-2.0, 2.0), gates)
 def test_operations_leave_their_stack_alone(a, factor, gate):
     before = a.strengths()
-    a.scaled(factor), a.gated(gate), a.without_zeros(), a + a
+    a.scaled(factor), a.gated(gate), a + a
     assert torch.equal(a.strengths(), before)
     torch.testing.assert_close(a.scaled(factor).strengths(), before * factor)
 
@@ -121,7 +122,7 @@ def test_gates_that_cannot_be(values, message):
 
 
 @given(st.lists(VALUES, min_size=1, max_size=5), st.integers(1, 4))
-def test_sweep_rows_are_latent_by_latent(values, repeats):
+def test_sweep_entries_are_latent_by_latent(values, repeats):
     stack = (Stack.of(slider("a"), 0.25) + Stack.of(slider("b"), 9.0)).swept(1, values, repeats)
     rows = stack.strengths()
     assert rows.shape == (len(values) * repeats, 2) or len(values) * repeats == 1
@@ -141,13 +142,8 @@ def test_sweep_of_a_position_that_is_not_there():
 def test_two_sweeps_of_different_length():
     one = Stack.of(slider("age")).swept(0, (0.0, 1.0))
     two = Stack.of(slider("smile")).swept(0, (0.0, 0.5, 1.0))
-    with pytest.raises(ValueError, match="'age' has strengths for 2 rows and slider 'smile' for 3"):
+    with pytest.raises(ValueError, match="'age' has strengths for 2 batch entries and slider 'smile' for 3"):
         one + two
-
-
-def test_without_zeros_keeps_what_acts_in_any_row():
-    stack = Stack.of(slider("a"), 0.0) + Stack.of(slider("b"), (0.0, 1.0)) + Stack.of(slider("c"), (0.0, 0.0))
-    assert [p.slider.name for p in stack.without_zeros()] == ["b"]
 
 
 def test_values_that_cannot_be():
@@ -197,13 +193,18 @@ def test_facts_about_a_slider():
 
 def test_branches():
     stack = Stack.of(slider("one"), 1.0)
-    assert stack.on("both") is stack
-    positive = stack.on("positive")
-    assert positive[0].branch == positive.on("both")[0].branch == positive.on("positive")[0].branch == "positive"
-    with pytest.raises(ValueError, match="positive prompts only"):
-        positive.on("negative")
-    with pytest.raises(ValueError, match="both, positive, negative"):
-        stack.on("neither")
+    assert stack.restricted_to("both") is stack
+    positive = stack.restricted_to("cond")
+    assert (
+        positive[0].cond_or_uncond
+        == positive.restricted_to("both")[0].cond_or_uncond
+        == positive.restricted_to("cond")[0].cond_or_uncond
+        == "cond"
+    )
+    with pytest.raises(ValueError, match="acts on cond only"):
+        positive.restricted_to("uncond")
+    with pytest.raises(ValueError, match="both, cond, uncond"):
+        stack.restricted_to("neither")
 
 
 def test_the_states_that_gates_make_one_after_the_other():

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from concept_sliders.sliders.equation.hooks import LayerBank
-from concept_sliders.sliders.slider import Dense
+from concept_sliders.sliders.changes import Dense
+from concept_sliders.sliders.equation.hooks import SliderHooks
 from torch import Tensor, nn
 
 
@@ -42,8 +42,8 @@ def seed():
     torch.manual_seed(0)
 
 
-def bank_of(module: nn.Module, *changes: Dense) -> LayerBank:
-    return LayerBank({module: list(enumerate(changes))}, {module: "blocks.0"})
+def bank_of(module: nn.Module, *changes: Dense) -> SliderHooks:
+    return SliderHooks({module: list(enumerate(changes))}, {module: "blocks.0"})
 
 
 def at(*strengths: float) -> Tensor:
@@ -85,11 +85,11 @@ def test_a_weight_by_its_formula_beside_a_parameter_without_one():
 
 def test_strengths_that_differ_between_rows():
     block, other = Block(), nn.Linear(4, 4)
-    bank = LayerBank({block: [(0, Dense({"gain": torch.ones(4)}))], other: [(1, Dense({"bias": torch.ones(4)}))]})
+    bank = SliderHooks({block: [(0, Dense({"gain": torch.ones(4)}))], other: [(1, Dense({"bias": torch.ones(4)}))]})
     rows = torch.tensor([[1.0, 1.0], [2.0, 1.0]])
-    assert bank.are_apart(rows)
-    assert not bank.are_apart(rows.flip(1))
-    assert not bank.are_apart(rows[:1])
+    assert bank.need_separate_evaluations(rows)
+    assert not bank.need_separate_evaluations(rows.flip(1))
+    assert not bank.need_separate_evaluations(rows[:1])
     named = bank_of(block, Dense({"gain": torch.ones(4)}))
     with (
         pytest.raises(ValueError, match=r"Layer blocks.0 is a Block: the change of its gain cannot differ between"),

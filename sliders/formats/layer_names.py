@@ -58,7 +58,7 @@ _PLAIN_WORD = re.compile(
 )
 
 
-def host_names(names: Iterable[str], encoder: str = "text_encoder") -> dict[str, str]:
+def comfyui_names(names: Iterable[str], encoder: str = "text_encoder") -> dict[str, str]:
     """For each layer name of one file, the name to know it by: its own where the stock loader knows that.
 
     encoder: which text encoder a PEFT file for a text encoder is of, "text_encoder", "text_encoder_2", ...

@@ -11,7 +11,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from ..slider import Adapted, Change, LowRank, check_shapes
+from ..changes import Adapter, Change, LowRank, check_shapes
 
 DOWN, UP, MID = "lora_down.weight", "lora_up.weight", "lora_mid.weight"
 ALPHA, DORA, DIFF, BIAS = "alpha", "dora_scale", "diff", "diff_b"
@@ -103,9 +103,9 @@ def _fit(name: str, fits: bool, what: str, parts: Mapping[str, Tensor]) -> None:
         raise ValueError(f"layer {name}: the parts of its {what} do not fit each other: {shapes}.")
 
 
-def _kept(parts: Mapping[str, Tensor]) -> Adapted:
+def _kept(parts: Mapping[str, Tensor]) -> Adapter:
     # In one order, whatever the file's: equal changes then have equal fingerprints
-    return Adapted({part: t.float() if part == ALPHA else t for part, t in sorted(parts.items())})
+    return Adapter({part: t.float() if part == ALPHA else t for part, t in sorted(parts.items())})
 
 
 def _lora(name: str, parts: dict[str, Tensor]) -> Change:
@@ -253,7 +253,7 @@ _MAKERS: dict[str, Callable[[str, dict[str, Tensor]], Change]] = {
 }
 
 
-def folded(name: str, change: Adapted) -> dict[str, Tensor]:
+def folded(name: str, change: Adapter) -> dict[str, Tensor]:
     """A change's parts with its scale in them: in alpha where the kind has one, else in the difference.
 
     Raises ValueError, naming the layer, where no tensors of its kind are the scaled change.

@@ -61,7 +61,7 @@ def test_a_visual_recipe_takes_a_folder_of_pairs(train_command, tmp_path):
         ({}, "holds no recipe"),
         ({"concepts": [CONCEPT], "steps": 0}, "steps must be at least 1"),
         ({"a": 1}, "has no a"),
-        ({"concepts": [{**CONCEPT, "preserve": "male"}]}, "preserve must be a list of texts, got 'male'"),
+        ({"concepts": [{**CONCEPT, "hold": "male"}]}, "hold must be a list of texts, got 'male'"),
         ({"concepts": [{**CONCEPT, "more": 5}]}, "more must be a text, got 5"),
         ({"concepts": [CONCEPT], "rank": 4.5}, "rank must be a whole number, got 4.5"),
         ({"concepts": [CONCEPT], "both_signs": "no"}, "both_signs must be true or false, got 'no'"),
@@ -100,7 +100,7 @@ def test_a_slider_of_the_graph_is_trained_again_as_it_was(train_command, tmp_pat
         model, clip, _ = load_pocket()
         latent = {"samples": torch.zeros(2, 24, 8, 12)}
         out = TrainSlider.execute(model, clip, (Concept(**CONCEPT),), latent, "age", 0.0, 1.0, **SMALL)
-    save_slider(out.args[0].placed[0].slider, made)
+    save_slider(out.args[0].sliders[0].slider, made)
     assert train_command(made, "--out", again)[0] == 0
     one, other = load_slider(made), load_slider(again)
     assert one.info.recipe["batch"] == 2 and one.info.recipe["latent_shape"] == [24, 8, 12]
@@ -125,7 +125,7 @@ def test_a_visual_slider_of_the_graph_is_trained_again_and_other_pictures_are_no
     with torch.inference_mode():
         read = read_pairs(pairs, prompt="portrait of a person", side=64)
         out = TrainVisualSlider.execute(*load_pocket(), read, "smile", 0.0, 1.0, steps=2, rank=2)
-    save_slider(out.args[0].placed[0].slider, made)
+    save_slider(out.args[0].sliders[0].slider, made)
     code, said = train_command(made, "--out", again, "--pairs", pairs)
     assert code == 0 and "Note:" not in said
     one, other = load_slider(made), load_slider(again)
