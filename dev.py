@@ -3,7 +3,7 @@
 
     python3 dev.py demo                 train a slider in the real ComfyUI and turn it
     python3 dev.py train RECIPE [...]    train a slider by a recipe: a slider's file, or JSON
-    python3 dev.py test [tier ...]      the tests: unit, host, server, browser, js
+    python3 dev.py test [tier ...]      the tests: unit, host, server, browser
     python3 dev.py bench NAME [...]     one of the benchmarks in bench/
     python3 dev.py serve                a running ComfyUI with this pack in it
     python3 dev.py run SCRIPT [...]     a script, by the host's Python
@@ -38,8 +38,7 @@ def script(name: str, arguments: list[str]) -> int:
 
 
 def demo(options: argparse.Namespace) -> int:
-    chosen = host.find(say)
-    return script("devtools/demo.py", ["--comfy", str(chosen.comfy), *options.rest])
+    return script("devtools/library.py", ["cli.demo", *options.rest])
 
 
 def test(options: argparse.Namespace) -> int:
@@ -49,7 +48,7 @@ def test(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     # Ctrl-C is for the trainer alone: it stops, and writes what it has learned
     signal.signal(signal.SIGINT, lambda *_: None)
-    return script("devtools/library.py", ["devtools.train_command", *options.rest])
+    return script("devtools/library.py", ["cli.train", *options.rest])
 
 
 def bench(options: argparse.Namespace) -> int:

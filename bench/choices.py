@@ -46,7 +46,7 @@ AGE = Concept(
 )
 CROOKED = replace(AGE, more="portrait of a very old man", less="portrait of a very young woman")
 USUAL = TextualRecipe(concepts=(AGE,), steps=200, learning_rate=2e-3, seed=0)
-PUBLISHED = replace(USUAL, own_rollouts=0.0, held_target=False)
+PUBLISHED = replace(USUAL, on_policy_rollouts=0.0, preserve_in_target=False)
 DRAWN = VisualRecipe(less="young", more="old", method="ADDifT", steps=60, learning_rate=2e-3, seed=0)
 READ = (*CONTINUOUS, *BINARY)
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -65,8 +65,8 @@ class Choice:
     people: int = 12
 
 
-def _with_eta(eta: float, hold: tuple[str, ...] = AGE.hold) -> TextualRecipe:
-    return replace(USUAL, concepts=(replace(AGE, eta=eta, hold=hold),))
+def _with_eta(eta: float, preserve: tuple[str, ...] = AGE.preserve) -> TextualRecipe:
+    return replace(USUAL, concepts=(replace(AGE, eta=eta, preserve=preserve),))
 
 
 RIGHT = "usual"
@@ -81,10 +81,10 @@ SHEETS = {  # steps first, and rising: a longer run goes on from a shorter one
         Choice(RIGHT, "eta 0.45"),
         Choice("eta_large", "eta 2: too large", _with_eta(2.0)),
     ),
-    "hold": (
+    "preserve": (
         Choice("hold_nothing", "nothing held: glasses come with age", replace(_with_eta(0.45, ()), steps=300), 32),
         Choice("hold_published", "held the published way", replace(PUBLISHED, steps=300), 32),
-        Choice("hold_own", "held, and in its own pictures", replace(USUAL, own_rollouts=1.0, steps=300), 32),
+        Choice("hold_own", "held, and in its own pictures", replace(USUAL, on_policy_rollouts=1.0, steps=300), 32),
     ),
     "signs": (
         Choice("one_sign", "strength +1 trained alone", replace(USUAL, both_signs=False)),

@@ -23,7 +23,7 @@ from concept_sliders.pocket.world import BINARY, CONTINUOUS
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.devtools.train_command import read_recipe
+from concept_sliders.cli.train import read_recipe
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
 from concept_sliders.training.run import Trained, train_slider, train_visual

@@ -26,7 +26,7 @@ from _live import peak_memory
 from comfy.patcher_extension import WrappersMP
 from concept_sliders.inversion import inversion_run
 from concept_sliders.inversion.null_text import Embedding, Step, fit
-from concept_sliders.inversion.settings import InversionRecipe
+from concept_sliders.inversion.settings import InversionSettings
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.comfy_host.denoiser import Denoiser
@@ -107,7 +107,7 @@ class Bench:
             made += sum(map(len, fitted.losses))
             return fitted
 
-        recipe = InversionRecipe(method=method, steps=self.steps, **settings)
+        recipe = InversionSettings(method=method, steps=self.steps, **settings)
         before, inversion_run.fit = self.unit(), fit
         try:
             with torch.inference_mode():
@@ -139,10 +139,10 @@ class Bench:
                 denoiser(x, sigma, [""])
             training = sum(sizes.values())
             context, options = ordinary(self.prompts[1])[0]
-            denoiser.put("null", [[context.to(x).requires_grad_(), options]])
+            negative = [[context.to(x).requires_grad_(), options]]
             sizes, hooks = self.saved()
             with differentiable(False), hooks:
-                denoiser(x, sigma, ["null"])
+                denoiser.evaluate(x, sigma, [denoiser.conditions(negative, x)])
             inner = sum(sizes.values())
             peaks = self.inner_peak(denoiser, x, sigma), self.training_peak(denoiser, x, sigma)
         return {
@@ -158,11 +158,11 @@ class Bench:
 
     def run_peaks(self) -> dict:
         """Bytes that a whole inversion and a whole training of two steps hold at most."""
-        recipe = InversionRecipe(steps=self.steps, refinement=2, inner_steps=2)
+        recipe = InversionSettings(steps=self.steps, refinement=2, inner_steps=2)
         with torch.inference_mode(), peak_memory(self.model.load_device) as peak:
             invert(self.model, self.latents, *self.prompts, recipe)
         inverting = peak.bytes
-        recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, visits=2)
+        recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, samples_per_rollout=2)
         prompts = dict.fromkeys((*CONCEPT.prompts(), ""), self.prompts[0])
         with torch.inference_mode(), peak_memory(self.model.load_device) as peak:
             train_slider(self.model, prompts, recipe, self.latents, "memory", Watch(preview_every=0))
@@ -177,8 +177,7 @@ class Bench:
         context, options = ordinary(self.prompts[1])[0]
 
         def predict(x: torch.Tensor, embedding: Embedding, rows: torch.Tensor) -> torch.Tensor:
-            denoiser.put("null", [[embedding[0], options]])
-            return denoiser(x, sigma, ["null"])[0]
+            return denoiser.evaluate(x, sigma, [denoiser.conditions([[embedding[0], options]], x)])[0]
 
         with peak_memory(denoiser.device) as peak, differentiable(False), refetched(self.model.model):
             step = Step(x, sigma, sigma / 2, x, denoiser.ask(x, sigma, [""])[0], 7.5)

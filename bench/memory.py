@@ -19,7 +19,7 @@ import _models
 import torch
 from _live import peak_memory
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.training.recipe import BLOCKS_TWICE, Concept, TextualRecipe
+from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept, TextualRecipe
 from concept_sliders.training.run import Watch, train_slider
 
 log = logging.getLogger("bench")
@@ -30,8 +30,8 @@ SETTINGS = [
     ("rank 4", 1, {}),
     ("rank 16", 1, {"rank": 16}),
     ("batch 2", 2, {}),
-    ("blocks twice", 1, {"memory": BLOCKS_TWICE}),
-    ("blocks twice, batch 2", 2, {"memory": BLOCKS_TWICE}),
+    ("blocks twice", 1, {"memory": GRADIENT_CHECKPOINTING}),
+    ("blocks twice, batch 2", 2, {"memory": GRADIENT_CHECKPOINTING}),
 ]
 HEAD = """# Memory of training
 
@@ -45,7 +45,7 @@ The tiny models of the tests show how settings compare on each family; their fig
 
 def measured(model, conditionings: dict, empty: Callable[[int], torch.Tensor], batch: int, settings: dict) -> float:
     """The peak of one run in MiB."""
-    recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, visits=2, **settings)
+    recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, samples_per_rollout=2, **settings)
     latents = empty(batch)
     with torch.inference_mode(), peak_memory(model.load_device) as peak:
         train_slider(model, conditionings, recipe, latents, "memory", Watch(preview_every=0))

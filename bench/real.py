@@ -26,7 +26,7 @@ import torch
 from concept_sliders.inversion.conditioning import negative_conditioning
 from concept_sliders.inversion.inversion_files import load_inversion, save_inversion
 from concept_sliders.inversion.inversion import Inversion
-from concept_sliders.inversion.settings import InversionRecipe
+from concept_sliders.inversion.settings import InversionSettings
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.pocket.captions import caption
 from concept_sliders.pocket.drawing import draw
@@ -89,9 +89,9 @@ class Bench:
         if not path.exists():
             log.info("%s: inverting", name)
             settings = {"steps": self.steps, "cfg": self.cfg, "learning_rate": self.rate, **METHODS[name]}
-            recipe = InversionRecipe(**settings)
+            chosen = InversionSettings(**settings)
             with torch.inference_mode():
-                made = invert(self.model, self.latents, self.positive, self.negative, recipe)
+                made = invert(self.model, self.latents, self.positive, self.negative, chosen)
             save_inversion(made, path)
         return load_inversion(path)
 

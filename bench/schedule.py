@@ -52,7 +52,7 @@ GATE, SAMPLING_STEPS, GUIDANCE, FIRST_SEED = Gate(0.1), 20, 3.0, 70_000
 SCHEDULES = {
     "published": (PublishedPoints, {}),
     "ours": (TextualPoints, {}),
-    "ours, as the paper": (TextualPoints, {"held_target": False, "own_rollouts": 0.0}),
+    "ours, as the paper": (TextualPoints, {"preserve_in_target": False, "on_policy_rollouts": 0.0}),
 }
 COLOURS = {"published": "grey", "ours": "royalblue", "ours, as the paper": "darkorange"}
 

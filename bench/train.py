@@ -53,7 +53,7 @@ class Bench:
     """One model, borrowed for training. shape: (1, C, ...) of the latents."""
 
     def __init__(self, name: str, side: int):
-        self.name, prompts = name, (*replace(CONCEPT, hold=PHRASES).prompts(), *CONCEPT.prompts(), "")
+        self.name, prompts = name, (*replace(CONCEPT, preserve=PHRASES).prompts(), *CONCEPT.prompts(), "")
         with torch.inference_mode():
             if name == "pocket":
                 self.model, clip, vae = load_pocket()
@@ -114,7 +114,7 @@ class Bench:
         points.steps = STEPS // 2
         before = self._cost(published, published_iterations)
         for phrases in hold:
-            recipe = replace(recipe, concepts=(replace(CONCEPT, hold=PHRASES[:phrases]),))
+            recipe = replace(recipe, concepts=(replace(CONCEPT, preserve=PHRASES[:phrases]),))
             own = TextualPoints(self.denoiser, layers, recipe, self.shape, generator)
             # from a full pool on, whole trajectories, half of them with the slider on
             ours = self._cost(Training(self.denoiser, layers, own, recipe, generator), own_iterations, warm=POOL)

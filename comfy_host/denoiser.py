@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.conds import CONDRegular
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import merge_nested_dicts
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from .errors import ran_out
 from .latents import Shapes
 from .prompt_cache import PromptCache
 from .torch_compile import eagerly
+
+Conditions = dict[str, CONDRegular]  # by the name of the argument of the model that it is
 
 
 class ActingLayers(Protocol):
@@ -42,7 +45,7 @@ class Denoiser:
         self.device = patcher.load_device
         self._attention = LearningAttention(patcher.model_options.get("transformer_options", {}))
         self._conditionings = conditionings
-        self._conditions: dict[tuple, dict] = {}  # what the model makes of them, by prompt and latent size
+        self._conditions: dict[tuple, Conditions] = {}  # what the model makes of them, by prompt and latent size
         self.dtype = patcher.model.get_dtype_inference()  # of the activations
         # Most entries of a batch: that the model takes, or that memory has had room for, if it ran out
         self.at_once: int | None = 1 if takes_one_row(patcher.model) else None
@@ -53,10 +56,16 @@ class Denoiser:
         sigma: a scalar tensor. Without any part thrown away: guidance is the caller's choice of prompts, which must
         go into one batch, see `ask`.
         """
-        rows = x.shape[0]
+        return self.evaluate(x, sigma, [self._conditions_of(prompt, x) for prompt in prompts])
+
+    def evaluate(self, x: Tensor, sigma: Tensor, prompts: Sequence[Conditions]) -> Tensor:
+        """The same for prompts given as what `conditions` makes of them: x (B, C, ...) -> (len(prompts), B, C, ...).
+
+        Gradients reach the tensors of a prompt that require them.
+        """
         batch = x.repeat(len(prompts), *(1 for _ in x.shape[1:]))  # (P * B, C, ...), chunk by chunk
         sigmas = sigma.to(batch).expand(len(batch))
-        conditions = comfy.samplers.cond_cat([self._row_conditions(prompt, x) for prompt in prompts])
+        conditions = comfy.samplers.cond_cat([_for_batch(prompt, len(x)) for prompt in prompts])
         given = self.patcher.model_options.get("transformer_options", {})
         options = {
             **given,
@@ -64,12 +73,12 @@ class Denoiser:
             "wrappers": merge_nested_dicts(given.get("wrappers", {}), self.patcher.wrappers),
             "callbacks": merge_nested_dicts(given.get("callbacks", {}), self.patcher.callbacks),
             "cond_or_uncond": [0] * len(prompts),
-            "sigmas": sigmas[:rows],
+            "sigmas": sigmas[: len(x)],
         }
         with PromptCache().instead(self.patcher.model, None), eagerly(options):
             denoised = self.patcher.model.apply_model(batch, sigmas, **conditions, transformer_options=options)
         d = (batch - denoised) / sigma
-        return d.unflatten(0, (len(prompts), rows))
+        return d.unflatten(0, (len(prompts), len(x)))
 
     @torch.no_grad()
     def ask(
@@ -119,7 +128,7 @@ class Denoiser:
             return [[0]]
         groups: list[tuple[dict, list[int]]] = []
         for place, prompt in enumerate(prompts):
-            conditions = self._row_conditions(prompt, x)
+            conditions = _for_batch(self._conditions_of(prompt, x), len(x))
             for first, places in groups:
                 if comfy.samplers.cond_equal_size(first, conditions):
                     places.append(place)
@@ -156,40 +165,34 @@ class Denoiser:
         clean = torch.zeros_like(noise) if latents is None else latents
         return self.sampling.noise_scaling(sigma, noise, clean, latents is None)
 
-    def put(self, prompt: str, conditioning: list) -> None:
-        """Another CONDITIONING for a prompt. Gradients reach the tensors in it that ask for one."""
-        self._conditionings = {**self._conditionings, prompt: conditioning}
-        self._conditions = {key: made for key, made in self._conditions.items() if key[0] != prompt}
+    def conditions(self, conditioning: list, x: Tensor) -> Conditions:
+        """What the model is given for a prompt, a CONDITIONING of one entry, beside latents like x, (B, C, ...).
 
-    def _encoded(self, conditioning: list, latents: Tensor) -> dict:
-        converted = comfy.sampler_helpers.convert_cond(conditioning)
+        For some models it depends on the size of the latents. Raises ValueError for several entries.
+        """
+        like = torch.zeros_like(x[:1])
         (entry, *more) = comfy.samplers.encode_model_conds(
             self.patcher.model.extra_conds,
-            converted,
-            latents,
+            comfy.sampler_helpers.convert_cond(conditioning),
+            like,
             self.device,
             "positive",
-            latent_image=latents,
-            latent_shapes=self.shapes or [latents.shape],  # models of films with sound do not run without
+            latent_image=like,
+            latent_shapes=self.shapes or [like.shape],  # models of video with sound do not run without
         )
         if more:
             raise ValueError("A prompt must be a single conditioning here, not several combined.")
         return entry["model_conds"]
 
-    def _row_conditions(self, prompt: str, x: Tensor) -> dict:
-        """What the model is given for a prompt beside the latents x; for some it depends on their size."""
-        key, conditioning = (prompt, x.shape[1:]), self._conditionings[prompt]
-        if _learns(conditioning):  # kept, it would keep the graph it was made in
-            made = self._encoded(conditioning, torch.zeros_like(x[:1]))
-        else:
-            if key not in self._conditions:
-                with torch.no_grad():
-                    self._conditions[key] = self._encoded(conditioning, torch.zeros_like(x[:1]))
-            made = self._conditions[key]
-        return {name: condition.process_cond(batch_size=len(x), area=None) for name, condition in made.items()}
+    def _conditions_of(self, prompt: str, x: Tensor) -> Conditions:
+        """Those of one of the denoiser's own prompts, made once for every size of latents."""
+        key = (prompt, x.shape[1:])
+        if key not in self._conditions:
+            with torch.no_grad():
+                self._conditions[key] = self.conditions(self._conditionings[prompt], x)
+        return self._conditions[key]
 
 
-def _learns(conditioning: list) -> bool:
-    """Whether a gradient is asked for by any tensor of it."""
-    tensors = (value for context, options in conditioning for value in (context, *options.values()))
-    return any(isinstance(value, Tensor) and value.requires_grad for value in tensors)
+def _for_batch(conditions: Conditions, batch_size: int) -> dict[str, Any]:
+    """The same repeated for every entry of a batch, as ComfyUI's sampling does."""
+    return {name: each.process_cond(batch_size=batch_size, area=None) for name, each in conditions.items()}

@@ -7,13 +7,17 @@ model is loaded at the time, one with sliders or one without.
 from __future__ import annotations
 
 import weakref
+from typing import TypeVar
 
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .shared_state import Workshop
+
+Values = TypeVar("Values")
 
 
 class _Kept(nn.Module):
@@ -75,3 +79,8 @@ def free_unused() -> None:
 def intermediate_device() -> torch.device:
     """Where ComfyUI keeps what is handed from node to node, such as a prompt's encoding."""
     return comfy.model_management.intermediate_device()
+
+
+def to_device(values: Values, device: torch.device) -> Values:
+    """Copy lists, tuples and mappings with their tensors on a device and detached; all other values as they are."""
+    return tree_map(lambda value: value.detach().to(device) if isinstance(value, Tensor) else value, values)

@@ -32,7 +32,7 @@ elif getattr(torch.backends, "mps", None) and torch.backends.mps.is_available():
     device = "mps"
 elif hasattr(torch, "xpu") and torch.xpu.is_available():
     device = "xpu"
-names = ("numpy", "safetensors", "transformers", "pytest", "ruff")
+names = ("numpy", "safetensors", "transformers", "pytest", "ruff", "mypy")
 print(json.dumps({
     "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
     "torchaudio": torchaudio.__version__, "front end": of("comfyui-frontend-package"), "device": device,
@@ -65,6 +65,9 @@ def steps(lock: int | None = None) -> list[Step]:
                 drop_unfinished(site_packages)
         pip(home, "install", "-c", str(pins.CONSTRAINTS), *what, lock=lock)
 
+    def checkers(home: Path, again: bool) -> None:
+        install(home, again, "-c", str(pins.CHECKER_CONSTRAINTS), *pins.CHECKERS)
+
     return [
         Step("environment", "Python environment", GB // 10, environment),
         Step("comfyui", f"ComfyUI {pins.COMFYUI_VERSION}", GB // 10, source),
@@ -77,6 +80,7 @@ def steps(lock: int | None = None) -> list[Step]:
         ),
         Step("tools", "test tools", GB // 2, lambda *at: install(*at, *pins.TOOLS)),
         Step("check", "a first start", GB // 10, check),
+        Step(f"checkers-{pins.checkers_key()}", "type checker", GB // 10, checkers),
     ]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..comfy_host.apply import acting_on
 from ..comfy_host.identity import family
 from ..comfy_host.types import ModelPatcher
-from .settings import InversionRecipe
+from .settings import InversionSettings
 
 # Patches of guidance that sampling would follow and an inversion does not
 GUIDANCE_PATCHES = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function")
@@ -37,12 +37,12 @@ def checked_latents(patcher: ModelPatcher, latents: Tensor) -> Tensor:
     return latents.detach().clone().float()
 
 
-def checked_model(patcher: ModelPatcher, recipe: InversionRecipe) -> None:
+def checked_model(patcher: ModelPatcher, settings: InversionSettings) -> None:
     """Raises ValueError for models that the method cannot work on."""
-    if recipe.method != "plain" and is_guidance_distilled(patcher):
+    if settings.method != "plain" and is_guidance_distilled(patcher):
         raise ValueError(
             f"Inversion: {family(patcher)} has guidance distilled into it. It is sampled at a cfg of 1, where the "
-            f"negative prompt has no part, so {recipe.method!r} has nothing to act on. Choose the method 'plain' "
+            f"negative prompt has no part, so {settings.method!r} has nothing to act on. Choose the method 'plain' "
             "with a cfg of 1: it gives a noise latent that sampling leads back to the picture, for sliders to act on."
         )
     if acting_on(patcher) is not None:

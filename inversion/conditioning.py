@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from ..comfy_host.identity import fingerprint
-from ..comfy_host.memory import intermediate_device
+from ..comfy_host.memory import intermediate_device, to_device
 from ..comfy_host.prediction import prediction_of
 from ..comfy_host.sampling_run import HookedOptions, RunHook, group_of, samples_by_euler
 from ..comfy_host.types import CFGGuider
 from .checks import GUIDANCE_PATCHES
-from .devices import on_device
 from .inversion import Inversion
-from .prompt_entries import taken
-from .sigma_windows import first_misplaced
+from .prompts import first_misplaced, taken
 
 KEY = "concept_sliders.inversion"
 _RELATIVE = 1e-4  # within which noise levels are the same
@@ -37,7 +35,7 @@ def negative_conditioning(inversion: Inversion) -> list:
     conditioning = []
     for step, (start, end) in enumerate(inversion.windows[: inversion.distinct]):
         encoding, options = inversion.entry(step)
-        options = on_device(options, device)
+        options = to_device(options, device)
         if inversion.distinct > 1:
             options |= {"start_percent": start, "end_percent": end}
         conditioning.append([encoding.to(device), HookedOptions(options, hooks)])
@@ -46,7 +44,7 @@ def negative_conditioning(inversion: Inversion) -> list:
 
 def positive_conditioning(inversion: Inversion) -> list:
     """CONDITIONING of the prompt that the pictures were inverted with."""
-    return [list(on_device(inversion.positive, intermediate_device()))]
+    return [list(to_device(inversion.positive, intermediate_device()))]
 
 
 def inversion_in(conditioning: list) -> Inversion | None:
@@ -96,12 +94,12 @@ class InversionRun:
         first = int((own - given[0]).abs().argmin())
         part = own[first : first + len(given)]
         if len(part) != len(given) or not torch.allclose(part, given, rtol=_RELATIVE, atol=1e-6):
-            recipe = self.inversion.recipe
+            settings = self.inversion.settings
             raise ValueError(
-                f"This inversion holds for {self.inversion.steps} steps of the scheduler {recipe.scheduler!r}, noise "
-                f"levels {_levels(own)}; the sampler runs {len(given) - 1} steps, {_levels(given)}. Wire the sigmas "
-                f"of the inversion into SamplerCustom, or set {recipe.steps} steps, this scheduler and a denoise of "
-                "1 in KSampler; or invert again for the steps wanted."
+                f"This inversion holds for {self.inversion.steps} steps of the scheduler {settings.scheduler!r}, "
+                f"noise levels {_levels(own)}; the sampler runs {len(given) - 1} steps, {_levels(given)}. Wire the "
+                f"sigmas of the inversion into SamplerCustom, or set {settings.steps} steps, this scheduler and a "
+                "denoise of 1 in KSampler; or invert again for the steps wanted."
             )
         return first
 
@@ -126,7 +124,7 @@ class InversionRun:
                 f"{inversion.fingerprint}; the sampler's are {found}. Load that model, at the same precision, or "
                 "invert with this one."
             )
-        fitted_to = inversion.recipe.cfg if inversion.recipe.method == "null-text" else cfg
+        fitted_to = inversion.settings.cfg if inversion.settings.method == "null-text" else cfg
         if cfg is not None and not isclose(cfg, fitted_to, rel_tol=_RELATIVE):
             raise ValueError(
                 f"This inversion's embeddings are fitted to a cfg of {fitted_to:g}; the sampler's is {cfg:g}. Set it "
@@ -135,7 +133,7 @@ class InversionRun:
 
     def check_guidance(self, guider: CFGGuider) -> None:
         """Raises ValueError for guidance that fitted embeddings are not fitted to, whatever its scale."""
-        if self.inversion.recipe.method != "null-text":
+        if self.inversion.settings.method != "null-text":
             return
         told = [name for name in GUIDANCE_PATCHES if guider.model_options.get(name)]
         if type(guider).predict_noise is not CFGGuider.predict_noise:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .settings import InversionRecipe
+from .settings import InversionSettings
 
 _SAME = 1e-2  # share of a latent's size within which two of them are one
 
@@ -38,7 +38,7 @@ class Inversion:
     options: Mapping[str, Any]
     positive: tuple[Tensor, Mapping[str, Any]]
     windows: tuple[tuple[float, float], ...]
-    recipe: InversionRecipe
+    settings: InversionSettings
     family: str
     fingerprint: str
     prediction: str
@@ -81,18 +81,18 @@ class Inversion:
 
     def report(self) -> str:
         """What to tell of it, in a few lines."""
-        recipe, lines = self.recipe, []
+        settings, lines = self.settings, []
         count = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
-        lines.append(f"{count}, {recipe.method}, {self.steps} steps of {recipe.scheduler}, cfg {recipe.cfg:g}")
+        lines.append(f"{count}, {settings.method}, {self.steps} steps of {settings.scheduler}, cfg {settings.cfg:g}")
         if self.done < self.steps:
-            fitted = recipe.method == "null-text"
+            fitted = settings.method == "null-text"
             what_follows = (
                 "the later ones use the last embedding found, so the picture is reproduced less exactly."
                 if fitted
                 else "nothing is missing but how near it comes."
             )
             lines.append(f"Cancelled after {self.done} of {self.steps} steps: {what_follows}")
-        if recipe.method == "plain" and recipe.cfg != 1:
+        if settings.method == "plain" and settings.cfg != 1:
             lines.append("Guidance leads away from a plain inversion: sample it at a cfg of 1.")
         lines.append("reconstruction error, as a share of the latents' size: " + _listed(self.error))
         lines += [

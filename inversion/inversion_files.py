@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..sliders.formats.atomic_write import write_whole
 from .inversion import Inversion
-from .settings import InversionRecipe
+from .settings import InversionSettings
 
 _FORMAT, _VERSION = "concept_sliders.inversion", 2
 _OPTION, _POSITIVE = "option.", "positive."  # how tensors beside the two prompts' words begin
@@ -45,7 +45,7 @@ def save_inversion(inversion: Inversion, path: str | os.PathLike) -> None:
         raise ValueError(f"Cannot write the inversion to {path}: {error}.") from error
     about = {
         "version": _VERSION,
-        "recipe": inversion.recipe.as_dict(),
+        "recipe": inversion.settings.as_dict(),
         "family": inversion.family,
         "fingerprint": inversion.fingerprint,
         "prediction": inversion.prediction,
@@ -134,7 +134,7 @@ def _inversion(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Inver
         options=_together(about["options"], _OPTION, tensors),
         positive=(tensors["positive"], _together(about["positive"], _POSITIVE, tensors)),
         windows=tuple((float(start), float(end)) for start, end in about["windows"]),
-        recipe=InversionRecipe(**about["recipe"]),
+        settings=InversionSettings(**about["recipe"]),
         family=str(about["family"]),
         fingerprint=str(about["fingerprint"]),
         prediction=str(about["prediction"]),

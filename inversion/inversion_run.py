@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,28 +15,40 @@ from torch import Tensor
 from ..comfy_host.autograd import differentiable
 from ..comfy_host.borrow import Loan, borrowed, ordinary
 from ..comfy_host.denoiser import Denoiser
-from ..comfy_host.errors import InterruptProcessingException, ran_out, stop_if_cancelled
+from ..comfy_host.errors import FAILURES, InterruptProcessingException, described, ran_out, stop_if_cancelled
 from ..comfy_host.gradient_checkpointing import recomputed
 from ..comfy_host.guidance import classifier_free
 from ..comfy_host.identity import family, fingerprint
-from ..comfy_host.memory import free_unused
+from ..comfy_host.memory import free_unused, to_device
 from ..comfy_host.prediction import prediction_of
+from ..comfy_host.preview_budget import Looks
 from ..comfy_host.refetched_weights import refetched
 from ..comfy_host.types import ModelPatcher
-from .cancelled_run import Group, Standing, digest_of_inputs, group_of, keep, take
 from .checks import checked_latents, checked_model
 from .ddim import euler, upwards
-from .devices import on_device
-from .fitted_steps import Down, errors_of, losses_of
 from .inversion import Inversion
 from .null_text import Embedding, Fitted, Step, fit
-from .predictions import Asked
-from .progress import Tell, Teller, Told
-from .prompt_entries import checked_rows, single_entry
-from .settings import InversionRecipe
-from .sigma_windows import windows
+from .predictions import Predictions
+from .prompts import checked_rows, percent_windows, single_entry
+from .run_state import Down, Group, Standing, digest_of_inputs, errors_of, group_of, keep, losses_of, take
+from .settings import InversionSettings
 
 CPU = torch.device("cpu")
+SHOWN = 3  # pictures of a preview, at most
+
+
+@dataclass(frozen=True)
+class InversionProgress:
+    """How a run goes: `done` of `of` parts of it; `text` says of what. preview: (rows, C, ...) clean latents as
+    the model foresees them on the way to the reconstruction, or None."""
+
+    done: int
+    of: int
+    text: str
+    preview: Tensor | None = None
+
+
+ReportProgress = Callable[[InversionProgress], None]
 
 
 def invert(
@@ -43,8 +56,8 @@ def invert(
     latents: Tensor,
     positive: list,
     negative: list,
-    recipe: InversionRecipe,
-    tell: Tell = lambda told: None,
+    settings: InversionSettings,
+    tell: ReportProgress = lambda told: None,
     place: str | None = None,
 ) -> Inversion:
     """Invert pictures on the model in place.
@@ -58,18 +71,18 @@ def invert(
     one picture fits.
     """
     latents = checked_latents(patcher, latents)
-    checked_model(patcher, recipe)
+    checked_model(patcher, settings)
     prompt, own = single_entry(positive, "positive"), single_entry(negative, "negative")
     for (encoding, _), name in ((prompt, "positive"), (own, "negative")):
         checked_rows(encoding, len(latents), name)
-    if recipe.method == "negative prompt":
+    if settings.method == "negative prompt":
         own = prompt
     memory = patcher.model.memory_required([2 * len(latents), *latents.shape[1:]])
     with borrowed(patcher, memory_required=int(memory)) as loan:
-        run = _Run(loan, latents, ordinary([list(prompt)]), ordinary([list(own)])[0], recipe, tell)
+        run = _Run(loan, latents, ordinary([list(prompt)]), ordinary([list(own)])[0], settings, tell)
         if place is None:
             return run.result()
-        digest = digest_of_inputs(latents, positive, negative, recipe)
+        digest = digest_of_inputs(latents, positive, negative, settings)
         run.go_on(take(patcher, place, digest))
         try:
             return run.result()
@@ -90,17 +103,17 @@ class _Run:
         latents: Tensor,
         positive: list,
         negative: list,
-        recipe: InversionRecipe,
-        tell: Tell,
+        settings: InversionSettings,
+        tell: ReportProgress,
     ):
-        self.patcher, self.recipe, self.tell = loan.patcher, recipe, Teller(tell, loan)
+        self.patcher, self.settings, self.tell = loan.patcher, settings, ProgressReporter(tell, loan)
         self.denoiser = Denoiser(self.patcher, {})
         self.latents, self.clean = latents, self.patcher.model.process_latent_in(latents.to(self.denoiser.device))
-        self.sigmas = self.denoiser.sigmas(recipe.steps, recipe.scheduler).float()
+        self.sigmas = self.denoiser.sigmas(settings.steps, settings.scheduler).float()
         self.steps = len(self.sigmas) - 1  # some schedulers make one more than they are asked for, or fewer
-        self.windows = tuple(windows(self.sigmas.tolist(), self.denoiser.sampling.percent_to_sigma))
+        self.windows = tuple(percent_windows(self.sigmas.tolist(), self.denoiser.sampling.percent_to_sigma))
         self.positive, (self.encoding, self.options) = positive, negative
-        self.fitted_parts = fitted_parts(recipe, self.options)
+        self.fitted_parts = fitted_parts(settings, self.options)
         self.at_once = len(latents)
         self.recompute = self.carefully = False
         self.parts_done, self.cancelled = 0, False
@@ -144,15 +157,15 @@ class _Run:
                 logging.warning("Inversion: no memory for %d at once; going on with %d.", len(rows), self.at_once)
         return found
 
-    def _asked(self, rows: Tensor) -> Asked:
-        return Asked(self.denoiser, self.positive, self.options, rows, len(self.clean))
+    def _asked(self, rows: Tensor) -> Predictions:
+        return Predictions(self.denoiser, self.positive, self.options, rows, len(self.clean))
 
     def _upwards(self, rows: Tensor) -> Tensor:
         """The plain inversion of some rows: (n + 1, rows, C, ...), from the noise down to the clean latents."""
         asked, met = self._asked(rows), self.ups.setdefault(group_of(rows), [self.clean[rows]])
         self.parts_done += len(rows) * (len(met) - 1)
         to_go = self.sigmas[: len(self.sigmas) - len(met) + 1]
-        for x in upwards(partial(self._first_asked, asked), met[-1], to_go, self.recipe.refinement):
+        for x in upwards(partial(self._first_asked, asked), met[-1], to_go, self.settings.refinement):
             level = float(self.sigmas[-1 - len(met)])
             if not torch.isfinite(x).all():
                 raise FloatingPointError(
@@ -163,7 +176,7 @@ class _Run:
             self._say(len(rows), f"inversion, step {len(met) - 1} of {self.steps}")
         return torch.stack(met[::-1])
 
-    def _first_asked(self, asked: Asked, x: Tensor, sigma: Tensor) -> Tensor:
+    def _first_asked(self, asked: Predictions, x: Tensor, sigma: Tensor) -> Tensor:
         """d(x, sigma) of the prompt. The first question of a run is whether the model can take such latents."""
         try:
             return asked.prompt(x, sigma)
@@ -177,7 +190,7 @@ class _Run:
 
     def _downwards(self, trajectory: Tensor, rows: Tensor) -> Down:
         """Sampling of some rows under guidance, along the trajectory if the embeddings are fitted to it."""
-        asked, recipe = self._asked(rows), self.recipe
+        asked, settings = self._asked(rows), self.settings
         down = self.downs.setdefault(group_of(rows), Down(trajectory[0], self._embedding(rows)))
         self.parts_done += down.moved * len(rows)
         try:
@@ -187,8 +200,8 @@ class _Run:
                 stop_if_cancelled()
                 (sigma, following), target = self.sigmas[number : number + 2], trajectory[number + 1]
                 scale, d_prompt = asked.loss_scale(following), asked.prompt(down.x, sigma)
-                step = Step(down.x, sigma, following, target, d_prompt, recipe.cfg, scale)
-                if recipe.method == "null-text" and down.done == number:  # unless it was cut off after its fitting
+                step = Step(down.x, sigma, following, target, d_prompt, settings.cfg, scale)
+                if settings.method == "null-text" and down.done == number:  # unless it was cut off after its fitting
                     down.keep(self._fit(asked, step, down.embedding, number))
                 d = self._guided(asked, step, down.embedding)
                 if not torch.isfinite(d).all():
@@ -210,22 +223,22 @@ class _Run:
         return tuple(part.to(device, torch.float32).expand(pictures, *part.shape[1:])[rows] for part in parts)
 
     @torch.no_grad()
-    def _guided(self, asked: Asked, step: Step, embedding: Embedding) -> Tensor:
+    def _guided(self, asked: Predictions, step: Step, embedding: Embedding) -> Tensor:
         """d under guidance, as sampling has it."""
-        if self.recipe.method == "negative prompt" or self.recipe.cfg == 1:
+        if self.settings.method == "negative prompt" or self.settings.cfg == 1:
             return step.d_prompt
         every = torch.arange(len(step.x), device=step.x.device)
         d_null = asked.negative(step.x, step.sigma, embedding, every)
         return classifier_free(step.d_prompt, d_null, step.guidance)
 
-    def _fit(self, asked: Asked, step: Step, embedding: Embedding, number: int) -> Fitted:
+    def _fit(self, asked: Predictions, step: Step, embedding: Embedding, number: int) -> Fitted:
         """The step's embedding; more carefully, or with blocks run twice, where the model or memory asks for it."""
 
         def predict(x: Tensor, embedding: Embedding, rows: Tensor) -> Tensor:
             return asked.negative(x, step.sigma, embedding, rows)
 
-        recipe = self.recipe
-        rate, tolerance = recipe.rate_at(number, self.steps), recipe.tolerance_at(number, self.steps)
+        settings = self.settings
+        rate, tolerance = settings.rate_at(number, self.steps), settings.tolerance_at(number, self.steps)
         while True:
             try:
                 with ExitStack() as during:
@@ -233,7 +246,7 @@ class _Run:
                     during.enter_context(refetched(self.patcher.model))
                     if self.recompute:
                         during.enter_context(recomputed(self.denoiser.network))
-                    return fit(predict, embedding, step, recipe.inner_steps, rate, tolerance)
+                    return fit(predict, embedding, step, settings.inner_steps, rate, tolerance)
             except FloatingPointError as error:
                 raise FloatingPointError(f"Inversion: {self._at(number)}: {error}.") from error
             except RuntimeError as error:
@@ -254,11 +267,11 @@ class _Run:
 
     def _say(self, rows: int, text: str, preview: Tensor | None = None) -> None:
         self.parts_done += rows
-        self.tell(Told(self.parts_done, 2 * len(self.clean) * self.steps, text, preview))
+        self.tell(InversionProgress(self.parts_done, 2 * len(self.clean) * self.steps, text, preview))
 
     def _inversion(self, noise: Tensor, downs: Sequence[Down]) -> Inversion:
         """The groups' results as one."""
-        steps, fitting = self.steps, self.recipe.method == "null-text"
+        steps, fitting = self.steps, self.settings.method == "null-text"
         if not any(down.done if fitting else down.moved for down in downs):
             raise InterruptProcessingException()  # cancelled before there was anything to keep
         own = [self.encoding.detach().float().cpu()[None], None]  # one for all steps
@@ -271,10 +284,10 @@ class _Run:
             sigmas=self.sigmas.cpu(),
             embeddings=fitted[0],
             pooled=fitted[1] if len(fitted) > 1 else None,
-            options=on_device(options, CPU),
-            positive=on_device((prompt.float(), beside), CPU),
+            options=to_device(options, CPU),
+            positive=to_device((prompt.float(), beside), CPU),
             windows=self.windows,
-            recipe=self.recipe,
+            settings=self.settings,
             family=family(self.patcher),
             fingerprint=fingerprint(self.patcher),
             prediction=prediction_of(self.patcher),
@@ -284,7 +297,30 @@ class _Run:
         )
 
 
-def fitted_parts(recipe: InversionRecipe, options: Mapping[str, Any]) -> tuple[str, ...]:
+def fitted_parts(settings: InversionSettings, options: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the options that are fitted beside the encoding."""
-    wanted = recipe.method == "null-text" and recipe.pooled == "optimised"
+    wanted = settings.method == "null-text" and settings.pooled == "optimised"
     return ("pooled_output",) if wanted and isinstance(options.get("pooled_output"), Tensor) else ()
+
+
+class ProgressReporter:
+    """Tells it. A preview is made while the model is the host's again, which may need its room for a VAE.
+
+    Previews come as often as there is time for them. One that fails, for want of memory say, is the last.
+    """
+
+    def __init__(self, tell: ReportProgress, loan: Loan):
+        self._tell, self._loan = tell, loan
+        self._looks, self._failed = Looks(), False
+
+    def __call__(self, told: InversionProgress) -> None:
+        if told.preview is None or self._failed or not self._looks.has_time():
+            self._tell(replace(told, preview=None))
+            return
+        shown = told.preview[:SHOWN].clone()
+        with self._looks.timed(), self._loan.returned():
+            try:
+                self._tell(replace(told, preview=shown))
+            except FAILURES as error:
+                self._failed = True
+                logging.warning("Inversion goes on without previews, as one failed: %s", described(error))

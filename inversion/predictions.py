@@ -1,4 +1,4 @@
-"""The host's model as an inversion asks it: d(x, sigma) of the prompt, and of a negative embedding to be fitted."""
+"""What an inversion asks of a model: d(x, sigma) of the prompt, and of a negative embedding that is being fitted."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor
 from ..comfy_host.denoiser import Denoiser
 from ..comfy_host.prediction import is_flow
 from .null_text import Embedding
-from .prompt_entries import rows_of
-
-_PROMPT, _NEGATIVE = "prompt", "negative"  # the denoiser's names for the two
+from .prompts import rows_of
 
 
-class Asked:
-    """The model for some rows of a batch.
+class Predictions:
+    """The model for some images of a batch.
 
     positive: CONDITIONING of the prompt. options: of the negative's entry, beside its embedding. Both of one row, or
-    of a row for each picture. rows: (n,), the pictures' numbers in the batch of `of`.
+    of a row for each image. rows: (n,), the images' numbers in the batch of `of`.
     """
 
     def __init__(self, denoiser: Denoiser, positive: list, options: Mapping[str, Any], rows: Tensor, of: int):
         self.denoiser, self.options, self.rows, self.of = denoiser, options, rows, of
-        denoiser.put(_PROMPT, rows_of(positive, rows, of))
+        self._positive, self._prompt = rows_of(positive, rows, of), None
 
     @torch.no_grad()
     def prompt(self, x: Tensor, sigma: Tensor) -> Tensor:
         """d(x, sigma) of the prompt: (n, C, ...) -> (n, C, ...)."""
-        return self.denoiser(x, sigma, [_PROMPT])[0]
+        if self._prompt is None:
+            self._prompt = self.denoiser.conditions(self._positive, x)
+        return self.denoiser.evaluate(x, sigma, [self._prompt])[0]
 
     def negative(self, x: Tensor, sigma: Tensor, embedding: Embedding, rows: Tensor) -> Tensor:
         """d(x, sigma) of the negative. rows: (m,), which of this object's rows x and the embedding are of.
@@ -40,8 +40,8 @@ class Asked:
         (_, options), *_ = rows_of([[embedding[0], self.options]], self.rows[rows.to(self.rows.device)], self.of)
         if len(embedding) > 1:
             options["pooled_output"] = embedding[1]
-        self.denoiser.put(_NEGATIVE, [[embedding[0], {**options, "prompt_type": "negative"}]])
-        return self.denoiser(x, sigma, [_NEGATIVE])[0]
+        negative = [[embedding[0], {**options, "prompt_type": "negative"}]]
+        return self.denoiser.evaluate(x, sigma, [self.denoiser.conditions(negative, x)])[0]
 
     def loss_scale(self, sigma: Tensor) -> float:
         """What squares of latents at a noise level are divided by, to be of the clean latents' size.

@@ -13,7 +13,7 @@ _LEAST_OFF_ONE = 1e-3  # a CFG nearer to 1 than this is 1: guidance then cancels
 
 
 @dataclass(frozen=True)
-class InversionRecipe:
+class InversionSettings:
     """Settings of an inversion; the defaults are the published ones (arXiv 2211.09794).
 
     method: "null-text" fits the negative embedding of every step; "negative prompt" puts the positive one in its

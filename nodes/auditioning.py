@@ -21,7 +21,7 @@ class AuditionSlider(io.ComfyNode):
             category="sliders",
             search_aliases=["try slider", "preview slider", "training-free slider"],
             description="Samples as a slider of this concept would make it, without training one. Each step costs "
-            "two more passes of the model, times the phrases to hold; outside the gate and at strength 0 none.",
+            "two more passes of the model, times the phrases to preserve; outside the gate and at strength 0 none.",
             inputs=[
                 io.Model.Input("model", tooltip="Sliders applied to it, before or after, take part."),
                 io.Clip.Input("clip"),
@@ -54,7 +54,7 @@ class AuditionSlider(io.ComfyNode):
 
 
 def encode_contrasts(clip, concepts: tuple[Concept, ...]) -> tuple[Contrast, ...]:
-    """The ends of every concept as CONDITIONING, with every phrase to hold.
+    """The ends of every concept as CONDITIONING, with every phrase to preserve.
 
     Several concepts count by their weights, whose sum is 1: as often as training would come to each.
     """

@@ -34,10 +34,10 @@ class SliderConceptNode(io.ComfyNode):
                     tooltip="The target with little of it: strength below 0.",
                 ),
                 io.String.Input(
-                    "hold",
+                    "preserve",
                     default="",
                     multiline=True,
-                    tooltip="Phrases to hold fixed, one a line, such as 'male' and 'female': the slider "
+                    tooltip="Phrases to preserve, one a line, such as 'male' and 'female': the slider "
                     "learns the change they have in common.",
                 ),
                 io.Float.Input(
@@ -71,9 +71,9 @@ class SliderConceptNode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, target: str, more: str, less: str, hold: str, eta: float, erase: bool = False, weight: float = 1.0
+        cls, target: str, more: str, less: str, preserve: str, eta: float, erase: bool = False, weight: float = 1.0
     ) -> io.NodeOutput:
-        phrases = tuple(line.strip() for line in hold.splitlines() if line.strip())
+        phrases = tuple(line.strip() for line in preserve.splitlines() if line.strip())
         concept = Concept(target.strip(), more.strip(), less.strip(), phrases, eta, erase, weight)
         return io.NodeOutput((concept,))
 

@@ -6,12 +6,12 @@ import comfy.samplers
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..inversion.cancelled_run import is_kept
 from ..inversion.conditioning import negative_conditioning, positive_conditioning
 from ..inversion.inversion import Inversion
 from ..inversion.inversion_files import load_inversion, save_inversion
 from ..inversion.inversion_run import invert
-from ..inversion.settings import METHODS, POOLED, InversionRecipe
+from ..inversion.run_state import was_cancelled
+from ..inversion.settings import METHODS, POOLED, InversionSettings
 from .folders import find_inversion, free_path, inversion_names
 from .sockets import InversionSocket
 from .stopped import fingerprint, node_id_of, note_stopped
@@ -58,10 +58,10 @@ class InvertImage(io.ComfyNode):
     def execute(
         cls, model, latent: dict, positive: list, negative: list, mask=None, vae=None, **settings
     ) -> io.NodeOutput:
-        recipe = InversionRecipe(**settings)
+        chosen = InversionSettings(**settings)
         node_id, watch = node_id_of(cls), watch_inversion(model, vae)
-        inversion = invert(model, latent["samples"], positive, negative, recipe, watch, node_id)
-        if node_id is not None and is_kept(model, node_id):  # cancelled
+        inversion = invert(model, latent["samples"], positive, negative, chosen, watch, node_id)
+        if node_id is not None and was_cancelled(model, node_id):  # cancelled
             note_stopped(_NOTES, node_id, inversion.done, inversion.steps)
         # (B, H, W) -> (B, 1, H, W), as SetLatentNoiseMask has it
         noise_mask = latent.get("noise_mask") if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
@@ -152,7 +152,7 @@ def _outputs() -> list:
 
 
 def _settings() -> list:
-    defaults = InversionRecipe()
+    defaults = InversionSettings()
     return [
         io.Combo.Input(
             "method",

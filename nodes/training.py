@@ -62,7 +62,7 @@ class TrainSlider(io.ComfyNode):
                 ),
                 *range_inputs(),
                 io.Float.Input(
-                    "own_rollouts",
+                    "on_policy_rollouts",
                     default=0.5,
                     min=0.0,
                     max=1.0,
@@ -73,7 +73,7 @@ class TrainSlider(io.ComfyNode):
                     "it learns what to hold in pictures it has changed itself. 0 is the published way.",
                 ),
                 io.Boolean.Input(
-                    "held_target",
+                    "preserve_in_target",
                     default=True,
                     optional=True,
                     advanced=True,
@@ -83,7 +83,7 @@ class TrainSlider(io.ComfyNode):
                 *layer_inputs(),
                 *keeping_inputs(),
                 io.Int.Input(
-                    "phrases_asked",
+                    "phrases_per_sigma",
                     default=2,
                     min=0,
                     max=100,
@@ -116,8 +116,6 @@ class TrainSlider(io.ComfyNode):
         concept: tuple[Concept, ...],
         latent,
         name: str,
-        from_part: float,
-        to_part: float,
         vae=None,
         checkpoint_every: int = 0,
         clip_vision=None,
@@ -125,7 +123,7 @@ class TrainSlider(io.ComfyNode):
         **settings,
     ) -> io.NodeOutput:
         if recipe is None:
-            recipe = TextualRecipe(concepts=concept, noise_range=(from_part, to_part), **settings)
+            recipe = TextualRecipe(concepts=concept, **settings)
         must_be(TextualRecipe, recipe)
         conditionings = encode_prompts(clip, recipe.prompts())
         watch = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
@@ -180,15 +178,13 @@ class TrainVisualSlider(io.ComfyNode):
         vae,
         pairs: ImagePairs,
         name: str,
-        from_part: float,
-        to_part: float,
         checkpoint_every: int = 0,
         clip_vision=None,
         recipe: Recipe | None = None,
         **settings,
     ) -> io.NodeOutput:
         if recipe is None:
-            recipe = VisualRecipe(sets=len(pairs), noise_range=(from_part, to_part), **settings)
+            recipe = VisualRecipe(sets=len(pairs), **settings)
         must_be(VisualRecipe, recipe)
         conditionings = encode_prompts(clip, {one.prompt: None for one in pairs})
         sets = encoded(pairs, vae.encode, to_own_scale(model))

@@ -49,7 +49,7 @@ def range_inputs() -> list[io.Input]:
     """Which part of sampling is trained on."""
     return [
         io.Float.Input(
-            "from_part",
+            "start_percent",
             default=0.0,
             min=0.0,
             max=1.0,
@@ -58,7 +58,7 @@ def range_inputs() -> list[io.Input]:
             tooltip="Train from this fraction of sampling on.",
         ),
         io.Float.Input(
-            "to_part",
+            "end_percent",
             default=1.0,
             min=0.0,
             max=1.0,
@@ -159,7 +159,7 @@ def checkpoint_inputs() -> list[io.Input]:
             default=MEMORY[0],
             optional=True,
             advanced=True,
-            tooltip="auto: keeps what learning needs, and makes do with less when memory runs out. blocks run twice: "
-            "takes much less memory and about a third more time from the start. The slider is the same.",
+            tooltip="auto: keeps what learning needs, and makes do with less when memory runs out. gradient "
+            "checkpointing: much less memory and about a third more time from the start. The slider is the same.",
         ),
     ]

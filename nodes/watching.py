@@ -16,7 +16,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..comfy_host.identity import fingerprint
-from ..inversion.progress import Tell, Told
+from ..inversion.inversion_run import InversionProgress, ReportProgress
 from ..training.early_stop import Embed
 from ..training.loop import Progress
 from ..training.recipe import Recipe
@@ -104,11 +104,11 @@ def say(text: str, node_id: str | None) -> None:
         PromptServer.instance.send_progress_text(text, node_id)
 
 
-def watch_inversion(model: ModelPatcher, vae=None) -> Tell:
+def watch_inversion(model: ModelPatcher, vae=None) -> ReportProgress:
     """Progress of an inversion on the host's bar, now and then with the pictures it is heading for."""
     bar = comfy.utils.ProgressBar(1)
 
-    def tell(so_far: Told) -> None:
+    def tell(so_far: InversionProgress) -> None:
         preview = None
         if so_far.preview is not None:
             latents = so_far.preview

@@ -41,7 +41,12 @@ class Lesson:
     def recipe(self) -> TextualRecipe:
         concept = Concept(PERSON, self.more, self.less, self.hold, self.eta)
         return TextualRecipe(
-            concepts=(concept,), steps=self.steps, learning_rate=2e-3, rollout_steps=12, own_rollouts=1.0, seed=SEED
+            concepts=(concept,),
+            steps=self.steps,
+            learning_rate=2e-3,
+            rollout_steps=12,
+            on_policy_rollouts=1.0,
+            seed=SEED,
         )
 
 

@@ -14,7 +14,7 @@ class Concept:
 
     target: the prompt the slider acts on, c_t; empty for a slider that acts on anything.
     more, less: prompts for the two ends, c+ and c-.
-    hold: phrases p to hold fixed, such as "male" and "female"; each is joined to c+ and to c-.
+    preserve: phrases p to leave as they are, such as "male" and "female"; each is joined to c+ and to c-.
     eta: guidance of the edit; it sets how far strength 1 goes, above 0.
     erase: strength 1 takes the attribute away (-eta) instead of bringing more of it.
     weight: how often a point of this concept is trained on, against the other concepts of a slider; above 0.
@@ -25,7 +25,7 @@ class Concept:
     target: str
     more: str
     less: str
-    hold: tuple[str, ...] = ()
+    preserve: tuple[str, ...] = ()
     eta: float = 4.0
     erase: bool = False
     weight: float = 1.0
@@ -37,10 +37,10 @@ class Concept:
                 raise ValueError(f"The concept's '{name}' prompt is empty: say what that end looks like.")
         if _plain(self.more) == _plain(self.less):
             raise ValueError(f"The concept's ends are the same prompt, {self.more!r}: there is nothing to learn.")
-        if any(not phrase.strip() for phrase in self.hold):
-            raise ValueError("A phrase to hold fixed is empty; leave it out or write one.")
-        if len({_plain(phrase) for phrase in self.hold}) < len(self.hold):
-            raise ValueError(f"A phrase to hold fixed is there twice: {', '.join(self.hold)}.")
+        if any(not phrase.strip() for phrase in self.preserve):
+            raise ValueError("A phrase to preserve is empty; leave it out or write one.")
+        if len({_plain(phrase) for phrase in self.preserve}) < len(self.preserve):
+            raise ValueError(f"A phrase to preserve is there twice: {', '.join(self.preserve)}.")
         if not (isfinite(self.eta) and self.eta > 0):
             raise ValueError(f"eta must be a number above 0, got {self.eta}; for the opposite, erase.")
         if not (isfinite(self.weight) and self.weight > 0):
@@ -48,8 +48,8 @@ class Concept:
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """The phrases, or one empty phrase where nothing is held fixed."""
-        return self.hold or ("",)
+        """The phrases, or one empty phrase where nothing is to be preserved."""
+        return self.preserve or ("",)
 
     def ends(self) -> tuple[tuple[str, str], ...]:
         """(c+ & p, c- & p) for every phrase p."""

@@ -21,7 +21,7 @@ from ..comfy_host.memory import free_unused
 from ..comfy_host.refetched_weights import refetched
 from .fallback import Drawn, LastGood
 from .objectives import prediction_loss
-from .recipe import BLOCKS_TWICE
+from .recipe import GRADIENT_CHECKPOINTING
 from .samples import Point, Points
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Training:
         self._scaler = torch.amp.GradScaler(denoiser.device.type, enabled=half)
         # Most rows at once: that the model takes, or that memory has had room for, if it ran out
         self._at_once: int | None = denoiser.at_once
-        self._recompute = recipe.memory == BLOCKS_TWICE
+        self._recompute = recipe.memory == GRADIENT_CHECKPOINTING
         self._changing = False  # whether the optimiser is at work
         self._carefully = False  # unless the model turns out to need it, see `autograd`
         self._good = LastGood(self._parameters, self._optimizer)

@@ -16,8 +16,8 @@ from .layer_choice import CHOICES
 from .validation import check_types, made_of
 
 VISUAL_METHODS = ("noise", "ADDifT")
-BLOCKS_TWICE = "blocks run twice"
-MEMORY = ("auto", BLOCKS_TWICE)
+GRADIENT_CHECKPOINTING = "gradient checkpointing"
+MEMORY = ("auto", GRADIENT_CHECKPOINTING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Recipe:
     layers: one of `layer_choice.CHOICES`. convolutions: train convolutions too, not linear layers alone.
     pattern: a regular expression that is searched for in the layers' paths, for experts; empty takes all.
     both_signs: train strength -1 as well.
-    noise_range: the part of sampling trained on, as fractions from its start, e.g. (0.0, 1.0).
+    start_percent, end_percent: the part of sampling that is trained on, as fractions from its start (0.2 is 20 %).
     patience: ends the run early when the slider has reached no further for so many looks, 20 steps apart; 0 never.
     seed: of noise, initial weights and choices. notes: whatever else is worth keeping.
     memory: one of `MEMORY`: "auto" keeps what backward needs until memory runs out; with the other the model's blocks
@@ -47,7 +47,8 @@ class Recipe:
     convolutions: bool = True
     pattern: str = ""
     both_signs: bool = True
-    noise_range: tuple[float, float] = (0.0, 1.0)
+    start_percent: float = 0.0
+    end_percent: float = 1.0
     patience: int = 0
     seed: int = 0
     memory: str = MEMORY[0]
@@ -61,7 +62,6 @@ class Recipe:
 
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
         """(field, whether its value is allowed, what is)."""
-        start, end = self.noise_range
         yield "rank", 1 <= self.rank <= 128, "1 to 128"
         yield "alpha", isfinite(self.alpha) and self.alpha >= 0, "above 0, or 0 for the rank"
         yield "steps", self.steps >= 1, "at least 1"
@@ -71,7 +71,8 @@ class Recipe:
         yield "patience", self.patience >= 0, "0 or above"
         yield "seed", 0 <= self.seed < 2**64, "0 to 2**64 - 1"
         yield "memory", self.memory in MEMORY, f"one of {', '.join(MEMORY)}"
-        yield "noise_range", 0 <= start < end <= 1, "two fractions, 0 <= start < end <= 1"
+        yield "start_percent", 0 <= self.start_percent < 1, "0 or above, and below 1"
+        yield "end_percent", self.start_percent < self.end_percent <= 1, "above start_percent, and at most 1"
 
     @property
     def scale(self) -> float:
@@ -94,31 +95,31 @@ class TextualRecipe(Recipe):
 
     concepts: one or several, each with its own target, learned by one slider.
     rollout_steps: noise levels of a frozen trajectory. guidance: its classifier-free guidance scale.
-    visits: training points taken from one trajectory before the next is rolled out.
-    own_rollouts: share of the trajectories that are rolled out with the slider on, in [0, 1]; the rest run the
+    samples_per_rollout: samples taken from one trajectory before the next is rolled out.
+    on_policy_rollouts: share of the trajectories that are rolled out with the slider on, in [0, 1]; the rest run the
         bare model, as published.
-    phrases_asked: of the phrases held fixed, how many the frozen model is asked about at a noise level, all in turn;
-        0 for all of them at once.
-    held_target: ask it for the target with these phrases too, and not for the target alone; without phrases it
+    phrases_per_sigma: of the phrases to preserve, how many the frozen model is evaluated with at one sigma, all in
+        turn; 0 for all of them at once.
+    preserve_in_target: ask it for the target with these phrases too, and not for the target alone; without phrases it
         changes nothing.
     """
 
     concepts: tuple[Concept, ...]
     rollout_steps: int = 10
     guidance: float = 3.0
-    visits: int = 12
-    own_rollouts: float = 0.5
-    phrases_asked: int = 2
-    held_target: bool = True
+    samples_per_rollout: int = 12
+    on_policy_rollouts: float = 0.5
+    phrases_per_sigma: int = 2
+    preserve_in_target: bool = True
 
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
         yield from super()._checks()
         yield "concepts", len(self.concepts) > 0, "one concept or more"
         yield "rollout_steps", self.rollout_steps >= 2, "at least 2"
         yield "guidance", isfinite(self.guidance) and self.guidance >= 0, "0 or above"
-        yield "visits", self.visits >= 1, "at least 1"
-        yield "phrases_asked", self.phrases_asked >= 0, "at least 1, or 0 for all"
-        yield "own_rollouts", 0 <= self.own_rollouts <= 1, "0 to 1"
+        yield "samples_per_rollout", self.samples_per_rollout >= 1, "at least 1"
+        yield "phrases_per_sigma", self.phrases_per_sigma >= 0, "at least 1, or 0 for all"
+        yield "on_policy_rollouts", 0 <= self.on_policy_rollouts <= 1, "0 to 1"
 
     def prompts(self) -> tuple[str, ...]:
         """Every prompt that training asks about, once each, and the empty one."""
@@ -183,17 +184,12 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"A recipe is a set of named values, got a {type(values).__name__}.")
-    is_old = "steps_done" in values and "phrases_asked" not in values
     values = {name: value for name, value in values.items() if name not in FACTS}
     kind = values.pop("kind", "textual")
-    if "concept" in values:  # of sliders with a single one
-        values["concepts"] = [values.pop("concept")]
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"A recipe is one of {', '.join(_KINDS)}; got {kind!r}.")
     if isinstance(concepts := values.get("concepts"), list):
         values["concepts"] = [made_of(Concept, each, "concept") for each in concepts]
-    if kind == "textual" and is_old:  # sliders from before there was a choice were asked about all
-        values["phrases_asked"] = 0
     return made_of(_KINDS[kind], values, f"{kind} recipe")
 
 

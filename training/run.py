@@ -94,7 +94,7 @@ def train_slider(
         return TextualPoints(denoiser, layers, recipe, tuple(latents.shape), generator)
 
     phrases = max(len(concept.phrases) for concept in recipe.concepts)
-    questions = 2 + 3 * min(recipe.phrases_asked or phrases, phrases)  # of guidance; the target and both ends
+    questions = 2 + 3 * min(recipe.phrases_per_sigma or phrases, phrases)  # of guidance; the target and both ends
     prompt = recipe.concepts[0].target
     return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, shapes=shapes, watch=watch)
 

@@ -28,11 +28,12 @@ class TextualPoints:
     """Endless training points: the noise levels of trajectories, with the frozen model's answers there.
 
     A trajectory passes through every noise level, and what the frozen model says at a frozen latent does not change:
-    so one rollout answers for `recipe.visits` points, each level at one sign of the slider and then at the other.
+    so one rollout gives `recipe.samples_per_rollout` points, each level at one sign of the slider and then at the
+    other.
     Points one after the other come from different trajectories: `POOL` of them take turns, and when one is used up
     another is rolled out in its place. The first ones are cut short, each to another length, so that never many end
     together: at batch 1 a slider would otherwise learn from one picture for many steps, and forget the one before.
-    Of the phrases held fixed, `recipe.phrases_asked` are asked about at a level. Where there are more they take
+    Of the phrases held fixed, `recipe.phrases_per_sigma` are asked about at a level. Where there are more they take
     turns, which over many trajectories is the mean over all; the public code asks about one an iteration.
     Most trajectories run the bare model, as the paper has it. A share of them runs with the slider on (the public
     code does so always), each row at its own sign: there it learns what to hold in pictures that it has changed.
@@ -56,9 +57,9 @@ class TextualPoints:
 
     def __next__(self) -> Point:
         if self._turn == len(self._pool):  # the pool is still being filled
-            self._pool.append(self._rolled_out(-(-self.recipe.visits * (self._turn + 1) // POOL)))
+            self._pool.append(self._rolled_out(-(-self.recipe.samples_per_rollout * (self._turn + 1) // POOL)))
         elif not self._pool[self._turn]["waiting"]:
-            self._pool[self._turn] = self._rolled_out(self.recipe.visits)
+            self._pool[self._turn] = self._rolled_out(self.recipe.samples_per_rollout)
         held = self._pool[self._turn]
         self._turn = (self._turn + 1) % POOL
         return self._point(held, *held["waiting"].pop(0))
@@ -86,7 +87,7 @@ class TextualPoints:
         chosen = int(torch.multinomial(self._weights, 1, generator=generator))
         noise = torch.randn(self.shape, generator=generator).to(device)
         signs = self._signs()
-        own = bool(torch.rand((), generator=generator) < recipe.own_rollouts)
+        own = bool(torch.rand((), generator=generator) < recipe.on_policy_rollouts)
         visits = self._visits(count, own)
         acting = (signs if own else torch.zeros_like(signs)).to(device)
         asked = self._phrases_in_turn(len(recipe.concepts[chosen].phrases))
@@ -113,7 +114,7 @@ class TextualPoints:
 
     def _phrases_in_turn(self, count: int) -> Iterator[list[int]]:
         """For one noise level after the other, which of `count` phrases to ask about: all in turn."""
-        at_once = self.recipe.phrases_asked or count
+        at_once = self.recipe.phrases_per_sigma or count
         if at_once >= count:
             yield from repeat(list(range(count)))
         waiting: list[int] = []
@@ -131,7 +132,9 @@ class TextualPoints:
         sign is learned from at that sign.
         """
         recipe = self.recipe
-        start, end = (round(fraction * recipe.rollout_steps) for fraction in recipe.noise_range)
+        start, end = (
+            round(fraction * recipe.rollout_steps) for fraction in (recipe.start_percent, recipe.end_percent)
+        )
         start = min(start, recipe.rollout_steps - 1)
         levels = torch.arange(start, max(end, start + 1))
         flipping = recipe.both_signs and not own
@@ -163,7 +166,7 @@ class _Rollout:
         phrases: Iterator[list[int]],
     ):
         self.points, self.strengths, self.concept, self.phrases = points, strengths, concept, phrases
-        self.guidance, self.holds_target = points.recipe.guidance, points.recipe.held_target
+        self.guidance, self.holds_target = points.recipe.guidance, points.recipe.preserve_in_target
         self.visited = {level for level, _ in visits}
         self.d_target: list[Tensor] = []
         self.d_change: list[Tensor] = []

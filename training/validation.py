@@ -55,6 +55,5 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dict[str, str]": (lambda value: isinstance(value, dict), "a set of named values"),
     "tuple[int, ...]": (lambda value: _is_tuple(_is_whole, value), "a list of whole numbers"),
     "tuple[str, ...]": (lambda value: _is_tuple(_is_text, value), "a list of texts"),
-    "tuple[float, float]": (lambda value: _is_tuple(_is_number, value) and len(value) == 2, "a list of two numbers"),
     "tuple[Concept, ...]": (lambda value: _is_tuple(is_dataclass, value), "a list of concepts"),
 }

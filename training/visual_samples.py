@@ -129,7 +129,7 @@ class VisualPoints:
                 raise ValueError(f"Training: {said}; take images that differ in what the slider is to turn.")
             logging.warning("Training: %s.", said)
         sigmas = denoiser.sigmas(LEVELS)[:-1]
-        start, end = (round(fraction * len(sigmas)) for fraction in recipe.noise_range)
+        start, end = (round(fraction * len(sigmas)) for fraction in (recipe.start_percent, recipe.end_percent))
         self._sigmas = sigmas[min(start, len(sigmas) - 1) : max(end, start + 1)]
         self._waiting: list[int] = []
 

@@ -21,7 +21,7 @@ import folder_paths  # noqa: E402
 
 sys.argv = own_arguments
 
-from concept_sliders.devtools import train_command as command  # noqa: E402
+from concept_sliders.cli import train as command  # noqa: E402
 from concept_sliders.pocket.model import load_pocket  # noqa: E402
 from concept_sliders.tests.support.inverting import Pictures, inverted  # noqa: E402
 from concept_sliders.tests.support.tiny import traces  # noqa: E402

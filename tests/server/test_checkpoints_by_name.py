@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from concept_sliders.cli.live import run_live
 from concept_sliders.devtools import host
-from concept_sliders.devtools.live import run_live
 from concept_sliders.devtools.workflow import change, named
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.tests.server.test_workflows import cancel_after_a_step, loras, saved_file, shown
@@ -18,7 +18,7 @@ BY_NAME = {  # as the examples' notes say, with few steps
     "train_a_textual_slider": {
         "Pictures a Training Step": PICTURES,
         "People to Sweep Over": PICTURES,
-        "Slider Concept": {"hold": "", "eta": 4.0},
+        "Slider Concept": {"preserve": "", "eta": 4.0},
         "Train Slider": {"steps": 2, "rollout_steps": 2, "learning_rate": 5e-4},
     },
     "train_a_visual_slider": {

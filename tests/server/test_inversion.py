@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from concept_sliders.devtools.live import run_live
+from concept_sliders.cli.live import run_live
 from concept_sliders.devtools.server import ServerError
 from concept_sliders.devtools.workflow import add, change, named
 from concept_sliders.inversion.inversion_files import load_inversion

@@ -21,7 +21,7 @@ def graph():
         target="portrait of a person",
         more="very old person",
         less="very young person",
-        hold="",
+        preserve="",
         eta=2.0,
     )
     latent = add(prompt, "EmptyLatentImage", width=64, height=64, batch_size=1)
@@ -41,8 +41,8 @@ def graph():
         both_signs=True,
         guidance=3.0,
         rollout_steps=3,
-        from_part=0.0,
-        to_part=1.0,
+        start_percent=0.0,
+        end_percent=1.0,
         checkpoint_every=1,
     )
     add(prompt, "ConceptSlidersSaveSlider", sliders=[train, 0], name="stopped", precision="float32")

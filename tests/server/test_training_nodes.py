@@ -7,10 +7,10 @@ AGE = {
     "target": "portrait of a person",
     "more": "very old person",
     "less": "very young person",
-    "hold": "",
+    "preserve": "",
     "eta": 2.0,
 }
-SKY = {"target": "portrait of a person, day", "more": "noon sky", "less": "night sky", "hold": "", "eta": 2.0}
+SKY = {"target": "portrait of a person, day", "more": "noon sky", "less": "night sky", "preserve": "", "eta": 2.0}
 SMALL = {"steps": 3, "rank": 2, "learning_rate": 1e-3, "layers": "self-attention", "seed": 1, "both_signs": True}
 
 
@@ -93,8 +93,8 @@ def test_a_visual_slider_of_two_batches_and_its_checkpoint(server):
         more="bright",
         method="ADDifT",
         name="bright",
-        from_part=0.0,
-        to_part=1.0,
+        start_percent=0.0,
+        end_percent=1.0,
         checkpoint_every=2,
         **SMALL,
     )

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from concept_sliders.devtools.live import run_live
+from concept_sliders.cli.live import run_live
 from concept_sliders.devtools.server import PACK
 from concept_sliders.devtools.workflow import add, change, named
 from concept_sliders.sliders.formats.slider_files import load_slider
@@ -61,7 +61,7 @@ def test_training_leaves_a_slider_that_describes_itself(server, trained):
     info = load_slider(loras(server) / SAVED).info
     assert (info.less, info.more) == ("portrait of a very young person", "portrait of a very old person")
     assert info.recipe["steps_done"] == info.recipe["steps"] == 3
-    assert info.recipe["concepts"][0]["hold"] == ["with glasses", "without glasses"]
+    assert info.recipe["concepts"][0]["preserve"] == ["with glasses", "without glasses"]
     assert info.family and info.base_model_hash
 
 

@@ -6,7 +6,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from concept_sliders.inversion.conditioning import negative_conditioning
 from concept_sliders.inversion.inversion_run import invert
-from concept_sliders.inversion.settings import InversionRecipe
+from concept_sliders.inversion.settings import InversionSettings
 from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.world import portraits
 
@@ -35,13 +35,13 @@ class Pictures:
             return [[torch.cat([encoding for encoding, _ in entries]), {"pooled_output": pooled}]]
 
 
-def recipe(**changes):
-    return InversionRecipe(**{**SETTINGS, **changes})
+def quick_settings(**changes):
+    return InversionSettings(**{**SETTINGS, **changes})
 
 
 def inverted(model, pictures, tell=lambda told: None, **changes):
     with torch.inference_mode():
-        return invert(model, pictures.latents, pictures.positive, pictures.negative, recipe(**changes), tell)
+        return invert(model, pictures.latents, pictures.positive, pictures.negative, quick_settings(**changes), tell)
 
 
 @torch.inference_mode()
@@ -68,10 +68,10 @@ def ksampled(model, inversion, positive, steps=None, scheduler=None, cfg=3.0, sa
     return nodes.common_ksampler(
         model,
         17,
-        steps or inversion.recipe.steps,
+        steps or inversion.settings.steps,
         cfg,
         sampler,
-        scheduler or inversion.recipe.scheduler,
+        scheduler or inversion.settings.scheduler,
         positive,
         negative_conditioning(inversion),
         {"samples": inversion.noise.clone()},

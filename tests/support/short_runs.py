@@ -22,7 +22,7 @@ def train_on(model: ModelPatcher, clip: CLIP) -> Callable[..., Trained | None]:
         conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 
     def run(watch=None, steps=8, latents=LATENTS, points=TextualPoints, **settings):
-        settings = {"rollout_steps": 3, "visits": 5, "learning_rate": 2e-3, **settings}
+        settings = {"rollout_steps": 3, "samples_per_rollout": 5, "learning_rate": 2e-3, **settings}
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=steps, **settings)
         with torch.inference_mode():
             return training_run.train(

@@ -1,6 +1,7 @@
 """The rooms of the pack: who may import whom, and who may know ComfyUI."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ BELOW = {  # the rooms that a room may import, beside itself
     "training": ("comfy_host", "sliders"),
     "inversion": ("comfy_host", "sliders"),
     "nodes": ("training", "inversion", "comfy_host", "sliders", "pocket"),
+    "cli": ("devtools", "training", "inversion", "comfy_host", "sliders", "pocket"),
+    "devtools": (),
 }
 WITHOUT_COMFYUI = ("sliders", "training", "inversion")
 COMFYUI = (
@@ -52,6 +55,18 @@ def test_a_room_imports_what_is_below_it(room):
         if (bad := wrong(path.read_text(encoding="utf-8"), path.relative_to(ROOT).parent.parts))
     }
     assert found == {}
+
+
+def test_what_dev_py_loads_is_of_the_standard_library():
+    files = [ROOT / "dev.py", *(ROOT / "devtools").glob("*.py")]
+    loaded = {
+        name.split(".")[0]
+        for path in files
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body
+        if not isinstance(statement, ast.FunctionDef)
+        for name in imported(ast.unparse(statement), ("devtools",))
+    }
+    assert loaded - sys.stdlib_module_names == {OURS, "devtools"}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.inversion import inversion_run
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.tests.support.inverting import STEPS, by_sampler_custom, inverted, ksampled, recipe
+from concept_sliders.tests.support.inverting import STEPS, by_sampler_custom, inverted, ksampled, quick_settings
 from concept_sliders.tests.support.tiny import difference, traces
 
 GUIDED = ("SD 1", "SD 2", "SDXL", "SDXL refiner", "SD3", "AuraFlow", "PixArt Sigma", "Lumina 2", "Qwen-Image")
@@ -28,7 +28,7 @@ def of_family(name, rows=1, **changes):
         model = family.build()
         latents = torch.randn(rows, *family.latent, generator=torch.Generator().manual_seed(9))
         made = invert(
-            model, latents, family.conditioning(2), family.conditioning(3), recipe(**{**SETTINGS, **changes})
+            model, latents, family.conditioning(2), family.conditioning(3), quick_settings(**{**SETTINGS, **changes})
         )
     return family, model, made
 
@@ -140,7 +140,7 @@ def test_rows_of_a_batch_are_fitted_alone(pocket, pictures, inversion):
 def invert_one(pocket, pictures, at, **changes):
     with torch.inference_mode():
         latents = pictures.latents[at : at + 1]
-        return invert(pocket[0], latents, pictures.positive, pictures.negative, recipe(**changes))
+        return invert(pocket[0], latents, pictures.positive, pictures.negative, quick_settings(**changes))
 
 
 def test_a_prompt_for_each_picture(pocket, pictures):
@@ -148,9 +148,9 @@ def test_a_prompt_for_each_picture(pocket, pictures):
     settings = {"method": "negative prompt", "steps": 4}
     together, alone = pictures.encoded(*texts), [pictures.encoded(text) for text in texts]
     with torch.inference_mode():
-        made = invert(pocket[0], pictures.latents, together, pictures.negative, recipe(**settings))
+        made = invert(pocket[0], pictures.latents, together, pictures.negative, quick_settings(**settings))
         each = [
-            invert(pocket[0], pictures.latents[at : at + 1], alone[at], pictures.negative, recipe(**settings))
+            invert(pocket[0], pictures.latents[at : at + 1], alone[at], pictures.negative, quick_settings(**settings))
             for at in range(2)
         ]
     torch.testing.assert_close(made.noise, torch.cat([one.noise for one in each]), rtol=1e-4, atol=1e-4)
@@ -178,12 +178,13 @@ def written_out(model, pictures, sigmas, inner_steps, guidance, tolerance):
     """Null-text inversion of the first picture: DDIM inversion, then the optimisation of every step."""
     losses = []
     with borrowed(model):
-        denoiser = Denoiser(model, {"c": ordinary(pictures.positive)})
+        denoiser = Denoiser(model, {})
         context, options = ordinary(pictures.negative)[0]
         n, z = len(sigmas) - 1, pictures.latents[:1].clone()
 
-        def d(x, sigma, prompt="c"):
-            return denoiser(x, torch.tensor(sigma), [prompt])[0]
+        def d(x, sigma, prompt=None):
+            conditions = denoiser.conditions(prompt or ordinary(pictures.positive), x)
+            return denoiser.evaluate(x, torch.tensor(sigma), [conditions])[0]
 
         with torch.no_grad():
             stars = [z]
@@ -198,8 +199,7 @@ def written_out(model, pictures, sigmas, inner_steps, guidance, tolerance):
                 d_c = d(x, sigmas[i])
             losses.append([])
             for _ in range(inner_steps):
-                denoiser.put("u", [[u, {**options, "prompt_type": "negative"}]])
-                d_u = d(x, sigmas[i], "u")
+                d_u = d(x, sigmas[i], [[u, {**options, "prompt_type": "negative"}]])
                 landed = x + (sigmas[i + 1] - sigmas[i]) * (d_u + guidance * (d_c - d_u))
                 loss = torch.nn.functional.mse_loss(landed, stars[n - 1 - i])
                 adam.zero_grad()
@@ -209,8 +209,7 @@ def written_out(model, pictures, sigmas, inner_steps, guidance, tolerance):
                 if loss.item() < tolerance + i * 2 * tolerance * 50 / n:
                     break
             with torch.no_grad():
-                denoiser.put("u", [[u.detach(), {**options, "prompt_type": "negative"}]])
-                d_u = d(x, sigmas[i], "u")
+                d_u = d(x, sigmas[i], [[u.detach(), {**options, "prompt_type": "negative"}]])
                 x = x + (sigmas[i + 1] - sigmas[i]) * (d_u + guidance * (d_c - d_u))
     return losses
 

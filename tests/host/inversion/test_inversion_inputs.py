@@ -6,7 +6,7 @@ from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.tests.support.inverting import by_sampler_custom, recipe
+from concept_sliders.tests.support.inverting import by_sampler_custom, quick_settings
 from concept_sliders.tests.support.tiny import difference, random_slider
 
 pytestmark = pytest.mark.usefixtures("untouched")
@@ -29,25 +29,25 @@ def spoiled(latents, at, value):
 )
 def test_latents_that_are_no_picture_of_the_model_are_refused(pocket, pictures, latents, message):
     with pytest.raises(ValueError, match=message):
-        invert(pocket[0], latents, pictures.positive, pictures.negative, recipe())
+        invert(pocket[0], latents, pictures.positive, pictures.negative, quick_settings())
 
 
 def test_a_size_that_the_model_cannot_take_is_named(pocket, pictures):
     with pytest.raises(ValueError, match=r"cannot take latents of the shape \(1, 24, 0, 16\)"):
-        invert(pocket[0], torch.ones(1, 24, 0, 16), pictures.positive, pictures.negative, recipe())
+        invert(pocket[0], torch.ones(1, 24, 0, 16), pictures.positive, pictures.negative, quick_settings())
 
 
 def test_prompts_that_do_not_fit_the_pictures_are_refused(pocket, pictures):
     three = pictures.encoded("a man", "a woman", "a person")
     for prompts in ((three, pictures.negative), (pictures.positive, three)):
         with pytest.raises(ValueError, match="has 3 prompts for 2 pictures"):
-            invert(pocket[0], pictures.latents, *prompts, recipe())
+            invert(pocket[0], pictures.latents, *prompts, quick_settings())
 
 
 def test_numbers_that_are_not_finite_on_the_way_are_named(pocket, pictures):
     broken = [[encoding * 1e30, {**options}] for encoding, options in pictures.positive]
     with torch.inference_mode(), pytest.raises(FloatingPointError, match="noise level .* not finite"):
-        invert(pocket[0], pictures.latents, broken, pictures.negative, recipe())
+        invert(pocket[0], pictures.latents, broken, pictures.negative, quick_settings())
 
 
 @pytest.mark.parametrize("prompt", ["positive", "negative"])
@@ -57,20 +57,20 @@ def test_so_are_they_beside_the_words_of_a_prompt(pocket, pictures, prompt):
     spoilt = {**options, "pooled_output": spoiled(options["pooled_output"], 3, float("inf"))}
     prompts[prompt] = [[encoding, spoilt]]
     with pytest.raises(ValueError, match=f"pooled_output of {prompt} holds numbers that are not finite"):
-        invert(pocket[0], pictures.latents, *prompts.values(), recipe(method="plain"))
+        invert(pocket[0], pictures.latents, *prompts.values(), quick_settings(method="plain"))
 
 
 def test_a_model_with_sliders_on_it_is_refused(pocket, pictures):
     acted = apply_sliders(pocket[0], Stack.of(random_slider(pocket[0])))
     with pytest.raises(ValueError, match="the model has sliders on it.*before Apply Sliders"):
-        invert(acted, pictures.latents, pictures.positive, pictures.negative, recipe())
+        invert(acted, pictures.latents, pictures.positive, pictures.negative, quick_settings())
 
 
 def test_patches_of_guidance_are_refused(pocket, pictures):
     patched = pocket[0].clone()
     patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
     with pytest.raises(ValueError, match="guidance is patched .sampler_post_cfg_function"):
-        invert(patched, pictures.latents, pictures.positive, pictures.negative, recipe())
+        invert(patched, pictures.latents, pictures.positive, pictures.negative, quick_settings())
 
 
 def test_a_guidance_distilled_model_is_told_what_works_and_does():
@@ -81,8 +81,8 @@ def test_a_guidance_distilled_model_is_told_what_works_and_does():
         prompts = family.conditioning(2), family.conditioning(3)
         for method in ("null-text", "negative prompt"):
             with pytest.raises(ValueError, match="Flux has guidance distilled into it.*Choose the method 'plain'"):
-                invert(model, latents, *prompts, recipe(method=method))
-        made = invert(model, latents, *prompts, recipe(method="plain", cfg=1.0, steps=8, refinement=4))
+                invert(model, latents, *prompts, quick_settings(method=method))
+        made = invert(model, latents, *prompts, quick_settings(method="plain", cfg=1.0, steps=8, refinement=4))
     again = by_sampler_custom(model, made, prompts[0], cfg=1.0)
     assert difference(*(model.model.process_latent_in(latent) for latent in (again, latents))) == pytest.approx(
         float(made.error), abs=2e-4

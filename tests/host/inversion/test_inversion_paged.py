@@ -8,7 +8,7 @@ from concept_sliders.inversion import inversion_run
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.tests.host.training.test_training_paged import paged
 from concept_sliders.tests.host.training.test_training_precisions import typed_model
-from concept_sliders.tests.support.inverting import recipe
+from concept_sliders.tests.support.inverting import quick_settings
 from concept_sliders.tests.support.paging import DynamicOnTheCpu
 from concept_sliders.tests.support.tiny import FAMILIES, condition, tiny_model, traces
 
@@ -19,7 +19,7 @@ FEW = {"steps": 2, "inner_steps": 4, "learning_rate": 0.05, "refinement": 0}
 def fitted(model, family):
     latents = torch.randn(1, FAMILIES[family][2], 8, 8, generator=torch.Generator().manual_seed(9))
     with torch.inference_mode():
-        made = invert(model, latents, condition(family, 2), condition(family, 3), recipe(**FEW))
+        made = invert(model, latents, condition(family, 2), condition(family, 3), quick_settings(**FEW))
     assert traces(model) == []
     return made
 

@@ -14,7 +14,14 @@ from concept_sliders.inversion.conditioning import negative_conditioning
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.tests.support.inverting import by_sampler_custom, errors, inverted, ksampled, recipe, refused
+from concept_sliders.tests.support.inverting import (
+    by_sampler_custom,
+    errors,
+    inverted,
+    ksampled,
+    quick_settings,
+    refused,
+)
 
 
 def test_another_schedule_is_refused(pocket, pictures, inversion):
@@ -68,7 +75,7 @@ def test_another_prediction_at_the_same_noise_levels_is_refused():
     with torch.inference_mode():
         model, latents = family.build(), torch.randn(1, *family.latent)
         prompts = family.conditioning(2), family.conditioning(3)
-        made = invert(model, latents, *prompts, recipe(method="negative prompt"))
+        made = invert(model, latents, *prompts, quick_settings(method="negative prompt"))
     assert made.prediction == "EPS"
     (other,) = ModelSamplingDiscrete().patch(model, "v_prediction", zsnr=False)
     message = "a model that predicts EPS; the sampler's is taken to predict V_PREDICTION"

@@ -6,10 +6,10 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from concept_sliders.comfy_host.gradient_checkpointing import recomputed
 from concept_sliders.inversion import inversion_run
-from concept_sliders.inversion.cancelled_run import is_kept
 from concept_sliders.inversion.inversion_run import invert
+from concept_sliders.inversion.run_state import was_cancelled
 from concept_sliders.pocket.model import load_pocket
-from concept_sliders.tests.support.inverting import STEPS, by_sampler_custom, inverted, recipe
+from concept_sliders.tests.support.inverting import STEPS, by_sampler_custom, inverted, quick_settings
 
 pytestmark = pytest.mark.usefixtures("untouched")
 
@@ -60,7 +60,7 @@ def stopping(moment, told=None):
 def goes_on(pocket, pictures, tell, place, **changes):
     with torch.inference_mode():
         latents, positive, negative = pictures.latents, pictures.positive, pictures.negative
-        return invert(pocket[0], latents, positive, negative, recipe(**changes), tell, place)
+        return invert(pocket[0], latents, positive, negative, quick_settings(**changes), tell, place)
 
 
 def assert_same(one, other):
@@ -74,12 +74,12 @@ def test_a_cancelled_inversion_goes_on_where_it_stood_to_the_bit(pocket, picture
     model, told = pocket[0], []
     for step in (1, 3):
         made = goes_on(pocket, pictures, stopping(f"step {step} "), "a node")
-        assert made.done == step and is_kept(model, "a node")
-    assert not is_kept(model.clone(), "a node") and not is_kept(model, "another node")
+        assert made.done == step and was_cancelled(model, "a node")
+    assert not was_cancelled(model.clone(), "a node") and not was_cancelled(model, "another node")
     assert_same(goes_on(pocket, pictures, lambda t: told.append(t), "a node"), inversion)
     assert [t.text.split(" of ")[0] for t in told] == [f"step {STEPS}"]
     assert told[-1].done == told[-1].of
-    assert not is_kept(model, "a node") and not model.attachments
+    assert not was_cancelled(model, "a node") and not model.attachments
 
 
 def test_so_do_pictures_that_go_one_by_one(pocket, pictures, monkeypatch):
@@ -112,7 +112,7 @@ def test_one_that_was_cancelled_on_the_way_up_goes_on_too(pocket, pictures, meth
     whole, told = inverted(pocket[0], pictures, method=method), []
     with pytest.raises(InterruptProcessingException):
         goes_on(pocket, pictures, stopping("inversion, step 3"), "a node", method=method)
-    assert is_kept(pocket[0], "a node")
+    assert was_cancelled(pocket[0], "a node")
     assert_same(goes_on(pocket, pictures, stopping("never", told), "a node", method=method), whole)
     assert told[0] == f"inversion, step {STEPS} of {STEPS}"
 
@@ -212,9 +212,9 @@ def test_then_blocks_are_run_twice_with_the_same_result(pocket, pictures, monkey
     entered = []
     monkeypatch.setattr(inversion_run, "recomputed", lambda network: entered.append(network) or recomputed(network))
     with torch.inference_mode():
-        whole = invert(pocket[0], *one, recipe())
+        whole = invert(pocket[0], *one, quick_settings())
         failing(monkeypatch, rows=1, times=1)
-        made = invert(pocket[0], *one, recipe())
+        made = invert(pocket[0], *one, quick_settings())
     assert len(entered) == STEPS and "blocks run again in backward" in caplog.text
     assert float(made.error) == pytest.approx(float(whole.error), rel=0.05)
 

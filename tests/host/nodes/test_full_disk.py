@@ -61,7 +61,14 @@ def train_node(pocket, monkeypatch):
     monkeypatch.setattr(watching, "say", lambda text, node_id: None)
 
     def run():
-        settings = {"steps": 8, "rank": 1, "rollout_steps": 2, "from_part": 0.0, "to_part": 1.0, "name": "age"}
+        settings = {
+            "steps": 8,
+            "rank": 1,
+            "rollout_steps": 2,
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+            "name": "age",
+        }
         with torch.inference_mode():
             out = InAGraph.execute(*pocket[:2], (CONCEPT,), {"samples": LATENTS}, checkpoint_every=2, **settings)
         return out.args[0].sliders[0].slider

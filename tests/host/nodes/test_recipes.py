@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from concept_sliders.cli.train import read_recipe
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.devtools.train_command import read_recipe
 from concept_sliders.nodes.recipes import LoadRecipe, shipped_names
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe

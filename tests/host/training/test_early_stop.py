@@ -29,7 +29,7 @@ def train(pocket):
         conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 
     def run(watch=None, **settings):
-        settings = {"rollout_steps": 3, "visits": 6, "steps": 200, "rank": 1, **settings}
+        settings = {"rollout_steps": 3, "samples_per_rollout": 6, "steps": 200, "rank": 1, **settings}
         with torch.inference_mode():
             recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
             return train_slider(model, conditionings, recipe, LATENTS, "age", watch)
@@ -92,7 +92,7 @@ def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
         seen, encode_image = [], vision.encode_image
         vision.encode_image = lambda pictures: seen.append(pictures) or encode_image(pictures)
         given = {"model": model, "clip": clip, "concept": (CONCEPT,), "latent": {"samples": LATENTS}, "name": "age"}
-        settings = {"from_part": 0.0, "to_part": 1.0, "steps": 100, "learning_rate": 1e-9, "rollout_steps": 2}
+        settings = {"start_percent": 0.0, "end_percent": 1.0, "steps": 100, "learning_rate": 1e-9, "rollout_steps": 2}
         with pytest.raises(ValueError, match="wire in a VAE"):
             TrainSlider.execute(**given, **settings, patience=1, clip_vision=vision)
         (sliders, *_) = TrainSlider.execute(**given, **settings, vae=vae, patience=1, clip_vision=vision).args
@@ -108,7 +108,7 @@ def test_clip_vision_without_an_early_stop_is_not_used_and_that_is_said(pocket, 
     model, clip, vae = pocket
     vision, seen = tiny_vision(tmp_path), []
     vision.encode_image = seen.append
-    settings = {"from_part": 0.0, "to_part": 1.0, "steps": 21, "rollout_steps": 2, "patience": 0}
+    settings = {"start_percent": 0.0, "end_percent": 1.0, "steps": 21, "rollout_steps": 2, "patience": 0}
     with torch.inference_mode():
         TrainSlider.execute(
             model,

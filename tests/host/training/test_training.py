@@ -36,7 +36,7 @@ def conditionings(pocket):
 
 
 def recipe(**changes):
-    settings = {"steps": 4, "rollout_steps": 4, "visits": 4, "learning_rate": 2e-3, **changes}
+    settings = {"steps": 4, "rollout_steps": 4, "samples_per_rollout": 4, "learning_rate": 2e-3, **changes}
     return TextualRecipe(concepts=(CONCEPT,), **settings)
 
 
@@ -160,8 +160,10 @@ def test_the_prediction_is_the_velocity_the_model_was_trained_for(pocket, condit
 
 
 def test_training_brings_the_prediction_closer_to_its_target(pocket, conditionings):
-    losses = train(pocket, conditionings, steps=40, rollout_steps=6, visits=6).progress.losses
-    untrained = train(pocket, conditionings, steps=40, rollout_steps=6, visits=6, learning_rate=1e-9).progress.losses
+    losses = train(pocket, conditionings, steps=40, rollout_steps=6, samples_per_rollout=6).progress.losses
+    untrained = train(
+        pocket, conditionings, steps=40, rollout_steps=6, samples_per_rollout=6, learning_rate=1e-9
+    ).progress.losses
     assert sum(losses[-10:]) < 0.8 * sum(untrained[-10:])
 
 

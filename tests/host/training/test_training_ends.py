@@ -92,9 +92,9 @@ def test_an_explosion_that_takes_some_steps_is_fallen_back_from_as_a_whole(train
 
 
 @pytest.mark.parametrize("rollout_steps", [2, 4, 10])
-@pytest.mark.parametrize("noise_range", [(0.95, 1.0), (0.75, 1.0), (0.99, 1.0), (0.0, 0.01), (0.5, 0.51)])
-def test_narrow_ranges_of_noise_have_levels(train, rollout_steps, noise_range):
-    trained = train(steps=2, rollout_steps=rollout_steps, noise_range=noise_range)
+@pytest.mark.parametrize(("start", "end"), [(0.95, 1.0), (0.75, 1.0), (0.99, 1.0), (0.0, 0.01), (0.5, 0.51)])
+def test_narrow_ranges_of_noise_have_levels(train, rollout_steps, start, end):
+    trained = train(steps=2, rollout_steps=rollout_steps, start_percent=start, end_percent=end)
     assert trained.progress.steps == 2
 
 

@@ -74,6 +74,6 @@ def test_a_cancelled_run_goes_on_to_the_slider_of_one_that_never_stopped(train, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_run_twice_give_the_same_slider(train, kind):
-    once, twice = train(kind, steps=3), train(kind, steps=3, memory="blocks run twice")
+    once, twice = train(kind, steps=3), train(kind, steps=3, memory="gradient checkpointing")
     for name, layer in once.slider.layers.items():
         torch.testing.assert_close(twice.slider.layers[name].up, layer.up, rtol=1e-3, atol=1e-5)

@@ -185,12 +185,12 @@ def test_what_memory_had_room_for_is_remembered(train, tmp_path):
 
 def test_blocks_run_twice_make_the_same_slider_and_go_on_with_each_others_checkpoints(train, tmp_path):
     once = train(Watch(checkpoints=tmp_path), steps=5)
-    twice = train(steps=5, memory="blocks run twice")
+    twice = train(steps=5, memory="gradient checkpointing")
     for name, layer in once.slider.layers.items():
         # Adam divides by each gradient's own size: where one is next to nothing, rounding in it is seen at full step
         apart = (layer.up - twice.slider.layers[name].up).norm()
         assert apart < 1e-3 * layer.up.norm(), name
-    assert train(Watch(checkpoints=tmp_path), memory="blocks run twice").progress.steps == 8
+    assert train(Watch(checkpoints=tmp_path), memory="gradient checkpointing").progress.steps == 8
     assert len(list(tmp_path.iterdir())) == 1
 
 

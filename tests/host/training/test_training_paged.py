@@ -13,7 +13,7 @@ from concept_sliders.tests.host.training.test_training_precisions import typed_m
 from concept_sliders.tests.support.paging import DynamicOnTheCpu
 from concept_sliders.tests.support.tiny import FAMILIES, condition, tiny_model, traces
 from concept_sliders.training import loop
-from concept_sliders.training.recipe import BLOCKS_TWICE, Concept, TextualRecipe
+from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept, TextualRecipe
 from concept_sliders.training.run import Watch, train_slider
 from concept_sliders.training.trainable_layers import NewLayers
 
@@ -50,7 +50,7 @@ def given(family):
     return Points(2, (FAMILIES[family][2], 8, 8)), {PROMPT: condition(family, 1)}
 
 
-@pytest.mark.parametrize("settings", [{}, {"memory": BLOCKS_TWICE}], ids=["once", "blocks twice"])
+@pytest.mark.parametrize("settings", [{}, {"memory": GRADIENT_CHECKPOINTING}], ids=["once", "blocks twice"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_weights_that_stay_where_they_are(family, settings):
     points, conditionings = given(family)
@@ -109,7 +109,14 @@ def test_of_weights_that_are_cast_no_copy_is_kept_for_backward():
 
 def trained(model, family, watch=None, **settings):
     """A run of three steps."""
-    settings = {"rank": 2, "steps": 3, "rollout_steps": 2, "visits": 2, "learning_rate": 1e-3, **settings}
+    settings = {
+        "rank": 2,
+        "steps": 3,
+        "rollout_steps": 2,
+        "samples_per_rollout": 2,
+        "learning_rate": 1e-3,
+        **settings,
+    }
     recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young"),), **settings)
     conditionings = {p: condition(family, seed) for seed, p in enumerate(recipe.prompts())}
     with torch.inference_mode():
@@ -135,7 +142,7 @@ def test_a_model_that_the_host_keeps_in_part_off_the_device_trains():
         assert (id(p), p.data_ptr()) == before[name][:2] and torch.equal(p, before[name][2]), name
 
 
-@pytest.mark.parametrize("settings", [{}, {"memory": BLOCKS_TWICE}], ids=["once", "blocks twice"])
+@pytest.mark.parametrize("settings", [{}, {"memory": GRADIENT_CHECKPOINTING}], ids=["once", "blocks twice"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_hosts_own_paging_patcher_trains_the_same_slider(family, settings):
     """With looks in between, for which the model is given back and borrowed again.

@@ -16,7 +16,7 @@ RECIPE = TextualRecipe(
     steps=3,
     learning_rate=1e-3,
     rollout_steps=2,
-    visits=2,
+    samples_per_rollout=2,
 )
 
 

@@ -22,7 +22,7 @@ from concept_sliders.training.run import Watch, train_slider
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 BY_OTHER_CODE = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError)
-SETTINGS = {"rank": 1, "from_part": 0.0, "to_part": 1.0, "name": "age"}
+SETTINGS = {"rank": 1, "start_percent": 0.0, "end_percent": 1.0, "name": "age"}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def train(pocket):
         conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 
     def run(watch, **settings):
-        settings = {"rollout_steps": 2, "visits": 6, "rank": 1, **settings}
+        settings = {"rollout_steps": 2, "samples_per_rollout": 6, "rank": 1, **settings}
         with torch.inference_mode():
             recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
             return train_slider(model, conditionings, recipe, torch.zeros(1, CHANNELS, 8, 8), "age", watch)

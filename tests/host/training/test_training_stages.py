@@ -39,7 +39,7 @@ def pocket():
 
 
 def train(pocket, watch=None, **settings):
-    settings = {"rollout_steps": 2, "visits": 3, "steps": 4, "learning_rate": 2e-3, **settings}
+    settings = {"rollout_steps": 2, "samples_per_rollout": 3, "steps": 4, "learning_rate": 2e-3, **settings}
     with torch.inference_mode():
         recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
         return train_slider(pocket[0], pocket[1], recipe, LATENTS, "age", watch)
@@ -54,7 +54,7 @@ STAGES = [
     (TextualPoints, "_rolled_out", 2),
     (Denoiser, "__call__", 1),  # in a rollout
     (Denoiser, "__call__", 3),  # in the first step
-    (Denoiser, "_encoded", 1),
+    (Denoiser, "conditions", 1),
     (Training, "_part", 2),
     (Training, "_is_bad", 1),  # between backward and the optimiser
     (HalfDone, "at", 1),

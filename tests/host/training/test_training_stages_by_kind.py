@@ -15,7 +15,7 @@ from concept_sliders.training import text_encoder as encoder_training
 from concept_sliders.training.early_stop import Reach
 from concept_sliders.training.loop import Training
 from concept_sliders.training.pairs.image_sets import pairs_from_batches
-from concept_sliders.training.recipe import BLOCKS_TWICE, Concept
+from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept
 from concept_sliders.training.text_encoder import EncoderPoints
 from concept_sliders.training.visual_samples import VisualPoints
 
@@ -63,7 +63,7 @@ def short_of_memory(pocket):
 
 
 def twice(pocket):
-    return textual(pocket, memory=BLOCKS_TWICE)
+    return textual(pocket, memory=GRADIENT_CHECKPOINTING)
 
 
 def with_pictures(pocket):

@@ -9,7 +9,14 @@ from concept_sliders.comfy_host.attention import OVERRIDE, LearningAttention
 from concept_sliders.tests.support.short_runs import same, train_on
 from concept_sliders.training.run import Watch
 
-FEW = {"steps": 4, "rank": 2, "rollout_steps": 2, "visits": 2, "learning_rate": 2e-3, "own_rollouts": 1.0}
+FEW = {
+    "steps": 4,
+    "rank": 2,
+    "rollout_steps": 2,
+    "samples_per_rollout": 2,
+    "learning_rate": 2e-3,
+    "on_policy_rollouts": 1.0,
+}
 QKV = torch.randn(3, 1, 6, 16, generator=torch.Generator().manual_seed(0))
 
 

@@ -9,7 +9,7 @@ from concept_sliders.bench._live import Live, peak_memory
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.host.training.test_training_precisions import typed_model
 from concept_sliders.tests.support.tiny import FAMILIES, condition
-from concept_sliders.training.recipe import BLOCKS_TWICE, Concept, TextualRecipe
+from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept, TextualRecipe
 from concept_sliders.training.run import Watch, train_slider
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
@@ -25,7 +25,7 @@ def pocket():
 
 
 def train(model, conditionings, watch=None, latents=(1, 24, 8, 8), **settings):
-    settings = {"steps": 2, "rank": 1, "rollout_steps": 2, "visits": 2, **settings}
+    settings = {"steps": 2, "rank": 1, "rollout_steps": 2, "samples_per_rollout": 2, **settings}
     with torch.inference_mode():
         recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
         return train_slider(model, conditionings, recipe, torch.zeros(latents), "age", watch)
@@ -54,7 +54,7 @@ def test_no_second_copy_of_the_model_is_there_at_any_time():
     """Neither whole nor in parts: all that a run holds, activations and optimiser with it, is far less."""
     model, _, conditionings = pocket()
     with peak_memory(CPU) as peak:
-        train(model, conditionings, memory=BLOCKS_TWICE)
+        train(model, conditionings, memory=GRADIENT_CHECKPOINTING)
     assert 0 < peak.bytes < 0.5 * bytes_of(model)
 
 
@@ -64,7 +64,7 @@ def test_weights_in_eight_bits_are_not_there_in_more():
     model = typed_model(family, torch.float8_e4m3fn, torch.float32)
     conditionings = {p: condition(family, n) for n, p in enumerate((*CONCEPT.prompts(), ""))}
     with peak_memory(CPU) as peak:
-        train(model, conditionings, latents=(1, 4, 4, 4), memory=BLOCKS_TWICE)
+        train(model, conditionings, latents=(1, 4, 4, 4), memory=GRADIENT_CHECKPOINTING)
     assert 0 < peak.bytes < 2 * bytes_of(model)
     assert FAMILIES[family][2] == 4
 

@@ -96,7 +96,7 @@ def test_the_right_prediction_is_the_one_the_hosts_model_was_trained_for(pocket,
         source = VisualPoints(
             Denoiser(pocket[0], {PROMPT: conditionings[PROMPT]}),
             sets[:1],
-            VisualRecipe(noise_range=(0.0, 0.9)),
+            VisualRecipe(end_percent=0.9),
             torch.Generator().manual_seed(3),
         )
         point = next(source)

@@ -52,7 +52,7 @@ def test_an_unknown_benchmark_names_those_there_are():
 
 @pytest.fixture
 def tree(tmp_path):
-    for path in ("unit/test_a.py", "server/test_b.py", "js/maths.test.mjs", "browser/conftest.py"):
+    for path in ("unit/test_a.py", "server/test_b.py", "browser/conftest.py"):
         file = tmp_path / "tests" / path
         file.parent.mkdir(parents=True)
         file.touch()
@@ -60,7 +60,7 @@ def tree(tmp_path):
 
 
 def test_every_tier_that_has_tests_is_run_by_default(tree):
-    assert checks.select([], tree) == ["unit", "server", "js"]
+    assert checks.select([], tree) == ["unit", "server"]
 
 
 def test_tiers_are_run_in_their_own_order(tree):

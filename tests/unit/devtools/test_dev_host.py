@@ -25,7 +25,7 @@ def test_the_cache_key_follows_the_pins_and_nothing_else():
 
 
 def test_everything_that_is_installed_by_name_has_a_version():
-    assert all("==" in wanted for wanted in pins.with_versions((*pins.TORCH, *pins.TOOLS, pins.PIP)))
+    assert all("==" in wanted for wanted in pins.with_versions((*pins.TORCH, *pins.TOOLS, *pins.CHECKERS, pins.PIP)))
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="where Linux keeps caches")

@@ -6,9 +6,8 @@ import pytest
 import torch
 from concept_sliders.inversion.ddim import euler, refined, upwards
 from concept_sliders.inversion.null_text import Step, fit
-from concept_sliders.inversion.prompt_entries import rows_of, single_entry
-from concept_sliders.inversion.settings import InversionRecipe
-from concept_sliders.inversion.sigma_windows import windows
+from concept_sliders.inversion.prompts import percent_windows, rows_of, single_entry
+from concept_sliders.inversion.settings import InversionSettings
 from torch.nn.functional import mse_loss
 
 SIGMAS = torch.tensor([3.0, 1.5, 0.7, 0.2, 0.0])
@@ -141,12 +140,12 @@ def test_an_embedding_that_is_not_read_is_an_error(toy):
 
 
 def test_the_schedule_of_the_inner_loop_is_the_published_one_at_50_steps():
-    recipe = InversionRecipe()
-    assert [recipe.rate_at(i, 50) for i in (0, 10, 49)] == pytest.approx([1e-2 * (1 - i / 100) for i in (0, 10, 49)])
-    assert [recipe.tolerance_at(i, 50) for i in (0, 10, 49)] == pytest.approx([1e-5 + 2e-5 * i for i in (0, 10, 49)])
-    longer = InversionRecipe(steps=200)
+    settings, steps = InversionSettings(), (0, 10, 49)
+    assert [settings.rate_at(i, 50) for i in steps] == pytest.approx([1e-2 * (1 - i / 100) for i in steps])
+    assert [settings.tolerance_at(i, 50) for i in steps] == pytest.approx([1e-5 + 2e-5 * i for i in steps])
+    longer = InversionSettings(steps=200)
     assert longer.rate_at(199, 200) > 0
-    assert longer.tolerance_at(200, 200) == pytest.approx(recipe.tolerance_at(50, 50))
+    assert longer.tolerance_at(200, 200) == pytest.approx(settings.tolerance_at(50, 50))
 
 
 @pytest.mark.parametrize(
@@ -165,11 +164,11 @@ def test_the_schedule_of_the_inner_loop_is_the_published_one_at_50_steps():
 )
 def test_settings_out_of_range_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        InversionRecipe(**changes)
+        InversionSettings(**changes)
 
 
 def test_a_cfg_of_1_is_fine_for_plain_inversion():
-    assert InversionRecipe(method="plain", cfg=1.0).cfg == 1
+    assert InversionSettings(method="plain", cfg=1.0).cfg == 1
 
 
 def flow(percent, shift=2.0):
@@ -187,7 +186,7 @@ def table(percent):
 @pytest.mark.parametrize("steps", [1, 2, 50, 1000])
 def test_exactly_its_own_window_is_active_at_each_level(percent_to_sigma, steps):
     sigmas = [percent_to_sigma(max(i / steps, 1e-9)) for i in range(steps)] + [0.0]
-    found = windows(sigmas, percent_to_sigma)
+    found = percent_windows(sigmas, percent_to_sigma)
     assert found[0][0] == 0 and found[-1][1] == 1
     for level, sigma in enumerate(sigmas[:-1]):
         active = [percent_to_sigma(end) <= sigma <= percent_to_sigma(start) for start, end in found]
@@ -196,9 +195,9 @@ def test_exactly_its_own_window_is_active_at_each_level(percent_to_sigma, steps)
 
 def test_levels_that_do_not_fall_or_are_all_but_the_same_are_refused():
     with pytest.raises(ValueError, match="do not fall at every step"):
-        windows([1.0, 0.5, 0.5, 0.0], flow)
+        percent_windows([1.0, 0.5, 0.5, 0.0], flow)
     with pytest.raises(ValueError, match="cannot be told from its neighbours"):
-        windows([3.0, 2.0, 0.5, 0.0], flow)  # the model's levels end at 1
+        percent_windows([3.0, 2.0, 0.5, 0.0], flow)  # the model's levels end at 1
 
 
 def prompt(rows=1, **options):

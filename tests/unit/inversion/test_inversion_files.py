@@ -7,7 +7,7 @@ import torch
 from concept_sliders.inversion import inversion_files
 from concept_sliders.inversion.inversion import Inversion
 from concept_sliders.inversion.inversion_files import load_inversion, save_inversion
-from concept_sliders.inversion.settings import InversionRecipe
+from concept_sliders.inversion.settings import InversionSettings
 from concept_sliders.sliders.formats import atomic_write
 from concept_sliders.tests.support.full_disk import full_disk
 from safetensors.torch import load_file, save_file
@@ -25,7 +25,7 @@ def inversion():
         options={"width": 64, "attention_mask": torch.ones(1, 5, dtype=torch.long)},
         positive=(torch.randn(1, 5, 6), {"height": 32, "reference_latents": [torch.randn(1, 4), torch.randn(1, 3)]}),
         windows=((0.0, 0.3), (0.3, 1 / 1.7), (1 / 1.7, 1.0)),
-        recipe=InversionRecipe(steps=3, cfg=7.25, pooled="optimised"),
+        settings=InversionSettings(steps=3, cfg=7.25, pooled="optimised"),
         family="SDXL",
         fingerprint="0123456789abcdef",
         prediction="EPS",
@@ -42,7 +42,7 @@ def test_an_inversion_comes_back_as_it_was(inversion, tmp_path):
     for name in ("noise", "clean", "sigmas", "embeddings", "pooled"):
         assert torch.equal(getattr(again, name), getattr(inversion, name)), name
     assert torch.equal(again.error, inversion.error) or torch.isnan(again.error[1])
-    for name in ("windows", "recipe", "family", "fingerprint", "prediction", "done", "losses"):
+    for name in ("windows", "settings", "family", "fingerprint", "prediction", "done", "losses"):
         assert getattr(again, name) == getattr(inversion, name), name
     assert again.options["width"] == 64
     assert torch.equal(again.options["attention_mask"], inversion.options["attention_mask"])

@@ -98,7 +98,13 @@ CONCEPT = Concept("p", "m", "l", ("a", "b"), eta=2.0)
 
 def source(concepts=(CONCEPT,), seed=0, **changes):
     model, generator = Affine(), torch.Generator().manual_seed(seed)
-    values = {"own_rollouts": 0.0, "held_target": False, "phrases_asked": 0, "rollout_steps": 10, "visits": 4}
+    values = {
+        "on_policy_rollouts": 0.0,
+        "preserve_in_target": False,
+        "phrases_per_sigma": 0,
+        "rollout_steps": 10,
+        "samples_per_rollout": 4,
+    }
     recipe = TextualRecipe(concepts=concepts, **{**values, **changes})
     return model, generator, TextualPoints(model, model, recipe, (2, 3), generator)
 
@@ -129,7 +135,7 @@ def by_trajectory(met):
 
 
 def test_one_rollout_serves_many_points_each_level_at_both_signs():
-    model, _, stream = source(visits=20)
+    model, _, stream = source(samples_per_rollout=20)
     first = [next(stream) for _ in range(POOL * 20)]  # all are full ones from here on, at the latest
     asked = len(model.asked)
     met = [next(stream) for _ in range(POOL * 20)]
@@ -144,7 +150,7 @@ def test_one_rollout_serves_many_points_each_level_at_both_signs():
 
 
 def test_points_one_after_the_other_come_from_different_trajectories_that_end_apart():
-    model, _, stream = source(rollout_steps=2, visits=8)
+    model, _, stream = source(rollout_steps=2, samples_per_rollout=8)
     asked = []
     for _ in range(POOL * 8):
         next(stream)
@@ -154,7 +160,7 @@ def test_points_one_after_the_other_come_from_different_trajectories_that_end_ap
 
 
 def test_everything_about_a_level_is_asked_in_one_batch_and_no_more_than_is_needed():
-    model, (point,) = points(1, visits=1)
+    model, (point,) = points(1, samples_per_rollout=1)
     questions = [len(prompts) for prompts in model.asked]
     level = round(10 * (1 - float(point.sigma)))
     assert questions == [2] * level + [6]  # the guidance, then both ends with two phrases; no level after that
@@ -163,7 +169,7 @@ def test_everything_about_a_level_is_asked_in_one_batch_and_no_more_than_is_need
 
 def test_concepts_are_met_in_proportion_to_their_weights():
     concepts = (Concept("p", "m, a", "l, a", weight=3.0), Concept("", "m, b", "l, b", weight=1.0))
-    _, met = points(400, concepts=concepts, rollout_steps=2, visits=1)
+    _, met = points(400, concepts=concepts, rollout_steps=2, samples_per_rollout=1)
     assert 0.65 < sum(point.prompt == "p" for point in met) / len(met) < 0.85
     for point in met[:20]:
         change, base = (3.0, 1.0) if point.prompt == "p" else (1.0, 0.0)
@@ -180,7 +186,7 @@ def test_erasing_is_the_opposite_edit():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 25), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
 def test_a_source_goes_on_from_its_state_as_if_it_had_never_stopped(done, both_signs, own):
-    chosen = {"own_rollouts": own, "both_signs": both_signs, "visits": 7}
+    chosen = {"on_policy_rollouts": own, "both_signs": both_signs, "samples_per_rollout": 7}
     _, generator, first = source(**chosen)
     for _ in range(done):
         next(first)
@@ -196,12 +202,12 @@ def test_a_source_goes_on_from_its_state_as_if_it_had_never_stopped(done, both_s
 
 
 def test_only_the_chosen_part_of_sampling_is_trained_on():
-    _, met = points(12, noise_range=(0.5, 1.0))
+    _, met = points(12, start_percent=0.5)
     assert max(float(point.sigma) for point in met) <= 0.5 + 1e-6
 
 
 def test_a_held_target_asks_with_every_phrase():
-    model, met = points(1, held_target=True, visits=20)
+    model, met = points(1, preserve_in_target=True, samples_per_rollout=20)
     assert ("p", "", "p, a", "p, b") in [prompts[:4] for prompts in model.asked]
     sign = float(met[0].strengths[0, 0])
     expected = (3.0 + 0.0) / 2 + float(met[0].sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
@@ -209,7 +215,7 @@ def test_a_held_target_asks_with_every_phrase():
 
 
 def test_phrases_take_turns_where_not_all_are_asked_about():
-    model, met = points(40, held_target=True, phrases_asked=1, visits=40)
+    model, met = points(40, preserve_in_target=True, phrases_per_sigma=1, samples_per_rollout=40)
     asked = [prompts[2:] for prompts in model.asked if len(prompts) > 2]
     by_phrase = [("p, a", "m, a", "l, a"), ("p, b", "m, b", "l, b")]
     assert [set(pair) for pair in zip(asked[::2], asked[1::2])] == [set(by_phrase)] * (len(asked) // 2)
@@ -224,7 +230,9 @@ def test_some_of_many_phrases_are_asked_about_at_once():
     model = Affine()
     three = Concept("p", "m", "l", ("a", "b", "c"))
     model.shifts = {f"{prompt}{phrase}": 0.0 for prompt in "pml" for phrase in ("", ", a", ", b", ", c")} | {"": 0.0}
-    recipe = TextualRecipe(concepts=(three,), phrases_asked=2, rollout_steps=60, visits=240, own_rollouts=0.0)
+    recipe = TextualRecipe(
+        concepts=(three,), phrases_per_sigma=2, rollout_steps=60, samples_per_rollout=240, on_policy_rollouts=0.0
+    )
     next(TextualPoints(model, model, recipe, (2, 3), torch.Generator().manual_seed(0)))
     asked = [[prompt[-1] for prompt in prompts[2:4]] for prompts in model.asked if len(prompts) > 2]
     assert all(len(set(phrases)) == 2 for phrases in asked) and len(asked) >= 3
@@ -235,7 +243,7 @@ def test_some_of_many_phrases_are_asked_about_at_once():
 def test_own_rollouts_carry_the_slider_along():
     """Rows go where their sign takes them, and are asked about there without the slider."""
     _, bare = points(4)
-    _, own = points(4, own_rollouts=1.0)
+    _, own = points(4, on_policy_rollouts=1.0)
     for point, other in zip(own, bare, strict=True):
         assert point.sigma == other.sigma
         gone = 1.0 - float(point.sigma)  # of the way from sigma 1: every step adds -0.5 sign per unit of sigma

@@ -31,8 +31,8 @@ def test_without_phrases_the_ends_stand_alone():
         ({"more": "  "}, "'more' prompt is empty"),
         ({"less": ""}, "'less' prompt is empty"),
         ({"more": "Old  Person", "less": "old person"}, "same prompt"),
-        ({"hold": ("male", " ")}, "phrase to hold fixed is empty"),
-        ({"hold": ("male", "Male")}, "there twice"),
+        ({"preserve": ("male", " ")}, "phrase to preserve is empty"),
+        ({"preserve": ("male", "Male")}, "there twice"),
         ({"eta": 0.0}, "above 0, got 0.0"),
         ({"eta": float("nan")}, "above 0"),
     ],
@@ -53,12 +53,14 @@ def test_a_concept_that_cannot_be_learned_is_refused(changes, says):
         ("layers", "some"),
         ("rollout_steps", 1),
         ("guidance", -1.0),
-        ("visits", 0),
+        ("samples_per_rollout", 0),
         ("alpha", -1.0),
         ("pattern", "(open"),
         ("concepts", ()),
-        ("noise_range", (0.5, 0.5)),
-        ("noise_range", (0.0, 1.5)),
+        ("start_percent", -0.1),
+        ("start_percent", 1.0),
+        ("end_percent", 0.0),
+        ("end_percent", 1.5),
     ],
 )
 def test_a_recipe_names_the_field_that_is_out_of_range(field, value):
@@ -68,20 +70,10 @@ def test_a_recipe_names_the_field_that_is_out_of_range(field, value):
 
 def test_a_recipe_survives_json():
     twice = (AGE, Concept("dog", "old dog", "puppy", erase=True, weight=0.5))
-    recipe = TextualRecipe(concepts=twice, rank=8, noise_range=(0.1, 0.9), seed=5)
+    recipe = TextualRecipe(concepts=twice, rank=8, start_percent=0.1, end_percent=0.9, seed=5)
     assert recipe_from(json.loads(json.dumps(recipe.as_dict()))) == recipe
     visual = VisualRecipe(method="ADDifT", sets=4)
     assert recipe_from(json.loads(json.dumps(visual.as_dict()))) == visual
-
-
-def test_a_recipe_with_a_single_concept_and_no_kind_is_read():
-    values = {
-        "concept": {"target": "a", "more": "b", "less": "c", "hold": [], "eta": 2.0},
-        "rank": 2,
-        "steps_done": 9,
-    }
-    concepts = (Concept("a", "b", "c", eta=2.0),)
-    assert recipe_from(values) == TextualRecipe(concepts=concepts, rank=2, phrases_asked=0)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +108,13 @@ def test_what_is_no_recipe_is_refused(values, says):
         ({"pattern": None}, "pattern must be a text, got None"),
         ({"layers": ["all"]}, "layers must be a text, got"),
         ({"notes": 3}, "notes must be a set of named values, got 3"),
-        ({"noise_range": [0, 1, 2]}, "noise_range must be a list of two numbers, got (0, 1, 2)"),
-        ({"noise_range": 0.5}, "noise_range must be a list of two numbers, got 0.5"),
+        ({"start_percent": [0, 1]}, "start_percent must be a number, got (0, 1)"),
+        ({"end_percent": "all"}, "end_percent must be a number, got 'all'"),
         ({"concepts": 3}, "concepts must be a list of concepts, got 3"),
         ({"concepts": [{**SAID, "more": 5}]}, "more must be a text, got 5"),
         ({"concepts": [{**SAID, "target": None}]}, "target must be a text, got None"),
-        ({"concepts": [{**SAID, "hold": "male"}]}, "hold must be a list of texts, got 'male'"),
-        ({"concepts": [{**SAID, "hold": ["male", 1]}]}, "hold must be a list of texts, got ('male', 1)"),
+        ({"concepts": [{**SAID, "preserve": "male"}]}, "preserve must be a list of texts, got 'male'"),
+        ({"concepts": [{**SAID, "preserve": ["male", 1]}]}, "preserve must be a list of texts, got ('male', 1)"),
         ({"concepts": [{**SAID, "eta": "4"}]}, "eta must be a number, got '4'"),
         ({"concepts": [{**SAID, "erase": 0}]}, "erase must be true or false, got 0"),
         ({"kind": "visual", "concepts": None}, "has no concepts"),
@@ -135,7 +127,12 @@ def test_a_value_of_another_type_is_named_with_what_is_allowed(values, says):
 
 
 def test_whole_numbers_do_for_others():
-    assert recipe_from({"concepts": [{**SAID, "eta": 2}], "learning_rate": 1, "noise_range": [0, 1]}).steps == 400
+    assert (
+        recipe_from(
+            {"concepts": [{**SAID, "eta": 2}], "learning_rate": 1, "start_percent": 0, "end_percent": 1}
+        ).steps
+        == 400
+    )
 
 
 def test_runs_that_differ_in_length_alone_share_their_digest():
@@ -187,11 +184,3 @@ def test_a_role_the_model_does_not_have_is_an_error():
     with pytest.raises(ValueError, match="one of"):
         choose(PATHS, "norms")
     assert set(CHOICES) >= {"all", "attention"}
-
-
-def test_sliders_from_before_phrases_took_turns_were_asked_about_all():
-    """Their recipes train the same sliders again; a recipe that someone writes has today's defaults."""
-    assert recipe_from({"concepts": [SAID], "steps_done": 5}).phrases_asked == 0
-    assert recipe_from({"concepts": [SAID], "steps_done": 5, "phrases_asked": 1}).phrases_asked == 1
-    assert recipe_from({"concepts": [SAID]}).phrases_asked == 2
-    assert recipe_from({"kind": "visual", "steps_done": 5}).sets == 0

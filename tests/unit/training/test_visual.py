@@ -129,7 +129,7 @@ def test_a_slider_learned_from_pairs_moves_both_ways(kind, method):
     scene, step = 2 * latents(3, seed=7), latents(1, seed=8)
     scene[:] += 3 * latents(1, seed=9)  # what the scenes have in common
     sets = [LatentSet(torch.cat([one[None] - step, one[None] + step]), (-1.0, 1.0)) for one in scene]
-    source = points(kind, method, sets, noise_range=(0.0, 0.4))  # where the layers push the same way at all levels
+    source = points(kind, method, sets, end_percent=0.4)  # where the layers push the same way at all levels
     toy = source.denoiser
     change = LowRank.fresh((16, 16), 2, torch.Generator().manual_seed(0))
     learned = [nn.Parameter(t) for t in (change.down, change.up)]
@@ -160,7 +160,7 @@ def test_every_set_comes_once_before_one_comes_again():
 
 
 def test_noise_levels_come_from_the_part_of_sampling_that_is_asked_for():
-    source = points(noise_range=(0.5, 0.75))
+    source = points(start_percent=0.5, end_percent=0.75)
     levels = [float(next(source).sigma) for _ in range(200)]
     assert 2.5 <= min(levels) < 2.7 and 4.8 < max(levels) <= 5.0
 

@@ -12,20 +12,19 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p or ".").resolve() != ROOT / "devtools")]
+import numpy as np
+import torch
+from PIL import Image
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from devtools import host, live, report, server, workflow  # noqa: E402
-from devtools.problem import Problem  # noqa: E402
-from pocket.measure import Effect, effect  # noqa: E402
-from pocket.probe import COLUMNS, load_probe  # noqa: E402
+from ..devtools import host, server, workflow
+from ..devtools.problem import Problem
+from ..pocket.measure import Effect, effect
+from ..pocket.probe import COLUMNS, load_probe
+from . import live, report
 
 say = functools.partial(print, flush=True)
-EXAMPLES = ROOT / "example_workflows"
+EXAMPLES = host.ROOT / "example_workflows"
+OUTPUT = host.ROOT / "output" / "demo"
 MORE, LESS = "portrait of a very old person", "portrait of a very young person"
 STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 HELD = "with glasses\nwithout glasses"
@@ -42,10 +41,10 @@ class Studio:
         self.server, self.folder = running, folder
         self.nodes = running.object_info()
 
-    def train(self, name: str, hold: str, steps: int | None) -> str:
+    def train(self, name: str, preserve: str, steps: int | None) -> str:
         """Train the age slider by the example workflow; the name of the file it is saved in."""
         prompt = self._prompt("train_a_textual_slider")
-        workflow.change(prompt, "Slider Concept", hold=hold)
+        workflow.change(prompt, "Slider Concept", preserve=preserve)
         workflow.change(prompt, "Save Slider", name=f"sliders/{name}")
         workflow.change(prompt, "Sweep Sliders", values="-1, 0, 1")
         if steps:
@@ -151,8 +150,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--comfy", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, default=ROOT / "output" / "demo", help="where pictures and report go")
+    parser.add_argument("--folder", type=Path, default=OUTPUT, help="where pictures and report go")
     parser.add_argument("--steps", type=int, help="training steps (default: the example workflow's)")
     parser.add_argument("--seeds", type=int, default=32, help="people to measure on")
     parser.add_argument("--compare", action="store_true", help="also train without the phrases held fixed")

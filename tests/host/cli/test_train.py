@@ -61,7 +61,7 @@ def test_a_visual_recipe_takes_a_folder_of_pairs(train_command, tmp_path):
         ({}, "holds no recipe"),
         ({"concepts": [CONCEPT], "steps": 0}, "steps must be at least 1"),
         ({"a": 1}, "has no a"),
-        ({"concepts": [{**CONCEPT, "hold": "male"}]}, "hold must be a list of texts, got 'male'"),
+        ({"concepts": [{**CONCEPT, "preserve": "male"}]}, "preserve must be a list of texts, got 'male'"),
         ({"concepts": [{**CONCEPT, "more": 5}]}, "more must be a text, got 5"),
         ({"concepts": [CONCEPT], "rank": 4.5}, "rank must be a whole number, got 4.5"),
         ({"concepts": [CONCEPT], "both_signs": "no"}, "both_signs must be true or false, got 'no'"),

@@ -11,8 +11,8 @@ from typing import Any
 
 import aiohttp
 
-from .server import Server
-from .workflow import Prompt
+from ..devtools.server import Server
+from ..devtools.workflow import Prompt
 
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 PREVIEW_IMAGE = 1  # the kind of a binary message: 4 bytes kind, 4 bytes format, then the picture

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from pocket.measure import Effect
+from ..pocket.measure import Effect
 
 CELL, GAP, HEAD = 144, 4, 46
 PAPER, TEXT, FAINT = (250, 250, 248), (40, 40, 46), (120, 120, 128)
