@@ -21,7 +21,7 @@ from concept_sliders.training.trainable_layers import NewLayers
 from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
 from concept_sliders.training.samples import Point
 from concept_sliders.training.recipe import TextualRecipe
-from concept_sliders.comfy_host.guidance import classifier_free
+from concept_sliders.comfy_host.predictor import classifier_free
 from torch import Tensor
 
 STEPS = 50  # of a trajectory

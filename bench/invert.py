@@ -94,8 +94,8 @@ class Bench:
         with borrowed(self.model):
             denoiser = Denoiser(self.model, {"": ordinary(self.prompts[0])})
             x, sigma = self.latents.to(denoiser.device), torch.tensor(0.5, device=denoiser.device)
-            denoiser.ask(x, sigma, [""])
-            return statistics.median(_models.timed(lambda: denoiser.ask(x, sigma, [""])) for _ in range(5))
+            denoiser.predict(x, sigma, [""])
+            return statistics.median(_models.timed(lambda: denoiser.predict(x, sigma, [""])) for _ in range(5))
 
     def measure(self, method: str, **settings) -> dict:
         """Passes and seconds of an inversion."""
@@ -180,7 +180,7 @@ class Bench:
             return denoiser.evaluate(x, sigma, [denoiser.conditions([[embedding[0], options]], x)])[0]
 
         with peak_memory(denoiser.device) as peak, differentiable(False), refetched(self.model.model):
-            step = Step(x, sigma, sigma / 2, x, denoiser.ask(x, sigma, [""])[0], 7.5)
+            step = Step(x, sigma, sigma / 2, x, denoiser.predict(x, sigma, [""])[0], 7.5)
             fit(predict, (context.to(x),), step, 1, 1e-2, 0.0)
         return peak.bytes
 

@@ -30,9 +30,9 @@ from .errors import ran_out
 from .match import KEY, HostPatch, Match, resolve, workshop_of
 from .memory import Holding
 from .mode import WAYS, room_beside, steady_part
+from .model_caches import uncompiled
 from .prompt_layers import patch_early_layers, runs_early
 from .shared_state import Run
-from .torch_compile import eagerly
 
 
 def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> ModelPatcher:
@@ -222,7 +222,7 @@ class ActingStack:
         bank = self._bank_of(base_model)
         run = workshop.run_of(options.get("sample_sigmas"))  # or a run would begin with what the last one has kept
         doing = (self._key, version, tuple(map(tuple, strengths.tolist())), run)
-        acting.enter_context(workshop.prompt_cache.instead(base_model, doing))
+        acting.enter_context(workshop.prompt_cache.in_use(base_model, doing))
         still = steady_part(strengths, self._steady, self.way, bank, base_model, x, options, run, self._states)
         if still.any():
             try:
@@ -235,7 +235,7 @@ class ActingStack:
                 run.refused = True
                 logging.warning("Sliders act by rows: there is no memory for merged weights")
         if strengths.any():
-            acting.enter_context(eagerly(options))
+            acting.enter_context(uncompiled(options))
             acting.enter_context(bank.acting(strengths, self._room(bank, base_model, x)))
 
     def _room(self, bank: SliderHooks, base_model: BaseModel, x: Tensor) -> float | None:

@@ -14,6 +14,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+__all__ = ["Loan", "ModelLost", "ModelPatcher", "borrowed", "ordinary"]
+
 
 @contextmanager
 def borrowed(patcher: ModelPatcher, memory_required: int = 0) -> Iterator[Loan]:

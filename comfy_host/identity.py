@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.model_sampling
 import comfyui_version
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .apply import acting_on
 from .match import KEY
-from .torch_compile import COMPILED
+from .model_caches import COMPILED
 
 COMFYUI_VERSION = comfyui_version.__version__
 _PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device)
@@ -24,6 +25,18 @@ _NETWORK = "diffusion_model."  # the part of a diffusion model whose weights are
 def family(patcher: ModelPatcher) -> str:
     """The base model's family as the host names it, such as "SDXL"."""
     return type(patcher.model.model_config).__name__
+
+
+def prediction_of(patcher: ModelPatcher) -> str:
+    """Return what the model's network predicts, by ComfyUI's names, such as "EPS" or "V_PREDICTION"."""
+    kinds = type(patcher.get_model_object("model_sampling")).__mro__
+    names = (kind.__name__ for kind in kinds if kind.__module__ == comfy.model_sampling.__name__)
+    return ", ".join(name for name in names if not name.startswith("ModelSampling"))
+
+
+def is_flow(sampling: Any) -> bool:
+    """Return True if a model, by its `model_sampling`, is a flow model."""
+    return isinstance(sampling, comfy.model_sampling.CONST)
 
 
 def fingerprint(patcher: ModelPatcher) -> str:

@@ -10,6 +10,9 @@ import comfy.k_diffusion.sampling
 import comfy.patcher_extension
 from comfy.hooks import EnumHookType, HookGroup
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
+
+__all__ = ["CFGGuider", "HookedOptions", "RunHook", "group_of", "samples_by_euler"]
 
 
 class HookedOptions(dict):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.merged_weights import MergedWeights
-from .prompt_cache import PromptCache
+from .model_caches import PromptCache
 
 T = TypeVar("T")
 # One stack is turned again and again; a second one is that of another clone of the model in the same graph

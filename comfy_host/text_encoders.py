@@ -14,7 +14,10 @@ from ..sliders.equation.layer_kinds import can_act_on
 from ..sliders.slider import TEXT_ENCODER_PREFIXES, Slider
 from ..sliders.stack import Stack
 from .match import placed, report
+from .predictor import Predictor
 from .weight_adapters import hand_over
+
+__all__ = ["CLIP", "TextEncoder", "apply_to_clip", "encoder_layer_names", "text_layers_in"]
 
 
 def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
@@ -58,26 +61,29 @@ def text_layers_in(clip: CLIP, slider: Slider) -> tuple[str, ...]:
     return tuple(name for name in slider.text_layers if name in key_map)
 
 
-class Encoder:
-    """The host's text encoders as one function, in a denoiser's place: of the prompt alone."""
+class TextEncoder(Predictor):
+    """ComfyUI's text encoders as a predictor: what they predict depends on the prompt alone."""
 
-    at_once: int | None = None  # prompts go one by one as it is
-
-    def __init__(self, clip: CLIP):
+    def __init__(self, clip: CLIP) -> None:
         self.clip, self.patcher = clip, clip.patcher
         self.device = clip.patcher.load_device
         self.dtype = next(p.dtype for p in clip.cond_stage_model.parameters() if p.is_floating_point())
+        self.at_once: int | None = None  # prompts are encoded one by one anyway
+
+    @property
+    def model(self) -> nn.Module:
+        return self.clip.cond_stage_model
 
     @property
     def network(self) -> nn.Module:
         return self.clip.cond_stage_model
 
     def __call__(self, x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(len(prompts), 1, V): all numbers of each encoding, the pooled ones last. x, sigma: not used."""
+        """Encode prompts: (len(prompts), 1, V), the pooled encoding's numbers last. x, sigma: not used."""
         return torch.stack([torch.cat(self.parts(prompt), dim=1) for prompt in prompts])
 
     def parts(self, prompt: str) -> list[Tensor]:
-        """The encoding (1, T * D), and the pooled one (1, D') where there is one, in float32 on the device."""
+        """Return a prompt's encoding (1, T * D), and the pooled one (1, D') if there is one, as float32."""
         cond, pooled = self.clip.encode_from_tokens(self.clip.tokenize(prompt), return_pooled=True)
         return [part.float().flatten(1).to(self.device) for part in (cond, pooled) if part is not None]
 

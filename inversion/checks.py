@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..comfy_host.apply import acting_on
+from ..comfy_host.borrow import ModelPatcher
 from ..comfy_host.identity import family
-from ..comfy_host.types import ModelPatcher
 from .settings import InversionSettings
 
 # Patches of guidance that sampling would follow and an inversion does not

@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comfy_host.identity import fingerprint
+from ..comfy_host.identity import fingerprint, prediction_of
 from ..comfy_host.memory import intermediate_device, to_device
-from ..comfy_host.prediction import prediction_of
-from ..comfy_host.sampling_run import HookedOptions, RunHook, group_of, samples_by_euler
-from ..comfy_host.types import CFGGuider
+from ..comfy_host.sampling_run import CFGGuider, HookedOptions, RunHook, group_of, samples_by_euler
 from .checks import GUIDANCE_PATCHES
 from .inversion import Inversion
 from .prompts import first_misplaced, taken

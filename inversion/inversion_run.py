@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from ..comfy_host.autograd import differentiable
-from ..comfy_host.borrow import Loan, borrowed, ordinary
+from ..comfy_host.borrow import Loan, ModelPatcher, borrowed, ordinary
 from ..comfy_host.denoiser import Denoiser
 from ..comfy_host.errors import FAILURES, InterruptProcessingException, described, ran_out, stop_if_cancelled
 from ..comfy_host.gradient_checkpointing import recomputed
-from ..comfy_host.guidance import classifier_free
-from ..comfy_host.identity import family, fingerprint
+from ..comfy_host.identity import family, fingerprint, prediction_of
 from ..comfy_host.memory import free_unused, to_device
-from ..comfy_host.prediction import prediction_of
+from ..comfy_host.predictor import classifier_free
 from ..comfy_host.preview_budget import Looks
 from ..comfy_host.refetched_weights import refetched
-from ..comfy_host.types import ModelPatcher
 from .checks import checked_latents, checked_model
 from .ddim import euler, upwards
 from .inversion import Inversion

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..comfy_host.guidance import classifier_free
+from ..comfy_host.predictor import classifier_free
 from .ddim import euler
 
 Embedding = tuple[Tensor, ...]  # what the model reads of a prompt, such as (B, tokens, width) and pooled (B, width)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..comfy_host.denoiser import Denoiser
-from ..comfy_host.prediction import is_flow
+from ..comfy_host.identity import is_flow
 from .null_text import Embedding
 from .prompts import rows_of
 

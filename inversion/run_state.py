@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..comfy_host.borrow import ModelPatcher
 from ..comfy_host.identity import digest_of
 from ..comfy_host.memory import to_device
-from ..comfy_host.types import ModelPatcher
 from .null_text import Embedding, Fitted
 from .settings import InversionSettings
 

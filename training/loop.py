@@ -223,7 +223,7 @@ class Training:
         with ExitStack() as during:
             during.enter_context(differentiable(self._carefully))
             during.enter_context(self.layers.acting(point.strengths[rows]))
-            during.enter_context(refetched(self.denoiser.patcher.model))
+            during.enter_context(refetched(self.denoiser.model))
             if self._recompute:
                 during.enter_context(recomputed(self.denoiser.network))
             prediction = self.denoiser(point.x[rows], point.sigma, [point.prompt])[0]
@@ -236,7 +236,7 @@ class Training:
         """Rows that go through the model at once."""
         rows = torch.arange(len(strengths), device=strengths.device)
         together = [rows]
-        if must_be_apart(self.denoiser.patcher.model, strengths):
+        if must_be_apart(self.denoiser.model, strengths):
             together = [rows[strengths[:, 0] == value] for value in strengths.unique()]
         for some in together:
             yield from some.split(self._at_once or len(rows))

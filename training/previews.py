@@ -47,13 +47,13 @@ class HalfDone:
             self._x = self._half_done()
         x, sigma = self._x.repeat(len(strengths), *(1 for _ in self._x.shape[1:])), self.sigmas[self.level]
         by_entry = torch.tensor(strengths, device=x.device).repeat_interleave(len(self.noise)).view(1, -1, 1)
-        clean = x - sigma * self.denoiser.ask(x, sigma, [self.prompt], self.layers, by_entry)[0]
+        clean = x - sigma * self.denoiser.predict(x, sigma, [self.prompt], self.layers, by_entry)[0]
         return clean.unflatten(0, (len(strengths), -1))
 
     def _half_done(self) -> Tensor:
         x = self.denoiser.scale_noise(self.sigmas[0], self.noise)
         for sigma, following in zip(self.sigmas[: self.level], self.sigmas[1 : self.level + 1]):
-            x = x + (following - sigma) * self.denoiser.ask(x, sigma, [self.prompt])[0]
+            x = x + (following - sigma) * self.denoiser.predict(x, sigma, [self.prompt])[0]
         return x
 
 

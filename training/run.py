@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comfy_host.borrow import Loan, borrowed, ordinary
+from ..comfy_host.borrow import Loan, ModelPatcher, borrowed, ordinary
 from ..comfy_host.denoiser import Denoiser
 from ..comfy_host.errors import FAILURES, InterruptProcessingException, described
 from ..comfy_host.identity import COMFYUI_VERSION, acting_in, digest_of, family, fingerprint
 from ..comfy_host.latents import Shapes, must_be_whole, must_take, packed, pictures_of
 from ..comfy_host.preview_budget import SHARE, Looks
-from ..comfy_host.types import ModelPatcher
 from ..sliders.slider import Slider, SliderInfo
 from .early_stop import Embed, Reach
 from .loop import Progress, Training

@@ -16,8 +16,7 @@ from torch import Tensor
 from ..comfy_host.borrow import borrowed
 from ..comfy_host.errors import InterruptProcessingException
 from ..comfy_host.identity import acting_in, digest_of, fingerprint
-from ..comfy_host.text_encoders import Encoder, encoder_layer_names
-from ..comfy_host.types import CLIP
+from ..comfy_host.text_encoders import CLIP, TextEncoder, encoder_layer_names
 from ..sliders.slider import Slider
 from .loop import Training
 from .objectives import textual_target
@@ -34,7 +33,7 @@ class EncoderPoints:
     Raises ValueError, naming the prompts, if a concept's prompts are encoded to different lengths.
     """
 
-    def __init__(self, encoder: Encoder, recipe: EncoderRecipe, generator: torch.Generator):
+    def __init__(self, encoder: TextEncoder, recipe: EncoderRecipe, generator: torch.Generator):
         self.recipe, self.generator = recipe, generator
         with torch.no_grad():
             self.lines = [line for concept in recipe.concepts for line in self._lines_of(encoder, concept)]
@@ -56,7 +55,7 @@ class EncoderPoints:
     def restore(self, state: dict[str, Any]) -> None:
         pass
 
-    def _lines_of(self, encoder: Encoder, concept: Concept) -> list[tuple[str, Tensor, Tensor, Tensor, float]]:
+    def _lines_of(self, encoder: TextEncoder, concept: Concept) -> list[tuple[str, Tensor, Tensor, Tensor, float]]:
         """(prompt, E(c_t & p), E(c+ & p) - E(c- & p), where the loss counts, weight) for every phrase."""
         found = []
         for target, (more, less) in zip(concept.targets(), concept.ends()):
@@ -90,7 +89,7 @@ def train_encoder(clip: CLIP, recipe: EncoderRecipe, name: str, watch: Watch | N
     generator = torch.Generator().manual_seed(recipe.seed)
     with borrowed(clip.patcher):
         layers = NewLayers(clip.patcher, recipe, generator, encoder_layer_names(clip))
-        encoder = Encoder(clip)
+        encoder = TextEncoder(clip)
         points = EncoderPoints(encoder, recipe, generator)
         training = Training(encoder, layers, points, recipe, generator)
         model_hash = fingerprint(clip.patcher)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..comfy_host.guidance import classifier_free
+from ..comfy_host.predictor import classifier_free
 from .objectives import textual_change, textual_target
 from .recipe import Concept, TextualRecipe
 from .rollouts import roll_out
@@ -178,7 +178,7 @@ class _Rollout:
         frozen = self._frozen_prompts() if len(self.d_target) in self.visited else []
         strengths = torch.zeros(len(guiding) + len(frozen), len(x), 1, device=x.device)
         strengths[: len(guiding)] = self.strengths[:, None]
-        answers = self.points.denoiser.ask(x, sigma, [*guiding, *frozen], self.points.layers, strengths)
+        answers = self.points.denoiser.predict(x, sigma, [*guiding, *frozen], self.points.layers, strengths)
         self._keep(answers[0], answers[len(guiding) :])
         return classifier_free(answers[0], answers[1], self.guidance) if len(guiding) > 1 else answers[0]
 

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from ..comfy_host.borrow import ModelPatcher
 from ..comfy_host.match import layer_names
 from ..comfy_host.prompt_layers import runs_early
-from ..comfy_host.types import ModelPatcher
 from ..sliders.changes import Adapter, Change, Dense, LowRank
 from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.layer_kinds import is_linear, weight_shape

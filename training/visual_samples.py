@@ -146,7 +146,7 @@ class VisualPoints:
         strengths = torch.tensor(one.strengths, device=device)
         if self.recipe.method == "ADDifT":
             teacher = self._partners(len(clean)).to(device)
-            missed = self.denoiser.ask(x, sigma, [one.prompt])[0] - target
+            missed = self.denoiser.predict(x, sigma, [one.prompt])[0] - target
             target = target + missed[teacher]
             strengths = strengths - strengths[teacher]
         rows = self._learns(strengths)

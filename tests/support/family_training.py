@@ -30,9 +30,9 @@ def asked_in_batches(subject: Subject, conditionings: Mapping[str, list], prompt
     denoiser = Denoiser(subject.model, {prompt: ordinary(given) for prompt, given in conditionings.items()}, shapes)
     sigma = denoiser.sigmas(4)[1]
     x = denoiser.scale_noise(sigma, x)
-    together = denoiser.ask(x, sigma, prompts)
+    together = denoiser.predict(x, sigma, prompts)
     for prompt, answer in zip(prompts, together, strict=True):
-        assert difference(answer, denoiser.ask(x, sigma, [prompt])[0]) < CLOSE, prompt
+        assert difference(answer, denoiser.predict(x, sigma, [prompt])[0]) < CLOSE, prompt
     more, less = (together[prompts.index(prompt)] for prompt in (CONCEPT.more, CONCEPT.less))
     assert difference(more, less) > APART
 

@@ -39,14 +39,14 @@ def asked():
 
 def one_by_one(denoiser, x, sigma, prompts, layers=None, strengths=None):
     taken = [None if strengths is None else strengths[place : place + 1] for place in range(len(prompts))]
-    return torch.cat([denoiser.ask(x, sigma, [p], layers, s) for p, s in zip(prompts, taken)])
+    return torch.cat([denoiser.predict(x, sigma, [p], layers, s) for p, s in zip(prompts, taken)])
 
 
 def test_prompts_of_one_length_go_together_and_come_back_in_their_order(asked):
     family = FAMILIES["Qwen-Image"]
     conditionings = {p: family.conditioning(seed, 3 * (p in "bd")) for seed, p in enumerate("abcd")}
     denoiser, x, sigma, calls = asked("Qwen-Image", conditionings)
-    together = denoiser.ask(x, sigma, "abcd")
+    together = denoiser.predict(x, sigma, "abcd")
     assert calls == [4, 4]  # two prompts on two rows, twice
     assert difference(together, one_by_one(denoiser, x, sigma, "abcd")) < 1e-5
 
@@ -56,7 +56,7 @@ def test_a_mask_of_one_prompt_is_not_laid_over_others(asked):
     conditionings = {p: family.conditioning(seed) for seed, p in enumerate("ab")}
     conditionings["a"][0][1]["attention_mask"] = HALF
     denoiser, x, sigma, calls = asked("Qwen-Image", conditionings)
-    together = denoiser.ask(x, sigma, "ab")
+    together = denoiser.predict(x, sigma, "ab")
     assert calls == [2, 2]
     assert difference(together, one_by_one(denoiser, x, sigma, "ab")) < 1e-5
 
@@ -66,7 +66,7 @@ def test_prompts_that_the_model_reads_repeated_go_into_one_batch(asked):
     family = FAMILIES["SD 1"]
     conditionings = {p: family.conditioning(seed, more) for seed, (p, more) in enumerate({"a": 0, "b": 7}.items())}
     denoiser, x, sigma, calls = asked("SD 1", conditionings)
-    together = denoiser.ask(x, sigma, "ab")
+    together = denoiser.predict(x, sigma, "ab")
     assert calls == [4]
     assert difference(together, one_by_one(denoiser, x, sigma, "ab")) < 1e-5
 
@@ -79,6 +79,6 @@ def test_each_prompt_keeps_its_strengths(asked):
     for parameter in layers.parameters():
         parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
     strengths = torch.tensor([[1.0, -1.0], [0.0, 0.0], [0.5, 2.0]])[..., None]
-    together = denoiser.ask(x, sigma, "abc", layers, strengths)
+    together = denoiser.predict(x, sigma, "abc", layers, strengths)
     assert difference(together, one_by_one(denoiser, x, sigma, "abc", layers, strengths)) < 1e-5
     assert difference(together, one_by_one(denoiser, x, sigma, "abc")) > 1e-3

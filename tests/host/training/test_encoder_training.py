@@ -4,7 +4,7 @@ import comfy.model_management
 import pytest
 import torch
 from concept_sliders.comfy_host.borrow import borrowed
-from concept_sliders.comfy_host.text_encoders import Encoder, apply_to_clip, encoder_layer_names
+from concept_sliders.comfy_host.text_encoders import TextEncoder, apply_to_clip, encoder_layer_names
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
 from concept_sliders.pocket.show import Sampling, sample
@@ -60,7 +60,7 @@ def test_no_diffusion_model_is_loaded_and_the_encoder_is_left_as_it_was(pocket):
 def test_the_encoding_moves_by_its_share_of_the_way(pocket, slider):
     clip = pocket[1]
     with torch.inference_mode(), borrowed(clip.patcher):
-        base, more, less = (Encoder(clip).parts(p)[0] for p in (AGE.target, AGE.more, AGE.less))
+        base, more, less = (TextEncoder(clip).parts(p)[0] for p in (AGE.target, AGE.more, AGE.less))
     with torch.inference_mode():
         turned = apply_to_clip(clip, Stack.of(slider, 1.0))
         moved = turned.encode_from_tokens(turned.tokenize(AGE.target)).flatten(1)

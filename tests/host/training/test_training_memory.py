@@ -143,10 +143,10 @@ def test_questions_are_asked_in_fewer_at_once_too(pocket, full):
             torch.nn.init.constant_(change.up, 0.01)
         strengths = torch.tensor([0.0, 1.0, -1.0, 1.0, 0.0, 0.5]).view(2, 3, 1)
         denoiser = Denoiser(model, conditionings)
-        whole = denoiser.ask(x, sigma, [PROMPT, PROMPT], layers, strengths)
+        whole = denoiser.predict(x, sigma, [PROMPT, PROMPT], layers, strengths)
         short = Room(model, 2, full=full)
         try:
-            parts = Denoiser(model, conditionings).ask(x, sigma, [PROMPT, PROMPT], layers, strengths)
+            parts = Denoiser(model, conditionings).predict(x, sigma, [PROMPT, PROMPT], layers, strengths)
         finally:
             short.handle.remove()
     assert max(short.asked) == 6 and short.asked[-1] <= 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from concept_sliders.comfy_host.borrow import Loan
 from concept_sliders.comfy_host.denoiser import Denoiser
-from concept_sliders.comfy_host.text_encoders import Encoder
+from concept_sliders.comfy_host.text_encoders import TextEncoder
 from concept_sliders.nodes import watching
 from concept_sliders.nodes.training import TrainSlider, TrainTextEncoderSlider, TrainVisualSlider
 from concept_sliders.pocket.model import load_pocket
@@ -81,11 +81,11 @@ STAGES = [
     (twice, loop, "recomputed", 2),
     (short_of_memory, Training, "_make_do", 1),
     (short_of_memory, Training, "_part", 2),  # the first in parts
-    (visual, Denoiser, "ask", 1),  # of the teacher
+    (visual, Denoiser, "predict", 1),  # of the teacher
     (visual, VisualPoints, "__next__", 2),
     (visual, comfy.sd.VAE, "encode", 2),
-    (encoder, Encoder, "parts", 2),
-    (encoder, Encoder, "__call__", 2),
+    (encoder, TextEncoder, "parts", 2),
+    (encoder, TextEncoder, "__call__", 2),
     (encoder, EncoderPoints, "__next__", 2),
     (encoder, encoder_training, "fingerprint", 1),
 ]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from concept_sliders.comfy_host.guidance import classifier_free
+from concept_sliders.comfy_host.predictor import classifier_free
 from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.equation.hooks import SliderHooks
 from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
@@ -80,7 +80,7 @@ class Affine:
     def acting(self, strengths):
         return self.bank.acting(strengths)
 
-    def ask(self, x, sigma, prompts, layers=None, strengths=None):
+    def predict(self, x, sigma, prompts, layers=None, strengths=None):
         self.asked.append(tuple(prompts))
         with self.acting(strengths.flatten(0, 1)):
             by_slider = self.layer(torch.ones(len(prompts) * len(x), 1)).view(len(prompts), -1, 1)

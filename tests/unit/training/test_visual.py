@@ -42,7 +42,7 @@ class Toy:
         return (((1 - self.keep(sigma)) / sigma) * second(first(x.flatten(1)))).unflatten(1, SHAPE)[None]
 
     @torch.no_grad()
-    def ask(self, x, sigma, prompts):
+    def predict(self, x, sigma, prompts):
         return self(x, sigma, prompts)
 
     def estimate(self, x, sigma):
@@ -80,7 +80,7 @@ def test_images_at_zero_are_no_rows_of_the_published_method():
 
 def test_for_eps_models_the_teachers_prediction_is_the_target_itself():
     toy, point = Toy("eps"), next(points("eps", "ADDifT"))
-    torch.testing.assert_close(point.target, toy.ask(point.x, point.sigma, [""])[0].flip(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(point.target, toy.predict(point.x, point.sigma, [""])[0].flip(0), rtol=1e-3, atol=1e-3)
     assert point.strengths.tolist() == [[-2.0], [2.0]]
 
 
@@ -118,7 +118,7 @@ def test_both_methods_ask_the_same_of_a_slider_that_adds_one_thing_everywhere(ki
     for method in VISUAL_METHODS:
         point = next(points(kind, method))
         s = point.strengths.view(-1, 1, 1, 1)
-        wanted = point.target - toy.ask(point.x, point.sigma, [""])[0]
+        wanted = point.target - toy.predict(point.x, point.sigma, [""])[0]
         fits.append((s * wanted).sum(0) / s.square().sum())
     torch.testing.assert_close(*fits, rtol=1e-3, atol=1e-3)
 
