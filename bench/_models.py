@@ -21,7 +21,7 @@ import torch
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.comfy_host.match import layer_names
-from concept_sliders.comfy_host.weight_adapters import host_tensors
+from concept_sliders.comfy_host.weight_adapters import tensors_by_key
 from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -118,7 +118,7 @@ def stack_of(sliders: list[Slider], strengths: list[float], gate: Gate | None = 
 
 def tensors_of(slider: Slider) -> dict[str, torch.Tensor]:
     """A slider's tensors by the stock loader's keys."""
-    return {key: t for name, change in slider.layers.items() for key, t in host_tensors(name, change).items()}
+    return {key: t for name, change in slider.layers.items() for key, t in tensors_by_key(name, change).items()}
 
 
 @dataclass

@@ -38,7 +38,7 @@ from concept_sliders.training.samples import Point
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.comfy_host.refetched_weights import refetched
 from concept_sliders.training.run import Watch, train_slider
-from concept_sliders.comfy_host.borrow import ordinary
+from concept_sliders.comfy_host.borrow import for_autograd
 
 log = logging.getLogger("bench")
 BOUND = 2.5  # times the floor, the aim
@@ -92,7 +92,7 @@ class Bench:
     def unit(self) -> float:
         """Seconds of one forward pass at batch 1."""
         with borrowed(self.model):
-            denoiser = Denoiser(self.model, {"": ordinary(self.prompts[0])})
+            denoiser = Denoiser(self.model, {"": for_autograd(self.prompts[0])})
             x, sigma = self.latents.to(denoiser.device), torch.tensor(0.5, device=denoiser.device)
             denoiser.predict(x, sigma, [""])
             return statistics.median(_models.timed(lambda: denoiser.predict(x, sigma, [""])) for _ in range(5))
@@ -131,14 +131,14 @@ class Bench:
     def memory(self) -> dict:
         """Bytes of an inner step of null-text and of a training step at rank 4: kept for backward, and at most."""
         with borrowed(self.model):
-            denoiser = Denoiser(self.model, {"": ordinary(self.prompts[0])})
+            denoiser = Denoiser(self.model, {"": for_autograd(self.prompts[0])})
             sigma, x = torch.tensor(0.5, device=denoiser.device), self.latents.to(denoiser.device)
             layers = NewLayers(self.model, TextualRecipe(concepts=(CONCEPT,)), torch.Generator().manual_seed(0))
             sizes, hooks = self.saved()
             with differentiable(False), layers.acting(torch.ones(1, 1)), hooks:
                 denoiser(x, sigma, [""])
             training = sum(sizes.values())
-            context, options = ordinary(self.prompts[1])[0]
+            context, options = for_autograd(self.prompts[1])[0]
             negative = [[context.to(x).requires_grad_(), options]]
             sizes, hooks = self.saved()
             with differentiable(False), hooks:
@@ -174,7 +174,7 @@ class Bench:
 
     def inner_peak(self, denoiser: Denoiser, x: torch.Tensor, sigma: torch.Tensor) -> int:
         """Bytes that one inner step holds at most: forward, backward, and Adam's step of the embedding."""
-        context, options = ordinary(self.prompts[1])[0]
+        context, options = for_autograd(self.prompts[1])[0]
 
         def predict(x: torch.Tensor, embedding: Embedding, rows: torch.Tensor) -> torch.Tensor:
             return denoiser.evaluate(x, sigma, [denoiser.conditions([[embedding[0], options]], x)])[0]

@@ -1,4 +1,4 @@
-"""What sliders cost: ours, both ways, against the host's own ways and the public code's.
+"""What sliders cost: ours, both modes, against the host's own modes and the public code's.
 
     python3 dev.py bench runtime [--size sd15] [--counts 1 5 10 50] [--steps 4] [--picture 20]
 
@@ -24,7 +24,7 @@ import torch
 from _models import stack_of, tensors_of
 from _products import shared_down, shortest, two_products
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.comfy_host.match import workshop_of
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -35,7 +35,7 @@ log = logging.getLogger("bench")
 
 
 class Bench:
-    """One model size; `rows` collects what is measured, by way and number of sliders."""
+    """One model size; `rows` collects what is measured, by mode and number of sliders."""
 
     def __init__(self, options: argparse.Namespace):
         self.model = _models.full_size(options.size)
@@ -54,10 +54,10 @@ class Bench:
         made = [_models.random_slider(self.model, self.names, seed) for seed in range(count)]
         return made, [0.5] * count, [0.9, *[0.5] * (count - 1)]
 
-    def note(self, way: str, count: int, **figures: float) -> None:
+    def note(self, mode: str, count: int, **figures: float) -> None:
         figures = {name: round(value, 4) for name, value in figures.items()}
-        self.rows.append({"way": way, "sliders": count, **figures})
-        log.info("%-24s %3d  %s", way, count, "  ".join(f"{k} {v}" for k, v in figures.items()))
+        self.rows.append({"mode": mode, "sliders": count, **figures})
+        log.info("%-24s %3d  %s", mode, count, "  ".join(f"{k} {v}" for k, v in figures.items()))
 
     def against_bare(self, prepare, **how) -> tuple[float, _models.Run]:
         """A step's cost in bare steps, taken in turn with bare runs, and the last run."""
@@ -69,17 +69,17 @@ class Bench:
             self.bare = bare
         return statistics.median(ratios), run
 
-    def ours(self, way: str, count: int) -> None:
-        workshop_of(self.model.model).clear()
+    def ours(self, mode: str, count: int) -> None:
+        state_of(self.model.model).clear()
         sliders, before, after = self.sliders(count)
-        first = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, before), way))
-        changed = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, after), way))
-        step, _ = self.against_bare(lambda: apply_sliders(self.model, stack_of(sliders, after), way))
-        gated = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, after, GATE), way))
-        held = workshop_of(self.model.model).size_bytes
+        first = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, before), mode))
+        changed = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, after), mode))
+        step, _ = self.against_bare(lambda: apply_sliders(self.model, stack_of(sliders, after), mode))
+        gated = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, after, GATE), mode))
+        held = state_of(self.model.model).size_bytes
         factors = sum(s.size_bytes for s in sliders)
         self.note(
-            f"ours, {way}",
+            f"ours, {mode}",
             count,
             step=step,
             change=changed.lead(changed.step) / self.bare,
@@ -93,12 +93,12 @@ class Bench:
         sliders, _, after = self.sliders(count)
         half = count // 2
         stack = stack_of(sliders[:half], after[:half]) + stack_of(sliders[half:], after[half:], GATE)
-        for way in ("by rows", "merged"):
-            workshop_of(self.model.model).clear()
-            runs = [self.sampler.run(lambda w=way: apply_sliders(self.model, stack, w)) for _ in range(2)]
+        for mode in ("unmerged", "merged"):
+            state_of(self.model.model).clear()
+            runs = [self.sampler.run(lambda w=mode: apply_sliders(self.model, stack, w)) for _ in range(2)]
             first, later = ((run.longest(run.step)) / self.bare for run in runs)
-            held = workshop_of(self.model.model).size_bytes + sum(s.size_bytes for s in sliders)
-            self.note(f"half gated, {way}", count, first=first, gate=later, gigabytes=held / 1e9)
+            held = state_of(self.model.model).size_bytes + sum(s.size_bytes for s in sliders)
+            self.note(f"half gated, {mode}", count, first=first, gate=later, gigabytes=held / 1e9)
 
     def shared_down(self, count: int) -> None:
         """Queries, keys and values of self-attention: three down-projections, or one of their joined inputs."""
@@ -218,11 +218,11 @@ class Bench:
         """A whole picture after one strength has changed."""
         sliders, before, after = self.sliders(count)
         bare = self.sampler.run(lambda: self.model, steps).total
-        for way, gate in (("merged", None), ("by rows", None), ("merged", GATE), ("by rows", GATE)):
+        for mode, gate in (("merged", None), ("unmerged", None), ("merged", GATE), ("unmerged", GATE)):
             earlier, later = (stack_of(sliders, strengths, gate) for strengths in (before, after))
-            self.sampler.run(partial(apply_sliders, self.model, earlier, way), 1)
-            run = self.sampler.run(partial(apply_sliders, self.model, later, way), steps)
-            self.note(f"picture, {way}{', gated' if gate else ''}", count, picture=run.total / bare)
+            self.sampler.run(partial(apply_sliders, self.model, earlier, mode), 1)
+            run = self.sampler.run(partial(apply_sliders, self.model, later, mode), steps)
+            self.note(f"picture, {mode}{', gated' if gate else ''}", count, picture=run.total / bare)
 
         if count > self.options.stock_up_to:
             return
@@ -247,13 +247,13 @@ class Bench:
 
 
 def ours(bench: Bench, count: int) -> None:
-    bench.ours("by rows", count)
+    bench.ours("unmerged", count)
     bench.ours("merged", count)
     if count > 1:
         bench.mixed_gates(count)
 
 
-WAYS = {
+MODES = {
     "floor": Bench.floor,
     "ours": ours,
     "shared down": Bench.shared_down,
@@ -273,22 +273,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of a step's cost, in turn with the bare model's")
     parser.add_argument("--picture", type=int, default=20, help="steps of a whole picture; 0 leaves it out")
     parser.add_argument("--sweep", type=int, default=4, help="strengths of a sweep; 0 leaves it out")
-    parser.add_argument("--stock-up-to", type=int, default=50, help="most sliders the stock ways are tried with")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="some of them")
+    parser.add_argument("--stock-up-to", type=int, default=50, help="most sliders the stock modes are tried with")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="some of them")
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     bench = Bench(options)
     for count in options.counts:
-        for way in options.ways:
-            if count <= options.stock_up_to or not way.startswith("stock"):
-                WAYS[way](bench, count)
+        for mode in options.modes:
+            if count <= options.stock_up_to or not mode.startswith("stock"):
+                MODES[mode](bench, count)
     if options.sweep:
         bench.sweep(options.sweep)
     if options.picture:
         bench.picture(max(options.counts), options.picture)
-    columns = ("way", "sliders", "step", "change", "gate", "first", "gigabytes", "picture")
+    columns = ("mode", "sliders", "step", "change", "gate", "first", "gigabytes", "picture")
     log.info("\n%s", _models.table(columns, bench.rows))
     if options.out:
         options.out.write_text(json.dumps({"bare_seconds": bench.bare, "rows": bench.rows}, indent=1))

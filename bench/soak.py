@@ -77,13 +77,13 @@ class Drawn:
     """What one run is to be. cancelled: the step after which it is cancelled, or None. unloaded: before it."""
 
     stack: Stack
-    way: str
+    mode: str
     cancelled: int | None
     unloaded: bool
 
 
 class Stacks:
-    """Random runs: one strength turned as often as all of them, each way in its turn."""
+    """Random runs: one strength turned as often as all of them, each mode in turn."""
 
     def __init__(self, sliders: list[Slider], seed: int):
         self.sliders, self.generator = sliders, torch.Generator().manual_seed(seed)
@@ -102,8 +102,8 @@ class Stacks:
             stack = stack.swept(self._below(len(stack)), torch.randn(ROWS, generator=self.generator).tolist())
         if self._chance(0.15):
             stack = stack.restricted_to(("cond", "uncond")[self._below(2)])
-        way = ("auto", "by rows", "merged")[self._below(3)]
-        return Drawn(stack, way, self._below(STEPS) if self._chance(0.1) else None, self._chance(0.05))
+        mode = ("auto", "unmerged", "merged")[self._below(3)]
+        return Drawn(stack, mode, self._below(STEPS) if self._chance(0.1) else None, self._chance(0.05))
 
     def _chance(self, probability: float) -> bool:
         return bool(torch.rand((), generator=self.generator) < probability)
@@ -120,7 +120,7 @@ def run_of(model, drawn: Drawn, sampler: _models.Sampler, seed: int) -> torch.Te
             raise comfy.model_management.InterruptProcessingException
 
     torch.manual_seed(seed)
-    acted = apply_sliders(model, drawn.stack, drawn.way)
+    acted = apply_sliders(model, drawn.stack, drawn.mode)
     try:
         return sampler.result(acted, rows=drawn.stack.batch_size, callback=done)
     except comfy.model_management.InterruptProcessingException:
@@ -167,7 +167,7 @@ def _kinds_of(drawn: Drawn) -> list[str]:
         "on one branch": any(p.cond_or_uncond != "both" for p in stack),
         "cancelled": drawn.cancelled is not None,
         "after unloading": drawn.unloaded,
-        drawn.way: True,
+        drawn.mode: True,
     }
     return [kind for kind, is_so in told.items() if is_so]
 

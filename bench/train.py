@@ -32,7 +32,7 @@ from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.training.loop import Training
 from concept_sliders.training.trainable_layers import NewLayers
 from concept_sliders.training.recipe import VISUAL_METHODS, Concept, TextualRecipe, VisualRecipe
-from concept_sliders.comfy_host.gradient_checkpointing import recomputed
+from concept_sliders.comfy_host.gradient_checkpointing import checkpointed
 from concept_sliders.training.textual_samples import POOL, TextualPoints
 from concept_sliders.training.visual_samples import LatentSet, VisualPoints
 
@@ -195,7 +195,7 @@ class Bench:
             sigma = torch.tensor(0.5, device=self.denoiser.device)
             with differentiable(), layers.acting(torch.ones(1, 1)), hooks:
                 if name == "twice":
-                    with recomputed(self.model.model.diffusion_model):
+                    with checkpointed(self.model.model.diffusion_model):
                         self.denoiser(self.x, sigma, [CONCEPT.target])
                 else:
                     self.denoiser(self.x, sigma, [CONCEPT.target])

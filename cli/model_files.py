@@ -13,7 +13,7 @@ import comfy.text_encoders.lt
 import comfy.utils
 from safetensors import SafetensorError
 
-from ..comfy_host.errors import ran_out
+from ..comfy_host.errors import is_out_of_memory
 from ..pocket.model import load_pocket
 from ..training.recipe import EncoderRecipe, Recipe, VisualRecipe
 
@@ -71,7 +71,7 @@ def _named(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise
         raise ValueError(f"{path} holds no {what} that this ComfyUI knows: {str(error).strip()}") from error
 

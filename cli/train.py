@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..comfy_host.borrow import ModelLost
 from ..comfy_host.identity import family
-from ..comfy_host.latents import to_own_scale
+from ..comfy_host.latents import to_model_scale
 from ..sliders.formats.slider_files import load_slider, save_slider
 from ..training.header_facts import Facts, facts_from
 from ..training.loop import Progress
@@ -94,7 +94,7 @@ def train(recipe: Recipe, facts: Facts, options: argparse.Namespace) -> Trained 
             raise ValueError("The recipe is of a visual slider: say where its pictures are, with --pairs FOLDER.")
         side = options.size or _side(facts, vae) or _size(options)
         pairs = read_pairs(options.pairs, prompt=_prompt(facts, options), side=side, step=min(STEP, side))
-        sets = encoded(pairs, vae.encode, to_own_scale(model))
+        sets = encoded(pairs, vae.encode, to_model_scale(model))
         return train_visual(model, _encoded(clip, [one.prompt for one in pairs]), recipe, sets, name, watch)
 
 

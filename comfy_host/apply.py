@@ -24,21 +24,28 @@ from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.parameter_swap import needs_swap
 from ..sliders.gate import PercentToSigma
 from ..sliders.stack import Stack
-from .batch_entries import Part, evaluate_apart, must_be_apart, parts_of, rows_are_frames, takes_one_row
-from .cond_uncond import branches_of, tell_apart
-from .errors import ran_out
-from .match import KEY, HostPatch, Match, resolve, workshop_of
+from .batch_entries import (
+    EntryGroup,
+    entries_are_frames,
+    evaluate_groups,
+    groups_of,
+    needs_separate_evaluations,
+    takes_batches_of_one,
+)
+from .cond_uncond import cond_or_uncond_of, track_prompts
+from .errors import is_out_of_memory
+from .match import KEY, ComfyPatch, Match, match_slider
 from .memory import Holding
-from .mode import WAYS, room_beside, steady_part
+from .mode_choice import MODES, room_beside, steady_part
 from .model_caches import uncompiled
-from .prompt_layers import patch_early_layers, runs_early
-from .shared_state import Run
+from .model_state import Run, state_of
+from .prompt_layers import patch_prompt_layers, prepares_prompts
 
 
-def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> ModelPatcher:
+def apply_sliders(model: ModelPatcher, stack: Stack, mode: str = MODES[0]) -> ModelPatcher:
     """A clone of the model on which the stack acts, in addition to the stacks applied to it before.
 
-    way: "auto", "by rows" or "merged", see `mode`. Text-encoder layers are left to `text_encoders`; those that
+    mode: "auto", "unmerged" or "merged", see `mode`. Text-encoder layers are left to `text_encoders`; those that
     prepare prompts to `prompt_layers`.
     Raises ValueError if a slider's layers match nothing in the model or do not fit it.
     """
@@ -48,9 +55,9 @@ def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> Mode
     acting = acting_on(model)
     before, matches = (acting.stack, acting.matches) if acting else (Stack(), ())
     for placed in stack:
-        matches += (resolve(model, placed.slider),)
-        patch_early_layers(clone, placed, matches[-1])
-    acting = ActingStack(before + stack, matches, way, model.model)
+        matches += (match_slider(model, placed.slider),)
+        patch_prompt_layers(clone, placed, matches[-1])
+    acting = ActingStack(before + stack, matches, mode, model.model)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, acting)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
@@ -59,9 +66,9 @@ def apply_sliders(model: ModelPatcher, stack: Stack, way: str = WAYS[0]) -> Mode
         clone.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _give_back)
         clone.add_callback_with_key(CallbacksMP.ON_PREPARE_STATE, KEY, _act_here_too)
         if not clone.is_dynamic():  # for the sake of a plain model the host would move paged ones off the device
-            clone.set_additional_models(KEY, [Holding.of(workshop_of(model.model), model)])
+            clone.set_additional_models(KEY, [Holding.of(state_of(model.model), model)])
     if any(placed.cond_or_uncond != "both" for placed in acting.stack):
-        tell_apart(clone)
+        track_prompts(clone)
     return clone
 
 
@@ -83,34 +90,34 @@ def _act_here_too(model: ModelPatcher, timestep: Tensor, model_options: dict) ->
 def _around_a_run(executor: Any, *args, **kwargs) -> Tensor:
     """Around a guider's whole run: what is only true of one run ends with it, however it ends."""
     patcher = executor.class_obj.model_patcher
-    with workshop_of(patcher.model).one_run(patcher.is_dynamic()):
+    with state_of(patcher.model).one_run(patcher.is_dynamic()):
         return executor(*args, **kwargs)
 
 
 def _give_back(model: ModelPatcher, unpatch_all: bool) -> None:
     """When the host unloads the model, what sliders keep on its device goes too."""
     if unpatch_all:
-        workshop_of(model.model).clear()
+        state_of(model.model).clear()
 
 
 class ActingStack:
     """The wrapper around a model evaluation that lets a stack act in it. Clones of a model share it.
 
     stack: the sliders, all that were applied to the model. matches: the layers that each of them acts on.
-    way: see `mode`. base_model: the model that the layers are of.
+    mode: see `mode`. base_model: the model that the layers are of.
     """
 
-    def __init__(self, stack: Stack, matches: tuple[Match, ...], way: str, base_model: BaseModel) -> None:
-        if way not in WAYS:
-            raise ValueError(f"Sliders act in one of these ways: {', '.join(WAYS)}; got {way!r}.")
+    def __init__(self, stack: Stack, matches: tuple[Match, ...], mode: str, base_model: BaseModel) -> None:
+        if mode not in MODES:
+            raise ValueError(f"Sliders act in one of these modes: {', '.join(MODES)}; got {mode!r}.")
         self.stack = stack
         self.matches = matches
-        self.way = way
+        self.mode = mode
         # What acts on each module, by its path within the host's model: (slider index, change) pairs
-        self.placement: dict[str, tuple[tuple[int, LowRank | HostPatch], ...]] = {}
+        self.placement: dict[str, tuple[tuple[int, LowRank | ComfyPatch], ...]] = {}
         for index, match in enumerate(matches):
             for path, changes in match.layers.items():
-                if runs_early(base_model, path):
+                if prepares_prompts(base_model, path):
                     continue
                 self.placement[path] = (*self.placement.get(path, ()), *((index, change) for change in changes))
         # Whether what acts depends on the model's own weights
@@ -154,7 +161,7 @@ class ActingStack:
         """The model's answer with the sliders acting; where it cannot tell rows apart, in several evaluations."""
         strengths = self.strengths(base_model, x, conditions["t"], options)
 
-        def evaluate(part: Part | None, x: Tensor, conditions: dict, options: dict) -> Tensor:
+        def evaluate(part: EntryGroup | None, x: Tensor, conditions: dict, options: dict) -> Tensor:
             """The model's own answer, with the sliders acting at the part's strengths."""
             given, own = dict(conditions), strengths if part is None else part.strengths
             positional = (given.pop(name) for name in ("t", "c_concat", "c_crossattn", "control"))
@@ -165,15 +172,16 @@ class ActingStack:
 
         differ = bool((strengths != strengths[:1]).any())
         # where nothing acts, too, as a sweep's rows are more than such a model takes
-        alone = takes_one_row(base_model) and (self.stack.batch_size > 1 or differ)
+        alone = takes_batches_of_one(base_model) and (self.stack.batch_size > 1 or differ)
         if alone or (
             differ
             and (
-                must_be_apart(base_model, strengths) or self._bank_of(base_model).need_separate_evaluations(strengths)
+                needs_separate_evaluations(base_model, strengths)
+                or self._bank_of(base_model).need_separate_evaluations(strengths)
             )
         ):
-            parts = parts_of(strengths, len(options.get("cond_or_uncond", (0,))), alone)
-            return evaluate_apart(evaluate, parts, x, conditions, options)
+            parts = groups_of(strengths, len(options.get("cond_or_uncond", (0,))), alone)
+            return evaluate_groups(evaluate, parts, x, conditions, options)
         return evaluate(None, x, conditions, options)
 
     def strengths(
@@ -187,7 +195,7 @@ class ActingStack:
         """
         chunks = list(transformer_options.get("cond_or_uncond", (0,)))
         rows = self.stack.batch_size
-        if rows > 1 and rows_are_frames(base_model):
+        if rows > 1 and entries_are_frames(base_model):
             raise ValueError(
                 f"The sliders are swept over {rows} rows, but the rows of this model's batch are the frames of one "
                 "film, which share their strengths. Sample one film after the other, each at a strength of its own."
@@ -201,14 +209,14 @@ class ActingStack:
             strengths = self.stack.strengths()  # reading sigma would make the host wait for the device
         else:
             sigmas = transformer_options.get("sigmas", t)
-            run = workshop_of(base_model).run_of(transformer_options.get("sample_sigmas"))
+            run = state_of(base_model).run_of(transformer_options.get("sample_sigmas"))
             percent_to_sigma = _percent_to_sigma(base_model, sigmas.dtype, run)
             strengths = self.stack.strengths(float(sigmas.flatten()[0]), percent_to_sigma)
         if all(placed.cond_or_uncond == "both" for placed in self.stack):
             # (rows, sliders) -> (chunks * rows, sliders)
             return strengths.repeat(len(chunks), 1) if rows > 1 else strengths
         _refuse_tiles(t, transformer_options.get("sigmas"), len(chunks))
-        branches = branches_of(base_model, transformer_options)
+        branches = cond_or_uncond_of(base_model, transformer_options)
         acts = torch.tensor([[p.cond_or_uncond in ("both", branch) for p in self.stack] for branch in branches])
         spread = strengths.expand(x.shape[0] // len(chunks), -1)
         return (acts[:, None] * spread).flatten(0, 1)  # (chunks, 1, sliders) * (B, sliders) -> (chunks * B, sliders)
@@ -217,19 +225,19 @@ class ActingStack:
         self, acting: ExitStack, strengths: Tensor, base_model: BaseModel, x: Tensor, options: Mapping[str, Any]
     ) -> None:
         """Put the sliders in place until `acting` is left: what holds still merged, the rest by rows."""
-        workshop = workshop_of(base_model)
+        workshop = state_of(base_model)
         version = getattr(base_model, "current_weight_patches_uuid", None)
         bank = self._bank_of(base_model)
         run = workshop.run_of(options.get("sample_sigmas"))  # or a run would begin with what the last one has kept
         doing = (self._key, version, tuple(map(tuple, strengths.tolist())), run)
         acting.enter_context(workshop.prompt_cache.in_use(base_model, doing))
-        still = steady_part(strengths, self._steady, self.way, bank, base_model, x, options, run, self._states)
+        still = steady_part(strengths, self._steady, self.mode, bank, base_model, x, options, run, self._states)
         if still.any():
             try:
                 acting.enter_context(workshop.merged.acting(still, version))
                 strengths = strengths * ~self._steady
             except RuntimeError as error:
-                if not ran_out(error):
+                if not is_out_of_memory(error):
                     raise
                 workshop.merged.drop()
                 run.refused = True
@@ -250,7 +258,7 @@ class ActingStack:
         """The sliders gathered layer by layer, from one run to the next."""
         # what depends on the model's own weights goes when the host patches them
         version = getattr(base_model, "current_weight_patches_uuid", None) if self.relative else None
-        return workshop_of(base_model).bank((self._key, version), lambda: self._bank(base_model), self.matches)
+        return state_of(base_model).bank((self._key, version), lambda: self._bank(base_model), self.matches)
 
     def _bank(self, base_model: BaseModel) -> SliderHooks:
         modules = {path: base_model.get_submodule(path) for path in self.placement}

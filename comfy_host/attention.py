@@ -10,7 +10,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from .errors import ran_out
+from .errors import is_out_of_memory
 
 OVERRIDE = "optimized_attention_override"  # the host's option for a function that is called in attention's place
 # The host's functions whose kernels have no backward pass: gradients would end there without a word, or with an error
@@ -52,7 +52,7 @@ class LearningAttention:
                 came = out.requires_grad and torch.autograd.grad(out.sum(), given, allow_unused=True)
                 learns = bool(came) and all(gradient is not None for gradient in came)
             except RuntimeError as error:  # as torch raises it for kernels that it cannot follow
-                if ran_out(error):
+                if is_out_of_memory(error):
                     raise
                 learns = False
         self._tried = True

@@ -17,7 +17,7 @@ from torch import Tensor
 
 # Networks of the host whose layers all have the entries of the batch one after the other in their first dimension, as
 # the tests of families have shown. All others are taken to mix them: that is right for any network, only slower.
-KEEP_ROWS_APART = frozenset(
+BATCH_FIRST_NETWORKS = frozenset(
     f"comfy.ldm.{name}"
     for name in (
         "anima.model.Anima",
@@ -65,7 +65,7 @@ _ONE_FILM = (comfy.model_base.SVD_img2vid,)
 
 
 @dataclass(frozen=True)
-class Part:
+class EntryGroup:
     """Entries of a model batch that share their strengths. strengths: (1, sliders). chunks: of the host's batch."""
 
     entries: Tensor
@@ -73,14 +73,14 @@ class Part:
     chunks: tuple[int, ...]
 
 
-def must_be_apart(base_model: BaseModel, strengths: Tensor) -> bool:
+def needs_separate_evaluations(base_model: BaseModel, strengths: Tensor) -> bool:
     """Whether these strengths, (rows, sliders), differ between rows that the model cannot tell apart.
 
     Text encoders, which have no network of diffusion, keep their prompts apart.
     """
     if not hasattr(base_model, "diffusion_model"):
         return False
-    apart = network_of(base_model) in KEEP_ROWS_APART and not rows_are_frames(base_model)
+    apart = network_of(base_model) in BATCH_FIRST_NETWORKS and not entries_are_frames(base_model)
     return not apart and bool((strengths != strengths[:1]).any())
 
 
@@ -90,17 +90,17 @@ def network_of(base_model: BaseModel) -> str:
     return f"{network.__module__}.{network.__qualname__}"
 
 
-def takes_one_row(base_model: BaseModel) -> bool:
+def takes_batches_of_one(base_model: BaseModel) -> bool:
     """Whether the model is to be evaluated on one row after the other."""
     return isinstance(base_model, _ONE_ROW)
 
 
-def rows_are_frames(base_model: BaseModel) -> bool:
+def entries_are_frames(base_model: BaseModel) -> bool:
     """Whether the rows of a batch are frames of one film, and so cannot have strengths of their own."""
     return isinstance(base_model, _ONE_FILM)
 
 
-def parts_of(strengths: Tensor, chunks: int, alone: bool = False) -> list[Part]:
+def groups_of(strengths: Tensor, chunks: int, alone: bool = False) -> list[EntryGroup]:
     """The batch, strengths (chunks * B, sliders), shared out; as few parts as hold whole rows or whole chunks.
 
     alone: each row in a part of its own, even where others have its strengths.
@@ -115,13 +115,13 @@ def parts_of(strengths: Tensor, chunks: int, alone: bool = False) -> list[Part]:
         same = bool((each == each[:1]).all())
         for taken in [range(chunks)] if same else [(chunk,) for chunk in range(chunks)]:
             entries = torch.cat([chunk * len(by_row) + rows for chunk in taken])
-            found.append(Part(entries, each[taken[0]][None], tuple(taken)))
+            found.append(EntryGroup(entries, each[taken[0]][None], tuple(taken)))
     return found
 
 
-def evaluate_apart(
+def evaluate_groups(
     evaluate: Callable[..., Tensor],
-    parts: Sequence[Part],
+    parts: Sequence[EntryGroup],
     x: Tensor,
     conditions: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -141,7 +141,7 @@ def evaluate_apart(
     return result
 
 
-def _options_of(options: Mapping[str, Any], part: Part, batch: int) -> dict[str, Any]:
+def _options_of(options: Mapping[str, Any], part: EntryGroup, batch: int) -> dict[str, Any]:
     """The host's transformer options for the chunks and entries of a part."""
     own = dict(options)
     for name in ("cond_or_uncond", "uuids"):

@@ -14,7 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-__all__ = ["Loan", "ModelLost", "ModelPatcher", "borrowed", "ordinary"]
+__all__ = ["Loan", "ModelLost", "ModelPatcher", "borrowed", "for_autograd"]
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def _ordinary(tensor: Tensor) -> Tensor:
     return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
 
 
-def ordinary(conditioning: list) -> list:
+def for_autograd(conditioning: list) -> list:
     """The conditioning outside inference mode, so that autograd may keep it."""
 
     def plain(value):

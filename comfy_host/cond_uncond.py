@@ -25,8 +25,8 @@ _KEY = "concept_sliders.branches"
 Entry = Mapping[str, Any]  # the host's: one conditioning of a prompt
 
 
-def tell_apart(clone: ModelPatcher) -> None:
-    """Let runs of this patcher find out which prompts are positive, see `branches_of`."""
+def track_prompts(clone: ModelPatcher) -> None:
+    """Let runs of this patcher find out which prompts are positive, see `cond_or_uncond_of`."""
     if not clone.get_wrappers(WrappersMP.CALC_COND_BATCH, _KEY):
         # among the options: a guider of two models prepares the second one with these, and not with its wrappers
         add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, _note_prompts, clone.model_options, True)
@@ -34,7 +34,7 @@ def tell_apart(clone: ModelPatcher) -> None:
         clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, _KEY, _forget_prompts)
 
 
-def branches_of(base_model: BaseModel, options: Mapping[str, Any]) -> list[str]:
+def cond_or_uncond_of(base_model: BaseModel, options: Mapping[str, Any]) -> list[str]:
     """Return "cond" or "uncond" for each of the chunks that ComfyUI's batch is made of.
 
     options: the host's transformer options. Where no guider is at work, chunk 0 is the positive one.

@@ -17,8 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import OVERRIDE, LearningAttention
-from .batch_entries import must_be_apart, takes_one_row
-from .errors import ran_out
+from .batch_entries import needs_separate_evaluations, takes_batches_of_one
+from .errors import is_out_of_memory
 from .latents import Shapes
 from .model_caches import PromptCache, uncompiled
 from .predictor import ActingLayers, DiffusionPredictor
@@ -39,7 +39,7 @@ class Denoiser(DiffusionPredictor):
         self.sampling = patcher.model.model_sampling
         self.device = patcher.load_device
         self.dtype = patcher.model.get_dtype_inference()
-        self.at_once: int | None = 1 if takes_one_row(patcher.model) else None
+        self.at_once: int | None = 1 if takes_batches_of_one(patcher.model) else None
         self._attention = LearningAttention(patcher.model_options.get("transformer_options", {}))
         self._conditionings = conditionings
         self._conditions: dict[tuple[str, torch.Size], Conditions] = {}  # by prompt and size of the latents
@@ -135,14 +135,14 @@ class Denoiser(DiffusionPredictor):
         too_many = self.at_once is not None and entries > self.at_once
         if layers is not None and strengths is not None and strengths.any():
             by_entry = rearrange(strengths, "p b slider -> (p b) slider")
-            acting, too_many = layers.acting(by_entry), too_many or must_be_apart(self.model, by_entry)
+            acting, too_many = layers.acting(by_entry), too_many or needs_separate_evaluations(self.model, by_entry)
         if too_many:
             return self._predict_halves(x, sigma, prompts, layers, strengths)
         try:
             with acting:
                 return self(x, sigma, prompts)
         except RuntimeError as error:
-            if entries == 1 or not ran_out(error):
+            if entries == 1 or not is_out_of_memory(error):
                 raise
             self.at_once = entries // 2
         comfy.model_management.soft_empty_cache()

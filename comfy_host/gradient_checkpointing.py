@@ -20,7 +20,7 @@ from .autograd import PlainRotary
 
 
 @contextmanager
-def recomputed(model: nn.Module) -> Iterator[None]:
+def checkpointed(model: nn.Module) -> Iterator[None]:
     """Within the block the model's blocks are run again in backward, which belongs inside as well."""
     blocks = list(blocks_of(model))
     own = [(block, vars(block).get("forward")) for block in blocks]

@@ -39,7 +39,7 @@ def is_flow(sampling: Any) -> bool:
     return isinstance(sampling, comfy.model_sampling.CONST)
 
 
-def fingerprint(patcher: ModelPatcher) -> str:
+def weights_hash(patcher: ModelPatcher) -> str:
     """A short hash of a model's own weights: names, shapes and the first values of every tensor.
 
     Patches (LoRA, say) do not count, nor how many of them the host has worked into the weights by now, which depends
@@ -67,7 +67,7 @@ def _own_weights(patcher: ModelPatcher) -> dict[str, Tensor]:
     return weights
 
 
-def acting_in(patcher: ModelPatcher) -> list[Any]:
+def modifications_of(patcher: ModelPatcher) -> list[Any]:
     """What acts on the model beside its weights, to tell runs apart: sliders, patches, and what nodes have put in."""
     acting = acting_on(patcher)
     sliders = (

@@ -24,7 +24,7 @@ def packed(latents: Any) -> tuple[Tensor, Shapes]:
     return comfy.utils.pack_latents(latents.unbind())
 
 
-def must_be_whole(base_model: BaseModel, shapes: Shapes) -> None:
+def check_has_all_parts(base_model: BaseModel, shapes: Shapes) -> None:
     """Raises ValueError for pictures alone on a model that does not run without the sound that belongs to them."""
     if shapes is None and isinstance(base_model, comfy.model_base.MiniMaxH3):
         raise ValueError(
@@ -33,12 +33,12 @@ def must_be_whole(base_model: BaseModel, shapes: Shapes) -> None:
         )
 
 
-def pictures_of(latents: Tensor, shapes: Shapes) -> Tensor:
+def image_part(latents: Tensor, shapes: Shapes) -> Tensor:
     """(B, C, ...): what can be looked at of latents."""
     return latents if shapes is None else comfy.utils.unpack_latents(latents, shapes)[0]
 
 
-def to_own_scale(patcher: ModelPatcher) -> Callable[[Tensor], Tensor]:
+def to_model_scale(patcher: ModelPatcher) -> Callable[[Tensor], Tensor]:
     """From latents of the model's VAE, (N, C, ...), to the model's own scale.
 
     Some models take them in another shape than their VAE gives, with two frames in one, say. What they are made of
@@ -47,7 +47,7 @@ def to_own_scale(patcher: ModelPatcher) -> Callable[[Tensor], Tensor]:
     """
 
     def scaled(latents: Tensor) -> Tensor:
-        must_be_whole(patcher.model, None)
+        check_has_all_parts(patcher.model, None)
         own = torch.zeros(1, *_own_shape(patcher))
         _must_be_like(patcher, latents, patcher.model.process_latent_out(own))
         return patcher.model.process_latent_in(latents)
@@ -55,9 +55,9 @@ def to_own_scale(patcher: ModelPatcher) -> Callable[[Tensor], Tensor]:
     return scaled
 
 
-def must_take(patcher: ModelPatcher, latents: Tensor) -> None:
+def check_latents_fit(patcher: ModelPatcher, latents: Tensor) -> None:
     """Raises ValueError for latents, (N, C, ...) in the model's own scale, that are of another model."""
-    must_be_whole(patcher.model, None)
+    check_has_all_parts(patcher.model, None)
     _must_be_like(patcher, latents, torch.zeros(1, *_own_shape(patcher)))
 
 

@@ -20,8 +20,8 @@ from ..sliders.formats.kinds import BIAS, DOWN, UP
 from ..sliders.formats.layer_names import known_name, listed
 from ..sliders.formats.shape_checks import check_bias, check_fits, part_shape
 from ..sliders.slider import Slider
-from .shared_state import Workshop
-from .weight_adapters import HostPatch, host_tensors
+from .model_state import ModelState
+from .weight_adapters import ComfyPatch, tensors_by_key
 
 KEY = "concept_sliders"
 _WEIGHT = ".weight"
@@ -40,7 +40,7 @@ class Match:
         for the diffusion model.
     """
 
-    layers: Mapping[str, tuple[LowRank | HostPatch, ...]]
+    layers: Mapping[str, tuple[LowRank | ComfyPatch, ...]]
     unmatched: tuple[str, ...]
     total: int
 
@@ -51,17 +51,17 @@ class Match:
     @property
     def relative(self) -> bool:
         """Whether any of the changes depends on the weight it changes."""
-        return any(isinstance(c, HostPatch) and c.relative for changes in self.layers.values() for c in changes)
+        return any(isinstance(c, ComfyPatch) and c.relative for changes in self.layers.values() for c in changes)
 
 
-def workshop_of(base_model: BaseModel) -> Workshop:
+def state_of(base_model: BaseModel) -> ModelState:
     """What sliders keep for this module tree; it lives and goes with the tree."""
     if not hasattr(base_model, KEY):
-        setattr(base_model, KEY, Workshop())
+        setattr(base_model, KEY, ModelState())
     return getattr(base_model, KEY)
 
 
-def resolve(model: ModelPatcher, slider: Slider) -> Match:
+def match_slider(model: ModelPatcher, slider: Slider) -> Match:
     """Find a slider's layers in a model by the host's own names for them.
 
     A layer that changes only part of a fused weight, such as the queries of a joint query-key-value layer, is
@@ -69,7 +69,7 @@ def resolve(model: ModelPatcher, slider: Slider) -> Match:
     Raises ValueError if no layer meant for the diffusion model is found, or one does not fit; logs a warning,
     with the numbers, if only some are found.
     """
-    workshop = workshop_of(model.model)
+    workshop = state_of(model.model)
     if workshop.names is None:
         workshop.names = comfy.lora.model_lora_keys_unet(model.model, {})
     return workshop.match(slider.content_hash, lambda: _resolved(model.model, slider, workshop.names))
@@ -77,17 +77,17 @@ def resolve(model: ModelPatcher, slider: Slider) -> Match:
 
 def _resolved(base_model: BaseModel, slider: Slider, key_map: Mapping[str, Any]) -> Match:
     layers = slider.model_layers
-    found: dict[str, tuple[LowRank | HostPatch, ...]] = {}
+    found: dict[str, tuple[LowRank | ComfyPatch, ...]] = {}
     unmatched = []
     for name in layers:
         known = known_name(name, key_map)
         if known is None:
             unmatched.append(name)
             continue
-        for path, change in placed(base_model, layers[name], name, key_map[known]):
+        for path, change in changes_in(base_model, layers[name], name, key_map[known]):
             found[path] = (*found.get(path, ()), change)
     if layers:
-        report(slider, len(layers), tuple(unmatched), key_map, "diffusion model")
+        check_matched(slider, len(layers), tuple(unmatched), key_map, "diffusion model")
     return Match(found, tuple(unmatched), len(layers))
 
 
@@ -110,7 +110,7 @@ def layer_names(model: ModelPatcher) -> dict[str, str]:
     return names
 
 
-def host_values(
+def patch_values(
     change: Change, name: str, target: Target
 ) -> Iterator[tuple[str, Any, tuple[int, int, int] | None, Any]]:
     """(key, value, offset, function) of what the host's code makes of a change.
@@ -118,11 +118,13 @@ def host_values(
     The biases are ours to hand over: the host does not know those of a part of a weight.
     """
     key, offset, function = (*(target if isinstance(target, tuple) else (target,)), None, None)[:3]
-    tensors = host_tensors(name, change)
+    tensors = tensors_by_key(name, change)
     biases = [tensors.pop(f"{name}.{part}", None) for part in _BIASES]
     patches = comfy.lora.load_lora(tensors, {name: target}, log_missing=False)
     if not patches and all(bias is None for bias in biases):
-        raise ValueError(f"Layer {name}: a change made of {', '.join(host_tensors(name, change))} is not known here.")
+        raise ValueError(
+            f"Layer {name}: a change made of {', '.join(tensors_by_key(name, change))} is not known here."
+        )
     for value in patches.values():
         yield key, value, offset, function
     outputs = offset if offset is not None and offset[0] == 0 else None  # a bias has no inputs to be part of
@@ -131,7 +133,9 @@ def host_values(
             yield f"{key.rpartition('.')[0]}.bias", ("diff", (bias,)), outputs, function
 
 
-def report(slider: Slider, total: int, unmatched: tuple[str, ...], key_map: Mapping[str, Any], where: str) -> None:
+def check_matched(
+    slider: Slider, total: int, unmatched: tuple[str, ...], key_map: Mapping[str, Any], where: str
+) -> None:
     """Raise ValueError if none of a slider's layers was found; say how many where only some were."""
     if len(unmatched) == total:
         source = f" ({slider.info.source})" if slider.info.source else ""
@@ -152,7 +156,9 @@ def report(slider: Slider, total: int, unmatched: tuple[str, ...], key_map: Mapp
         )
 
 
-def placed(tree: nn.Module, change: Change, name: str, target: Target) -> Iterator[tuple[str, LowRank | HostPatch]]:
+def changes_in(
+    tree: nn.Module, change: Change, name: str, target: Target
+) -> Iterator[tuple[str, LowRank | ComfyPatch]]:
     """What a change does, module by module: (path, change) pairs.
 
     tree: the host's model, of images or of text. target: the state-dict key that the host's key map gives, or
@@ -166,7 +172,7 @@ def placed(tree: nn.Module, change: Change, name: str, target: Target) -> Iterat
         yield path, _low_rank_in(change, weight_shape(module, name), name, *target[1:] if key != target else ())
         return
     adapted = change if isinstance(change, Adapter) else Adapter({DOWN: change.down, UP: change.up})
-    for key, value, offset, function in host_values(adapted, name, target):
+    for key, value, offset, function in patch_values(adapted, name, target):
         path, _, parameter = key.rpartition(".")
         module = tree.get_submodule(path)
         if module._parameters.get(parameter) is None:
@@ -181,7 +187,7 @@ def placed(tree: nn.Module, change: Change, name: str, target: Target) -> Iterat
         added = isinstance(value, tuple)  # a difference, such as that of a bias beside the product
         relative = not added and any(ending in adapted.parts for ending in _RELATIVE)
         linear = added or "oft_blocks" not in adapted.parts
-        yield path, HostPatch(parameter, value, offset, function, adapted.scale, relative, linear)
+        yield path, ComfyPatch(parameter, value, offset, function, adapted.scale, relative, linear)
 
 
 def _check_shape(

@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .shared_state import Workshop
+from .model_state import ModelState
 
 Values = TypeVar("Values")
 
@@ -23,7 +23,7 @@ Values = TypeVar("Values")
 class _Kept(nn.Module):
     """Stands for the workshop in the host's lists, without keeping it alive; it has no weights of its own."""
 
-    def __init__(self, workshop: Workshop, device: torch.device) -> None:
+    def __init__(self, workshop: ModelState, device: torch.device) -> None:
         super().__init__()
         self.workshop = weakref.ref(workshop)
         self.device = device  # it is made where it is used, and never moved
@@ -33,7 +33,7 @@ class Holding(ModelPatcher):
     """A workshop as the host sees it: it cannot be moved off the device, only given back and made again."""
 
     @staticmethod
-    def of(workshop: Workshop, model: ModelPatcher) -> Holding:
+    def of(workshop: ModelState, model: ModelPatcher) -> Holding:
         """The one of this workshop, which belongs to the model."""
         if workshop.holding is None:
             kept = _Kept(workshop, model.load_device)

@@ -14,7 +14,7 @@ from ..sliders.equation.weight_changes import on, own_weight, parameters_of, wor
 from ..sliders.formats.conversion import Place
 from ..sliders.formats.layer_names import known_name
 from ..sliders.slider import Slider
-from .match import placed
+from .match import changes_in
 
 
 class ModelPlaces:
@@ -48,7 +48,7 @@ class ModelPlaces:
         parts = [
             (index, path, part)
             for index, (_, change, _) in enumerate(changes)
-            for path, part in placed(tree, change, name, target)
+            for path, part in changes_in(tree, change, name, target)
         ]
         path = parts[0][1]
         own = [(index, part) for index, _, part in parts]

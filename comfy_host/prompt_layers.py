@@ -16,28 +16,28 @@ from comfy.model_patcher import ModelPatcher
 from ..sliders.formats.layer_names import listed
 from ..sliders.stack import StackedSlider
 from .match import Match
-from .weight_adapters import hand_over
+from .weight_adapters import add_comfy_patches
 
 _CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
 _BEFORE_THEM = ("caption_projection.", "audio_caption_projection.")
 
 
-def runs_early(base_model: BaseModel, path: str) -> bool:
+def prepares_prompts(base_model: BaseModel, path: str) -> bool:
     """Whether a module of the host's model, by its path, is one that prepares prompts."""
     within = path.removeprefix("diffusion_model.") + "."  # the part may be the layer itself
     return within.startswith(_early_parts(base_model))
 
 
-def patch_early_layers(clone: ModelPatcher, placed: StackedSlider, match: Match) -> None:
+def patch_prompt_layers(clone: ModelPatcher, placed: StackedSlider, match: Match) -> None:
     """Hand the layers of one slider that run early over to the host; those that cannot be, a warning names."""
-    early = [path for path in match.layers if runs_early(clone.model, path)]
+    early = [path for path in match.layers if prepares_prompts(clone.model, path)]
     if not early:
         return
     if placed.is_steady and not placed.is_gated:
         strength = placed.strength[0]
         for path in early if strength else ():
             for change in match.layers[path]:
-                hand_over(clone, clone.model, path, change, strength)
+                add_comfy_patches(clone, clone.model, path, change, strength)
         return
     logging.warning(
         "Slider '%s': %d layers prepare the prompts, before sampling begins, and are left out where a slider is "

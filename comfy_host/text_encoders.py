@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..sliders.equation.layer_kinds import can_act_on
 from ..sliders.slider import TEXT_ENCODER_PREFIXES, Slider
 from ..sliders.stack import Stack
-from .match import placed, report
+from .match import changes_in, check_matched
 from .predictor import Predictor
-from .weight_adapters import hand_over
+from .weight_adapters import add_comfy_patches
 
 __all__ = ["CLIP", "TextEncoder", "apply_to_clip", "encoder_layer_names", "text_layers_in"]
 
@@ -47,11 +47,11 @@ def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
                 len(layers),
             )
         unmatched = tuple(name for name in layers if name not in key_map)
-        report(place.slider, len(layers), unmatched, key_map, "text encoder")
+        check_matched(place.slider, len(layers), unmatched, key_map, "text encoder")
         for name, layer in layers.items():
             if name in key_map:
-                for path, change in placed(clone.cond_stage_model, layer, name, key_map[name]):
-                    hand_over(clone, clone.cond_stage_model, path, change, place.strength[0])
+                for path, change in changes_in(clone.cond_stage_model, layer, name, key_map[name]):
+                    add_comfy_patches(clone, clone.cond_stage_model, path, change, place.strength[0])
     return clone
 
 

@@ -17,7 +17,7 @@ from ..sliders.formats.kinds import DOWN, UP
 
 
 @dataclass(frozen=True, eq=False)
-class HostPatch(Patch):
+class ComfyPatch(Patch):
     """A change as the host's patches have it.
 
     parameter: the name of what it changes, within its module. value, offset, function: as the host's patches
@@ -70,24 +70,24 @@ class HostPatch(Patch):
         return [t for t in held if isinstance(t, Tensor)]
 
 
-def host_tensors(name: str, change: LowRank | Adapter) -> dict[str, Tensor]:
+def tensors_by_key(name: str, change: LowRank | Adapter) -> dict[str, Tensor]:
     """A change's tensors by the keys that the stock LoRA loader reads."""
     parts = {DOWN: change.down, UP: change.up} if isinstance(change, LowRank) else change.parts
     return {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
 
 
-def hand_over(
-    clone: ModelPatcher | CLIP, tree: nn.Module, path: str, change: LowRank | HostPatch, strength: float
+def add_comfy_patches(
+    clone: ModelPatcher | CLIP, tree: nn.Module, path: str, change: LowRank | ComfyPatch, strength: float
 ) -> None:
     """Let the host patch a layer, where sliders cannot act themselves.
 
     tree: the module tree that the path of the layer is in.
     Raises ValueError, naming the layer, if a change does not fit: the host itself would only log that.
     """
-    if isinstance(change, HostPatch):
+    if isinstance(change, ComfyPatch):
         change.multiplied(tree.get_submodule(path), path)
         key = (f"{path}.{change.parameter}", change.offset, change.function)
         clone.add_patches({key: change.value}, strength * change.scale)
     else:
-        patches = comfy.lora.load_lora(host_tensors(path, change), {path: f"{path}.weight"}, log_missing=False)
+        patches = comfy.lora.load_lora(tensors_by_key(path, change), {path: f"{path}.weight"}, log_missing=False)
         clone.add_patches(patches, strength)

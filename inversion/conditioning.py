@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comfy_host.identity import fingerprint, prediction_of
+from ..comfy_host.identity import prediction_of, weights_hash
 from ..comfy_host.memory import intermediate_device, to_device
 from ..comfy_host.sampling_run import CFGGuider, HookedOptions, RunHook, group_of, samples_by_euler
 from .checks import GUIDANCE_PATCHES
@@ -115,7 +115,7 @@ class InversionRun:
     def check_guider(self, guider: CFGGuider) -> None:
         """Raises ValueError for another model, or another guidance where the embeddings are fitted to one."""
         inversion, cfg = self.inversion, getattr(guider, "cfg", None)
-        found = fingerprint(guider.model_patcher)
+        found = weights_hash(guider.model_patcher)
         if found != inversion.fingerprint:
             raise ValueError(
                 f"This inversion was made with another model: of the family {inversion.family}, weights "

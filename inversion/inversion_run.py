@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 
 from ..comfy_host.autograd import differentiable
-from ..comfy_host.borrow import Loan, ModelPatcher, borrowed, ordinary
+from ..comfy_host.borrow import Loan, ModelPatcher, borrowed, for_autograd
 from ..comfy_host.denoiser import Denoiser
-from ..comfy_host.errors import FAILURES, InterruptProcessingException, described, ran_out, stop_if_cancelled
-from ..comfy_host.gradient_checkpointing import recomputed
-from ..comfy_host.identity import family, fingerprint, prediction_of
+from ..comfy_host.errors import (
+    RECOVERABLE_ERRORS,
+    InterruptProcessingException,
+    describe_error,
+    is_out_of_memory,
+    stop_if_cancelled,
+)
+from ..comfy_host.gradient_checkpointing import checkpointed
+from ..comfy_host.identity import family, prediction_of, weights_hash
 from ..comfy_host.memory import free_unused, to_device
 from ..comfy_host.predictor import classifier_free
 from ..comfy_host.preview_budget import Looks
@@ -77,7 +83,7 @@ def invert(
         own = prompt
     memory = patcher.model.memory_required([2 * len(latents), *latents.shape[1:]])
     with borrowed(patcher, memory_required=int(memory)) as loan:
-        run = _Run(loan, latents, ordinary([list(prompt)]), ordinary([list(own)])[0], settings, tell)
+        run = _Run(loan, latents, for_autograd([list(prompt)]), for_autograd([list(own)])[0], settings, tell)
         if place is None:
             return run.result()
         digest = digest_of_inputs(latents, positive, negative, settings)
@@ -146,7 +152,7 @@ class _Run:
                 found.append(work(rows))
                 first += len(rows)
             except RuntimeError as error:
-                if len(rows) == 1 or not ran_out(error):
+                if len(rows) == 1 or not is_out_of_memory(error):
                     raise
                 self.at_once, self.parts_done = len(rows) // 2, before
                 self.ups.pop(group_of(rows), None)
@@ -179,7 +185,7 @@ class _Run:
         try:
             return asked.prompt(x, sigma)
         except (RuntimeError, ValueError, IndexError) as error:
-            if self.parts_done or ran_out(error):
+            if self.parts_done or is_out_of_memory(error):
                 raise
             raise ValueError(
                 f"Inversion: {family(self.patcher)} cannot take latents of the shape {tuple(self.latents[:1].shape)} "
@@ -243,7 +249,7 @@ class _Run:
                     during.enter_context(differentiable(self.carefully))
                     during.enter_context(refetched(self.patcher.model))
                     if self.recompute:
-                        during.enter_context(recomputed(self.denoiser.network))
+                        during.enter_context(checkpointed(self.denoiser.network))
                     return fit(predict, embedding, step, settings.inner_steps, rate, tolerance)
             except FloatingPointError as error:
                 raise FloatingPointError(f"Inversion: {self._at(number)}: {error}.") from error
@@ -252,7 +258,7 @@ class _Run:
 
     def _make_do(self, rows: int, error: RuntimeError) -> None:
         """What to do differently after an error in fitting; raises it if there is nothing left."""
-        if ran_out(error):
+        if is_out_of_memory(error):
             if rows > 1 or self.recompute:
                 raise error
             self.recompute = True
@@ -287,7 +293,7 @@ class _Run:
             windows=self.windows,
             settings=self.settings,
             family=family(self.patcher),
-            fingerprint=fingerprint(self.patcher),
+            fingerprint=weights_hash(self.patcher),
             prediction=prediction_of(self.patcher),
             done=min(down.done if fitting else down.moved for down in downs),
             losses=losses_of(downs),
@@ -319,6 +325,6 @@ class ProgressReporter:
         with self._looks.timed(), self._loan.returned():
             try:
                 self._tell(replace(told, preview=shown))
-            except FAILURES as error:
+            except RECOVERABLE_ERRORS as error:
                 self._failed = True
-                logging.warning("Inversion goes on without previews, as one failed: %s", described(error))
+                logging.warning("Inversion goes on without previews, as one failed: %s", describe_error(error))

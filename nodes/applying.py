@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..comfy_host.apply import apply_sliders
-from ..comfy_host.mode import WAYS
+from ..comfy_host.mode_choice import MODES
 from ..comfy_host.text_encoders import apply_to_clip
 from ..sliders.stack import Stack
 from .reports import matched
@@ -26,8 +26,8 @@ class ApplySliders(io.ComfyNode):
                 Sliders.Input("sliders"),
                 io.Combo.Input(
                     "mode",
-                    options=list(WAYS),
-                    default=WAYS[0],
+                    options=list(MODES),
+                    default=MODES[0],
                     optional=True,
                     advanced=True,
                     tooltip="Merged: weights of our own stand in for the model's; costs memory, nothing per step. "
@@ -39,7 +39,7 @@ class ApplySliders(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, sliders: Stack, mode: str = WAYS[0], clip=None) -> io.NodeOutput:
+    def execute(cls, model, sliders: Stack, mode: str = MODES[0], clip=None) -> io.NodeOutput:
         acted = apply_sliders(model, sliders, mode)
         report = "\n".join(matched(model, placed.slider, clip) for placed in sliders)
         return io.NodeOutput(acted, clip and apply_to_clip(clip, sliders), ui=ui.PreviewText(report))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ..comfy_host.match import resolve
+from ..comfy_host.match import match_slider
 from ..comfy_host.text_encoders import text_layers_in
 from ..sliders.formats.keys import FileReport
 from ..sliders.formats.layer_names import listed
@@ -36,7 +36,7 @@ def described(slider: Slider, report: FileReport, size: int, gated: bool = False
 
 def matched(model: ModelPatcher, slider: Slider, clip: CLIP | None) -> str:
     """How much of a slider is in this model and these text encoders, and what is not, by name."""
-    match, words = resolve(model, slider), tuple(slider.text_layers)
+    match, words = match_slider(model, slider), tuple(slider.text_layers)
     found = text_layers_in(clip, slider) if clip is not None and words else ()
     parts = [f"{match.matched} of {match.total} layers"] if match.total or not words else []
     if words and clip is None:

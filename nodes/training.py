@@ -3,7 +3,7 @@
 from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io
 
-from ..comfy_host.latents import to_own_scale
+from ..comfy_host.latents import to_model_scale
 from ..sliders.stack import Stack
 from ..training.pairs.image_sets import ImagePairs
 from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
@@ -187,7 +187,7 @@ class TrainVisualSlider(io.ComfyNode):
             recipe = VisualRecipe(sets=len(pairs), **settings)
         must_be(VisualRecipe, recipe)
         conditionings = encode_prompts(clip, {one.prompt: None for one in pairs})
-        sets = encoded(pairs, vae.encode, to_own_scale(model))
+        sets = encoded(pairs, vae.encode, to_model_scale(model))
         watch = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
         trained = train_visual(model, conditionings, recipe, sets, called(name), watch)
         return handed_on(trained, recipe, name, cls, watch)

@@ -15,7 +15,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..comfy_host.identity import fingerprint
+from ..comfy_host.identity import weights_hash
 from ..inversion.inversion_run import InversionProgress, ReportProgress
 from ..training.early_stop import Embed
 from ..training.loop import Progress
@@ -95,7 +95,7 @@ def _seen_through(clip_vision, model: ModelPatcher | None, recipe: Recipe, vae) 
     def embed(latents: Tensor) -> Tensor:
         return clip_vision.encode_image(_decoded(model, latents, vae))["image_embeds"]
 
-    return embed, fingerprint(clip_vision.patcher) + fingerprint(vae.patcher)
+    return embed, weights_hash(clip_vision.patcher) + weights_hash(vae.patcher)
 
 
 def say(text: str, node_id: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comfy_host.errors import FAILURES, described, ran_out
+from ..comfy_host.errors import RECOVERABLE_ERRORS, describe_error, is_out_of_memory
 from ..comfy_host.preview_budget import Looks
 from .previews import HalfDone
 
@@ -51,10 +51,14 @@ class Reach:
         try:
             with self.looks.timed() if self.looks else nullcontext():
                 self.measured.append(self.measure())
-        except FAILURES as error:
+        except RECOVERABLE_ERRORS as error:
             self._can_look = False
-            why = "there is no memory for its looks" if ran_out(error) else f"look {len(self.measured) + 1} failed"
-            logging.warning("Training goes on without an early stop: %s (%s)", why, described(error))
+            why = (
+                "there is no memory for its looks"
+                if is_out_of_memory(error)
+                else f"look {len(self.measured) + 1} failed"
+            )
+            logging.warning("Training goes on without an early stop: %s (%s)", why, describe_error(error))
             return False
         best = max(self.measured[: -self.patience], default=0.0)
         enough = len(self.measured) > self.patience

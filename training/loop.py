@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..comfy_host.autograd import differentiable
-from ..comfy_host.batch_entries import must_be_apart
-from ..comfy_host.errors import ran_out
-from ..comfy_host.gradient_checkpointing import recomputed
+from ..comfy_host.batch_entries import needs_separate_evaluations
+from ..comfy_host.errors import is_out_of_memory
+from ..comfy_host.gradient_checkpointing import checkpointed
 from ..comfy_host.memory import free_unused
 from ..comfy_host.refetched_weights import refetched
 from .fallback import Drawn, LastGood
@@ -209,7 +209,7 @@ class Training:
                 return sum(self._part(point, rows) for rows in self._parts(point.strengths))
             except RuntimeError as error:
                 self._optimizer.zero_grad()
-                if ran_out(error):
+                if is_out_of_memory(error):
                     self._make_do(len(point.x), error)
                 elif self._carefully:
                     raise
@@ -225,7 +225,7 @@ class Training:
             during.enter_context(self.layers.acting(point.strengths[rows]))
             during.enter_context(refetched(self.denoiser.model))
             if self._recompute:
-                during.enter_context(recomputed(self.denoiser.network))
+                during.enter_context(checkpointed(self.denoiser.network))
             prediction = self.denoiser(point.x[rows], point.sigma, [point.prompt])[0]
             mask = point.mask[rows] if point.mask is not None and len(point.mask) > 1 else point.mask
             loss = share * prediction_loss(prediction, point.target[rows], mask)
@@ -236,7 +236,7 @@ class Training:
         """Rows that go through the model at once."""
         rows = torch.arange(len(strengths), device=strengths.device)
         together = [rows]
-        if must_be_apart(self.denoiser.model, strengths):
+        if needs_separate_evaluations(self.denoiser.model, strengths):
             together = [rows[strengths[:, 0] == value] for value in strengths.unique()]
         for some in together:
             yield from some.split(self._at_once or len(rows))

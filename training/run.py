@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comfy_host.borrow import Loan, ModelPatcher, borrowed, ordinary
+from ..comfy_host.borrow import Loan, ModelPatcher, borrowed, for_autograd
 from ..comfy_host.denoiser import Denoiser
-from ..comfy_host.errors import FAILURES, InterruptProcessingException, described
-from ..comfy_host.identity import COMFYUI_VERSION, acting_in, digest_of, family, fingerprint
-from ..comfy_host.latents import Shapes, must_be_whole, must_take, packed, pictures_of
+from ..comfy_host.errors import RECOVERABLE_ERRORS, InterruptProcessingException, describe_error
+from ..comfy_host.identity import COMFYUI_VERSION, digest_of, family, modifications_of, weights_hash
+from ..comfy_host.latents import Shapes, check_has_all_parts, check_latents_fit, image_part, packed
 from ..comfy_host.preview_budget import SHARE, Looks
 from ..sliders.slider import Slider, SliderInfo
 from .early_stop import Embed, Reach
@@ -111,7 +111,7 @@ def train_visual(
     conditionings: the host's CONDITIONING for every prompt of the sets. sets: see `visual_samples.encoded`.
     """
     for one in sets:
-        must_take(patcher, one.latents)
+        check_latents_fit(patcher, one.latents)
 
     def points(denoiser: Denoiser, layers: NewLayers, generator: torch.Generator) -> VisualPoints:
         return VisualPoints(denoiser, sets, recipe, generator)
@@ -145,22 +145,22 @@ def train(
         header, what it was given. shapes: of the parts that the latents are packed of; what is looked at is the
         pictures.
     """
-    must_be_whole(patcher.model, shapes)
+    check_has_all_parts(patcher.model, shapes)
     watch = watch or Watch()
     generator = torch.Generator().manual_seed(recipe.seed)
     memory = patcher.model.memory_required([latents.shape[0] * questions, *latents.shape[1:]])
     with borrowed(patcher, memory_required=int(memory)) as loan:
         layers = NewLayers(patcher, recipe, generator)
-        denoiser = Denoiser(patcher, {p: ordinary(c) for p, c in conditionings.items()}, shapes)
+        denoiser = Denoiser(patcher, {p: for_autograd(c) for p, c in conditionings.items()}, shapes)
         look = partial(HalfDone, denoiser, layers, preview_prompt, tuple(latents.shape[1:]), recipe.seed)
         looks = Looks(watch.preview_share)
         embed = watch.embed and _given_back(loan, watch.embed, shapes)
         reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
         training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
-        model_hash = fingerprint(patcher)
+        model_hash = weights_hash(patcher)
         sampling = denoiser.sampling
         looks_through = watch.embed_hash if recipe.patience and embed else None
-        frozen = (model_hash, denoiser.dtype, type(sampling), vars(sampling), acting_in(patcher))
+        frozen = (model_hash, denoiser.dtype, type(sampling), vars(sampling), modifications_of(patcher))
         given = (tuple(latents.shape), shapes, conditionings, data, looks_through)
         keeper = Keeper(watch, training, name, digest_of(recipe.digest(), frozen, given))
         keeper.go_on()
@@ -178,7 +178,7 @@ def train(
         if not progress.steps:
             return None
         progress.looks = looks.share
-        size = pictures_of(latents, shapes).shape[1:]
+        size = image_part(latents, shapes).shape[1:]
         facts = {"latent_shape": list(size), "batch": len(latents), **(facts or {})}
         info = info_of(recipe, progress, family(patcher), model_hash, facts)
         return Trained(Slider(name, layers.finished(), info), progress)
@@ -189,7 +189,7 @@ def _given_back(loan: Loan, embed: Embed, shapes: Shapes) -> Embed:
 
     def embedded(latents: Tensor) -> Tensor:
         with loan.returned():
-            return embed(pictures_of(latents, shapes))
+            return embed(image_part(latents, shapes))
 
     return embedded
 
@@ -222,12 +222,12 @@ class Shown:
             return
         try:
             with self.looks.timed():
-                latents = pictures_of(self.strip.latents(progress.steps), self.shapes)
+                latents = image_part(self.strip.latents(progress.steps), self.shapes)
                 with self.loan.returned():
                     self.watch.progress(progress, latents)
-        except FAILURES as error:
+        except RECOVERABLE_ERRORS as error:
             self._failed = True
-            logging.warning("Training goes on without previews, as one failed: %s", described(error))
+            logging.warning("Training goes on without previews, as one failed: %s", describe_error(error))
 
 
 def _versions() -> dict[str, str]:

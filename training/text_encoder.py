@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..comfy_host.borrow import borrowed
 from ..comfy_host.errors import InterruptProcessingException
-from ..comfy_host.identity import acting_in, digest_of, fingerprint
+from ..comfy_host.identity import digest_of, modifications_of, weights_hash
 from ..comfy_host.text_encoders import CLIP, TextEncoder, encoder_layer_names
 from ..sliders.slider import Slider
 from .loop import Training
@@ -92,9 +92,9 @@ def train_encoder(clip: CLIP, recipe: EncoderRecipe, name: str, watch: Watch | N
         encoder = TextEncoder(clip)
         points = EncoderPoints(encoder, recipe, generator)
         training = Training(encoder, layers, points, recipe, generator)
-        model_hash = fingerprint(clip.patcher)
+        model_hash = weights_hash(clip.patcher)
         # the encodings, too: they are others with other settings of the CLIP, such as the layer they are taken from
-        digest = digest_of(recipe.digest(), model_hash, encoder.dtype, acting_in(clip.patcher), points.lines)
+        digest = digest_of(recipe.digest(), model_hash, encoder.dtype, modifications_of(clip.patcher), points.lines)
         keeper = Keeper(watch, training, name, digest)
 
         def after_step(progress, point: Point) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..comfy_host.borrow import ModelPatcher
 from ..comfy_host.match import layer_names
-from ..comfy_host.prompt_layers import runs_early
+from ..comfy_host.prompt_layers import prepares_prompts
 from ..sliders.changes import Adapter, Change, Dense, LowRank
 from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.layer_kinds import is_linear, weight_shape
@@ -37,7 +37,7 @@ class NewLayers:
         self.scale = recipe.scale
         self.by_name: dict[str, LowRank | Dense] = {}
         if names is None:
-            names = {p: name for p, name in layer_names(patcher).items() if not runs_early(patcher.model, p)}
+            names = {p: name for p, name in layer_names(patcher).items() if not prepares_prompts(patcher.model, p)}
         modules = {path: patcher.model.get_submodule(path) for path in names}
         paths = [path for path, module in modules.items() if recipe.convolutions or is_linear(module)]
         placed = {}

@@ -62,7 +62,7 @@ def encoded(
     """Image sets as latents.
 
     encode: (1, H, W, 3) in [0, 1] -> (1, C, ...) latents, such as the host's `VAE.encode`. scale: from those to the
-    model's own scale, such as `latents.to_own_scale` makes. Images go one by one: VAEs for video take a batch for
+    model's own scale, such as `latents.to_model_scale` makes. Images go one by one: VAEs for video take a batch for
     the frames of a film.
     """
     return [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.identity import family, fingerprint
+from concept_sliders.comfy_host.identity import family, weights_hash
 from concept_sliders.pocket.captions import vocabulary
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
@@ -54,7 +54,7 @@ def test_a_slider_turns_what_its_name_says(pocket, name):
 def test_their_headers_name_the_model_that_comes_with_them(pocket):
     for path in FOLDER.glob("*.safetensors"):
         info = load_slider(path).info
-        assert info.base_model_hash == fingerprint(pocket[0]) and info.family == family(pocket[0]), path.name
+        assert info.base_model_hash == weights_hash(pocket[0]) and info.family == family(pocket[0]), path.name
         assert info.recipe["batch"] == BATCH and recipe_from(info.recipe).steps == info.recipe["steps_done"]
 
 

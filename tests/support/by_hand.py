@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from concept_sliders.comfy_host.batch_entries import Part, evaluate_apart
+from concept_sliders.comfy_host.batch_entries import EntryGroup, evaluate_groups
 from torch import Tensor
 
 
@@ -41,8 +41,10 @@ def answered_by(model: ModelPatcher, second: ModelPatcher, on: int, one_by_one: 
         asked = [second.model.apply_model if chunk == on else apply_model for chunk in chunks]
         if one_by_one:
             nothing = torch.zeros(1, 0)
-            parts = [Part(rows, nothing, (n,)) for n, rows in enumerate(torch.arange(len(x)).chunk(len(chunks)))]
-            return evaluate_apart(
+            parts = [
+                EntryGroup(rows, nothing, (n,)) for n, rows in enumerate(torch.arange(len(x)).chunk(len(chunks)))
+            ]
+            return evaluate_groups(
                 lambda part, x, c, o: asked[part.chunks[0]](x, **c, transformer_options=o), parts, x, given, options
             )
         answers = [ask(x, **given, transformer_options=options).chunk(len(chunks)) for ask in asked]

@@ -14,10 +14,10 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.batch_entries import rows_are_frames
+from concept_sliders.comfy_host.batch_entries import entries_are_frames
 from concept_sliders.comfy_host.latents import packed
-from concept_sliders.comfy_host.match import layer_names, resolve
-from concept_sliders.comfy_host.prompt_layers import runs_early
+from concept_sliders.comfy_host.match import layer_names, match_slider
+from concept_sliders.comfy_host.prompt_layers import prepares_prompts
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import Slider
@@ -65,9 +65,9 @@ class Subject:
                 self._outcomes[check] = error
         return self._outcomes[check]
 
-    def acting(self, stack: Stack, way: str = "auto", steps: int = STEPS) -> Tensor:
+    def acting(self, stack: Stack, mode: str = "auto", steps: int = STEPS) -> Tensor:
         """The latent with the stack acting on the model."""
-        return self.sampled(apply_sliders(self.model, stack, way), stack.batch_size, steps)
+        return self.sampled(apply_sliders(self.model, stack, mode), stack.batch_size, steps)
 
     def stock(self, tensors: Mapping[str, Tensor], steps: int = STEPS) -> Tensor:
         """The latent with the tensors of a file in the stock loader's hands."""
@@ -113,13 +113,13 @@ class Subject:
 
     @cached_property
     def acted(self) -> Tensor:
-        return self.acting(Stack.of(self.slider, STRENGTH), "by rows")
+        return self.acting(Stack.of(self.slider, STRENGTH), "unmerged")
 
     @cached_property
     def in_sampling(self) -> Slider:
         """The slider without the layers that prepare prompts; itself where there are none."""
-        matched = resolve(self.model, self.slider).layers
-        early = {name for path, name in layer_names(self.model).items() if runs_early(self.model.model, path)}
+        matched = match_slider(self.model, self.slider).layers
+        early = {name for path, name in layer_names(self.model).items() if prepares_prompts(self.model.model, path)}
         kept = {name: change for name, change in self.slider.layers.items() if name not in early}
         return self.slider if len(kept) == len(matched) else Slider("in sampling", kept)
 
@@ -149,8 +149,8 @@ def loads(subject: Subject) -> str:
 def acts(subject: Subject) -> str:
     """In both ways it gives what the stock loader's weight patches give, on every layer."""
     expected = subject.stock(load_file(subject.file))
-    for way in ("by rows", "merged"):
-        assert difference(subject.acting(Stack.of(subject.slider, STRENGTH), way), expected) < CLOSE, way
+    for mode in ("unmerged", "merged"):
+        assert difference(subject.acting(Stack.of(subject.slider, STRENGTH), mode), expected) < CLOSE, mode
     silent = layers_never_called(subject.model, subject.sampled)
     if silent:  # their weights must then have no effect otherwise, either
         alone = random_slider(subject.model, names=silent)
@@ -179,7 +179,7 @@ def namings(subject: Subject) -> str:
     beyond = names_beyond(styles)
     for how, names in beyond.items():
         known = respelled(every, {name: name for name in names.values()})
-        placed = (resolve(subject.model, _from_file(subject, file)) for file in (respelled(every, names), known))
+        placed = (match_slider(subject.model, _from_file(subject, file)) for file in (respelled(every, names), known))
         if not same_changes(*placed):
             wrong.append(how)
     assert not wrong, f"otherwise than the stock loader: {', '.join(wrong)}"
@@ -192,8 +192,8 @@ def _on_and_off(subject: Subject, slider: Slider) -> Tensor:
 
     Layers that prepare prompts have no rows and no gate, see `prompt_layers`; frames of one film have one strength.
     """
-    model, paths = subject.model.model, resolve(subject.model, slider).layers
-    if rows_are_frames(model) or any(runs_early(model, path) for path in paths):
+    model, paths = subject.model.model, match_slider(subject.model, slider).layers
+    if entries_are_frames(model) or any(prepares_prompts(model, path) for path in paths):
         return torch.cat([subject.acting(Stack.of(slider, strength), steps=1) for strength in (STRENGTH, 0.0)])
     return subject.acting(Stack.of(slider, gate=Gate(0.0, GATE.start)).swept(0, (STRENGTH, 0.0)), steps=1)
 
@@ -207,7 +207,7 @@ def _from_file(subject: Subject, tensors: Mapping[str, Tensor]) -> Slider:
 def sweeps(subject: Subject) -> str:
     """Rows of one batch are the runs they would be alone; two of them and three, as a layer's batch may divide."""
     slider, low = subject.in_sampling, -0.6
-    alone = {value: subject.acting(Stack.of(slider, value), "by rows") for value in (low, 0.0, STRENGTH)}
+    alone = {value: subject.acting(Stack.of(slider, value), "unmerged") for value in (low, 0.0, STRENGTH)}
     for values in ((low, STRENGTH), (low, 0.0, STRENGTH)):
         batch = subject.acting(Stack.of(slider).swept(0, values))
         for row, value in enumerate(values):
@@ -225,8 +225,8 @@ def gates(subject: Subject) -> str:
     expected = subject.sampled(changing_over(subject.model, second, GATE.start, seen))
     assert any(seen) and not all(seen)
     gated = Stack.of(subject.slider, STRENGTH, GATE)
-    for way in ("by rows", "merged"):
-        assert difference(subject.acting(gated, way), expected) < CLOSE, way
+    for mode in ("unmerged", "merged"):
+        assert difference(subject.acting(gated, mode), expected) < CLOSE, mode
     assert difference(expected, subject.bare) > 1e-4
     return "yes" if subject.in_sampling is subject.slider else EARLY_OUT
 
@@ -263,7 +263,7 @@ def saves(subject: Subject) -> str:
     """What comes back from a file has the same layers, and acts the same to the bit."""
     again = load_slider(subject.file)
     assert again.layers.keys() == subject.slider.layers.keys()
-    assert torch.equal(subject.acting(Stack.of(again, STRENGTH), "by rows"), subject.acted)
+    assert torch.equal(subject.acting(Stack.of(again, STRENGTH), "unmerged"), subject.acted)
     return "yes"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from concept_sliders.comfy_host.borrow import borrowed, ordinary
+from concept_sliders.comfy_host.borrow import borrowed, for_autograd
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.latents import packed
 from concept_sliders.tests.support.tiny import difference
@@ -27,7 +27,9 @@ RECIPE = TextualRecipe(
 
 def asked_in_batches(subject: Subject, conditionings: Mapping[str, list], prompts: Sequence[str]) -> None:
     x, shapes = packed(subject.family.noise(2))
-    denoiser = Denoiser(subject.model, {prompt: ordinary(given) for prompt, given in conditionings.items()}, shapes)
+    denoiser = Denoiser(
+        subject.model, {prompt: for_autograd(given) for prompt, given in conditionings.items()}, shapes
+    )
     sigma = denoiser.sigmas(4)[1]
     x = denoiser.scale_noise(sigma, x)
     together = denoiser.predict(x, sigma, prompts)

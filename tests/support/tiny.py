@@ -104,9 +104,9 @@ def sample(
         ).clone()
 
 
-def one_evaluation(model: ModelPatcher, stack: Stack, way: str) -> torch.Tensor:
+def one_evaluation(model: ModelPatcher, stack: Stack, mode: str) -> torch.Tensor:
     """What the model makes of one noisy latent at sigma 3, as noise."""
-    acted = apply_sliders(model, stack, way)
+    acted = apply_sliders(model, stack, mode)
     generator = torch.Generator().manual_seed(3)
     x, context = torch.randn(1, 4, 8, 8, generator=generator), condition("SD15", 2)[0][0]
     with torch.inference_mode():

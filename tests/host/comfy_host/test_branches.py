@@ -8,7 +8,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG, Guider_DualModel
 from comfy_extras.nodes_perpneg import Guider_PerpNeg, PerpNeg
 from comfy_extras.nodes_sag import SelfAttentionGuidance
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.stack import Stack
@@ -24,7 +24,7 @@ from concept_sliders.tests.support.tiny import (
 )
 
 FAMILY = "SD15"
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 POSITIVE, NEGATIVE, OTHER = (condition(FAMILY, seed) for seed in (2, 3, 4))
 
 
@@ -105,10 +105,10 @@ GUIDERS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("branch", ["cond", "uncond"])
 @pytest.mark.parametrize("name", GUIDERS)
-def test_every_guider_has_its_positive_and_its_other_prompts(model, name, branch, way):
+def test_every_guider_has_its_positive_and_its_other_prompts(model, name, branch, mode):
     """Each chunk of each evaluation is that of the changed model on this branch, and of the bare one elsewhere."""
     make, others = GUIDERS[name]
     slider = random_slider(model)
@@ -123,7 +123,7 @@ def test_every_guider_has_its_positive_and_its_other_prompts(model, name, branch
         changed,
         {"cond"} if branch == "cond" else others,
     )
-    acted = apply_sliders(model, Stack.of(slider, 0.8).restricted_to(branch), way)
+    acted = apply_sliders(model, Stack.of(slider, 0.8).restricted_to(branch), mode)
     acted.set_model_unet_function_wrapper(asked)
     run(make(acted), size=16)
     assert asked.seen == {"cond"} | others
@@ -147,7 +147,7 @@ def test_regions_keep_their_branch(model, branch):
             assert (difference(y, without) > 1e-6) == (chunk == on)
         return given
 
-    acted = apply_sliders(model, stack, "by rows")
+    acted = apply_sliders(model, stack, "unmerged")
     acted.set_model_unet_function_wrapper(spy)
     guider = comfy.samplers.CFGGuider(acted)
     guider.set_conds(regions, NEGATIVE)
@@ -168,16 +168,16 @@ def two_models(positive, negative):
     return run(guider)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("on", [(0.8, 0.0), (0.0, 0.8), (0.8, -0.5)])
-def test_a_guider_of_two_models(way, on):
+def test_a_guider_of_two_models(mode, on):
     """Each model's own sliders act on it, and those of the other do not."""
     models = [tiny_model(FAMILY), tiny_model(FAMILY, seed=1)]
     sliders = [random_slider(models[0], seed) for seed in (1, 2)]
     bare = two_models(*models)
     by_stock, ours = (
         two_models(*(make(m, s, v) if v else m for m, s, v in zip(models, sliders, on, strict=True)))
-        for make in (stock, lambda m, s, v: apply_sliders(m, Stack.of(s, v), way))
+        for make in (stock, lambda m, s, v: apply_sliders(m, Stack.of(s, v), mode))
     )
     assert difference(ours, by_stock) < 1e-4
     assert difference(ours, bare) > 1e-3
@@ -190,7 +190,7 @@ def test_the_second_model_of_two_is_the_negative_one(branch, acts):
     models = [tiny_model(FAMILY), tiny_model(FAMILY, seed=1)]
     slider = random_slider(models[0])
     expected = two_models(models[0], stock(models[1], slider, 1.0) if acts else models[1])
-    ours = two_models(models[0], apply_sliders(models[1], Stack.of(slider).restricted_to(branch), "by rows"))
+    ours = two_models(models[0], apply_sliders(models[1], Stack.of(slider).restricted_to(branch), "unmerged"))
     assert difference(ours, expected) < 1e-4
 
 

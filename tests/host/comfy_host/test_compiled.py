@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from comfy_extras.nodes_torch_compile import TorchCompileModel
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate
@@ -15,7 +15,7 @@ from concept_sliders.tests.support.tiny import difference, random_slider, sample
 from safetensors.torch import save_file
 
 FAMILY = "SD15"
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 
 
 def compiled_by(backend: str, model):
@@ -52,22 +52,22 @@ STACKS = {
 
 
 @pytest.mark.parametrize("stack_of", STACKS)
-@pytest.mark.parametrize("way", WAYS)
-def test_stacks_act_as_uncompiled(compiled, kinds, way, stack_of):
+@pytest.mark.parametrize("mode", MODES)
+def test_stacks_act_as_uncompiled(compiled, kinds, mode, stack_of):
     """And without sliders, the compiled model is as it was."""
     model, fast = compiled
     bare, stack = sample(model, FAMILY), STACKS[stack_of](random_slider(model), kinds)
-    expected = sample(apply_sliders(model, stack, way), FAMILY, stack.batch_size)
-    acted = sample(apply_sliders(fast, stack, way), FAMILY, stack.batch_size)
+    expected = sample(apply_sliders(model, stack, mode), FAMILY, stack.batch_size)
+    acted = sample(apply_sliders(fast, stack, mode), FAMILY, stack.batch_size)
     assert difference(acted, expected) < 1e-4
     assert difference(expected, bare.expand_as(expected)) > 1e-3
     assert difference(sample(fast, FAMILY), bare) < 1e-4
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_sliders_that_were_applied_before(compiled, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_sliders_that_were_applied_before(compiled, mode):
     model, _ = compiled
-    acted = apply_sliders(model, Stack.of(random_slider(model)), way)
+    acted = apply_sliders(model, Stack.of(random_slider(model)), mode)
     assert difference(sample(compiled_by("cudagraphs", acted), FAMILY), sample(acted, FAMILY)) < 1e-4
 
 
@@ -78,9 +78,9 @@ def test_compiled_to_machine_code():
     model = tiny_model(FAMILY)
     slider, bare, fast = random_slider(model), sample(model, FAMILY), compiled_by("inductor", model)
     assert difference(sample(fast, FAMILY), bare) < 1e-4
-    for way in WAYS:
+    for mode in MODES:
         for strength in (1.0, -0.5):
             stack = Stack.of(slider, strength)
-            expected = sample(apply_sliders(model, stack, way), FAMILY)
-            assert difference(sample(apply_sliders(fast, stack, way), FAMILY), expected) < 1e-4
+            expected = sample(apply_sliders(model, stack, mode), FAMILY)
+            assert difference(sample(apply_sliders(fast, stack, mode), FAMILY), expected) < 1e-4
     assert difference(sample(fast, FAMILY), bare) < 1e-4

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from concept_sliders.comfy_host.borrow import borrowed, ordinary
+from concept_sliders.comfy_host.borrow import borrowed, for_autograd
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny import difference
@@ -24,7 +24,7 @@ def asked():
             family = FAMILIES[family]
             model = family.build()
             loans.enter_context(borrowed(model))
-            denoiser = Denoiser(model, {prompt: ordinary(given) for prompt, given in conditionings.items()})
+            denoiser = Denoiser(model, {prompt: for_autograd(given) for prompt, given in conditionings.items()})
             calls, apply_model = [], model.model.apply_model
 
             def noted(x, *args, **kwargs):

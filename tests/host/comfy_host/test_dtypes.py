@@ -6,8 +6,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import resolve
-from concept_sliders.comfy_host.mode import WAYS
+from concept_sliders.comfy_host.match import match_slider
+from concept_sliders.comfy_host.mode_choice import MODES
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -94,14 +94,14 @@ def compare(subject: Subject, dtype: str, slider: Slider, tensors, strength: flo
     weights, compute = DTYPES[dtype]
     typed, single = in_dtype(subject, weights, compute)
     stock, _ = comfy.sd.load_lora_for_models(single, None, dict(tensors), strength, 0.0)
-    layers = {path: single.model.get_submodule(path) for path in resolve(typed, slider).layers}
+    layers = {path: single.model.get_submodule(path) for path in match_slider(typed, slider).layers}
 
     @torch.inference_mode()
     def given_by_single(calls):
         return {path: layers[path](*tree_map(in_float32, x), **tree_map(in_float32, c)) for path, (x, c, _) in calls}
 
-    for way in WAYS[1:] if weights.itemsize > 1 else WAYS[1:2]:  # in 8 bits nothing is merged
-        outputs = calls_of(subject, apply_sliders(typed, Stack.of(slider, strength), way), layers)
+    for mode in MODES[1:] if weights.itemsize > 1 else MODES[1:2]:  # in 8 bits nothing is merged
+        outputs = calls_of(subject, apply_sliders(typed, Stack.of(slider, strength), mode), layers)
         calls = outputs.items()
         bare = given_by_single(calls)
         stock.patch_model()
@@ -111,9 +111,9 @@ def compare(subject: Subject, dtype: str, slider: Slider, tensors, strength: flo
         for path, (_, _, y) in calls:
             size = exact[path].norm() + bare[path].norm()
             close = max(0.5 * torch.finfo(y.dtype).eps, 2e-6) * size
-            assert (y.float() - exact[path]).norm() <= close, (path, way)
+            assert (y.float() - exact[path]).norm() <= close, (path, mode)
             clear.append(bool((exact[path] - bare[path]).norm() > 5 * close))
-        assert sum(clear) > 0.7 * len(calls), f"{way}: only {sum(clear)} of {len(calls)} layers show what acts"
+        assert sum(clear) > 0.7 * len(calls), f"{mode}: only {sum(clear)} of {len(calls)} layers show what acts"
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

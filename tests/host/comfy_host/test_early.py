@@ -4,7 +4,7 @@ import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names
-from concept_sliders.comfy_host.prompt_layers import runs_early
+from concept_sliders.comfy_host.prompt_layers import prepares_prompts
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -26,8 +26,8 @@ def of_early_layers(subject):
 def test_a_slider_of_these_layers_alone_acts_as_in_the_stock_loader(subject, of_early_layers):
     expected = subject.stock(tensors_of(of_early_layers))
     assert difference(expected, subject.bare) > 1e-3
-    for way in ("by rows", "merged"):
-        assert difference(subject.acting(Stack.of(of_early_layers, STRENGTH), way), expected) < 1e-4, way
+    for mode in ("unmerged", "merged"):
+        assert difference(subject.acting(Stack.of(of_early_layers, STRENGTH), mode), expected) < 1e-4, mode
     assert torch.equal(subject.acting(Stack.of(of_early_layers, 0.0)), subject.bare)
     subject.sampled(subject.model)  # the host gives patched weights back when the next model runs
     subject.assert_untouched()
@@ -78,5 +78,5 @@ def test_every_layer_that_the_host_runs_early_is_known(subject):
     for handle in handles:
         handle.remove()
     names = layer_names(subject.model)
-    assert early & names.keys() == {path for path in names if runs_early(subject.model.model, path)}
-    assert early and all(runs_early(subject.model.model, path) for path in early)
+    assert early & names.keys() == {path for path in names if prepares_prompts(subject.model.model, path)}
+    assert early and all(prepares_prompts(subject.model.model, path) for path in early)

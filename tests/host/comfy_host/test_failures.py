@@ -3,9 +3,10 @@
 import comfy.model_management
 import pytest
 import torch
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import layer_names, workshop_of
+from concept_sliders.comfy_host.match import layer_names
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.equation import dense_hooks, hooks, weight_updates
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
@@ -14,7 +15,7 @@ from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import STEPS, difference, random_slider, sample, tiny_model, traces
 
 FAMILY = "SD15"
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 
 
 @pytest.fixture
@@ -34,10 +35,10 @@ def stack_on(model) -> Stack:
     return Stack.of(random_slider(model), 0.6) + Stack.of(Slider("kronecker", layers), 0.5)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("call", range(1, STEPS + 1))
-def test_cancelled_at_any_call(model, way, call):
-    acted = apply_sliders(model, stack_on(model), way)
+def test_cancelled_at_any_call(model, mode, call):
+    acted = apply_sliders(model, stack_on(model), mode)
     before, bare = sample(acted, FAMILY), sample(model, FAMILY)
     calls = []
 
@@ -88,9 +89,9 @@ class FailingOnce:
 )
 def test_out_of_memory_by_rows(model, monkeypatch, module, name, at):
     """It is the run's, as out of memory anywhere in it is; nothing is left of it."""
-    acted = apply_sliders(model, stack_on(model), "by rows")
+    acted = apply_sliders(model, stack_on(model), "unmerged")
     before, bare = sample(acted, FAMILY), sample(model, FAMILY)
-    workshop_of(model.model).clear()
+    state_of(model.model).clear()
     with monkeypatch.context() as patched:
         patched.setattr(module, name, FailingOnce(getattr(module, name), at))
         with pytest.raises(torch.cuda.OutOfMemoryError):
@@ -106,8 +107,8 @@ def test_out_of_memory_while_merging_goes_by_rows(model, monkeypatch, caplog, na
     """In the middle of building, low-rank or not: the run goes on by rows, and the next one merges."""
     acted = apply_sliders(model, stack_on(model), "merged")
     before, bare = sample(acted, FAMILY), sample(model, FAMILY)
-    by_rows = sample(apply_sliders(model, stack_on(model), "by rows"), FAMILY)
-    workshop_of(model.model).clear()
+    by_rows = sample(apply_sliders(model, stack_on(model), "unmerged"), FAMILY)
+    state_of(model.model).clear()
     with monkeypatch.context() as patched:
         patched.setattr(weight_updates, name, FailingOnce(getattr(weight_updates, name), at))
         assert difference(sample(acted, FAMILY), by_rows) < 1e-4

@@ -8,7 +8,7 @@ from pathlib import Path
 import comfy.model_base
 import pytest
 from comfy.model_base import BaseModel
-from concept_sliders.comfy_host.batch_entries import KEEP_ROWS_APART, network_of
+from concept_sliders.comfy_host.batch_entries import BATCH_FIRST_NETWORKS, network_of
 from concept_sliders.tests.support.families import FAMILIES, in_short, table
 from concept_sliders.tests.support.family_checks import CHECKS, Subject
 from concept_sliders.tests.support.known_gaps import REASONS
@@ -107,7 +107,7 @@ def test_a_slider_comes_back_from_its_file(outcome, family):
 
 def test_networks_that_keep_rows_apart_are_those_of_these_families(subject):
     """Whether they do, sweeps and branches have shown; those that do not are not listed."""
-    assert {network_of(subject(family).model.model) for family in FAMILIES} - ROWS_TOGETHER == KEEP_ROWS_APART
+    assert {network_of(subject(family).model.model) for family in FAMILIES} - ROWS_TOGETHER == BATCH_FIRST_NETWORKS
 
 
 def test_table_is_up_to_date(outcome, subject):

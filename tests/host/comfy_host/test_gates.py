@@ -11,8 +11,9 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.comfy_host.apply import acting_on, apply_sliders
-from concept_sliders.comfy_host.match import resolve, workshop_of
-from concept_sliders.comfy_host.mode import WAYS
+from concept_sliders.comfy_host.match import match_slider
+from concept_sliders.comfy_host.mode_choice import MODES
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -22,7 +23,7 @@ from concept_sliders.tests.support.tiny import STEPS, condition, difference, ran
 def merged(model: ModelPatcher, family: str, slider: Slider) -> ModelPatcher:
     """A second model, its weights rewritten to W + up @ down."""
     copy = tiny_model(family)
-    for path, changes in resolve(model, slider).layers.items():
+    for path, changes in match_slider(model, slider).layers.items():
         weight = copy.model.get_submodule(path).weight
         for change in changes:
             weight.data += (change.up.flatten(1) @ change.down.flatten(1)).reshape(weight.shape)
@@ -173,14 +174,14 @@ def test_a_gate_by_hand_with_its_ramps(strength, run_of):
     assert any(0.0 < factor < 1.0 for factor in factors[top:])
 
 
-@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("mode", MODES[1:])
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m_sde", "uni_pc", "lcm"])
-def test_gates_switch_in_both_ways(name, way, run_of):
+def test_gates_switch_in_both_ways(name, mode, run_of):
     """A sampler of each sort: one evaluation a step, several, with a memory, with a corrector, with noise."""
     model = tiny_model("SD15")
     slider, window = random_slider(model), Gate(0.2, 0.8)
     switching, seen = changing_over(model, slider, window)
-    gated = sample_custom(apply_sliders(model, Stack.of(slider, 1.0, window), way), name, *run_of)
+    gated = sample_custom(apply_sliders(model, Stack.of(slider, 1.0, window), mode), name, *run_of)
     assert difference(gated, sample_custom(switching, name, *run_of)) < 1e-4
     assert any(seen) and not all(seen)
-    assert (workshop_of(model.model).merged.uses > 0) == (way == "merged")
+    assert (state_of(model.model).merged.uses > 0) == (mode == "merged")

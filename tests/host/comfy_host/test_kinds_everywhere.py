@@ -123,8 +123,8 @@ def check(subject: Subject, tensors, ways) -> float:
     slider = load_slider(path)
     stock, _ = comfy.sd.load_lora_for_models(subject.model, None, dict(tensors), 1.0, 0.0)
     expected = subject.sampled(stock, steps=1)
-    for way in ways:
-        assert difference(subject.acting(Stack.of(slider), way, steps=1), expected) < 1e-4, (way, sorted(tensors))
+    for mode in ways:
+        assert difference(subject.acting(Stack.of(slider), mode, steps=1), expected) < 1e-4, (mode, sorted(tensors))
     return difference(expected, subject.sampled(subject.model, steps=1))
 
 
@@ -132,7 +132,7 @@ def check(subject: Subject, tensors, ways) -> float:
 def test_every_kind_on_linear_layers_and_convolutions(subject):
     files = files_of(subject, PRODUCTS)
     assert len({key.rpartition(".")[2] for file in files for key in file}) >= 12  # all of the linear kinds' parts
-    assert all(check(subject, file, ("by rows", "merged")) > 1e-5 for file in files)
+    assert all(check(subject, file, ("unmerged", "merged")) > 1e-5 for file in files)
     subject.assert_untouched()
 
 
@@ -141,4 +141,4 @@ def test_norms_and_embeddings(subject):
     if not files:
         pytest.skip("its norms have no weights, and it has no embeddings")
     # what a last layer's norm gives to the prompt's tokens, say, nobody reads
-    assert max(check(subject, file, ("by rows", "merged")) for file in files) > 1e-5
+    assert max(check(subject, file, ("unmerged", "merged")) for file in files) > 1e-5

@@ -37,14 +37,14 @@ def linear_layers(subject, count=3):
     return {path: tuple(state[f"{path}.weight"].shape) for path in found[:count]}
 
 
-def check(subject, tensors, ways=("by rows", "merged")):
+def check(subject, tensors, ways=("unmerged", "merged")):
     path = subject.folder / "kind.safetensors"
     save_file(tensors, path)
     slider = load_slider(path)
     expected = subject.stock(tensors, steps=1)
     assert difference(expected, subject.sampled(subject.model, steps=1)) > 1e-4
-    for way in ways:
-        assert difference(subject.acting(Stack.of(slider, STRENGTH), way, steps=1), expected) < 1e-4, way
+    for mode in ways:
+        assert difference(subject.acting(Stack.of(slider, STRENGTH), mode, steps=1), expected) < 1e-4, mode
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,8 +109,8 @@ def test_a_part_of_a_joint_weight_and_of_its_bias(kind, flux):
         whole[f"{QKV}.diff_b"] = torch.cat([torch.zeros(64), parts["diff_b"], torch.zeros(64)])
     bare = {f"{PART}.{name}": tensor for name, tensor in parts.items() if name != "diff_b"}
     expected = flux.stock({**whole, **bare}, steps=1)
-    for way in ("by rows", "merged"):
-        ours = flux.acting(Stack.of(load_slider(path), STRENGTH), way, steps=1)
+    for mode in ("unmerged", "merged"):
+        ours = flux.acting(Stack.of(load_slider(path), STRENGTH), mode, steps=1)
         assert difference(ours, expected) < 1e-4
     assert difference(expected, flux.sampled(flux.model, steps=1)) > 1e-4
 

@@ -7,13 +7,14 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import resolve, workshop_of
+from concept_sliders.comfy_host.match import match_slider
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import difference, random_slider, sample, tensors_of, tiny_model
 
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 FAMILY = "SD15"
 
 
@@ -24,12 +25,12 @@ def model():
 
 
 def held_by(model) -> int:
-    return workshop_of(model.model).size_bytes
+    return state_of(model.model).size_bytes
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_bare_clone_that_is_unloaded_gives_it_back(model, way):
-    acted = apply_sliders(model, Stack.of(random_slider(model)), way)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_bare_clone_that_is_unloaded_gives_it_back(model, mode):
+    acted = apply_sliders(model, Stack.of(random_slider(model)), mode)
     before = sample(acted, FAMILY)
     assert held_by(model) > 0
     sample(model, FAMILY)
@@ -39,16 +40,16 @@ def test_a_bare_clone_that_is_unloaded_gives_it_back(model, way):
     assert torch.equal(sample(acted, FAMILY), before)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_another_clone_takes_it_over(model, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_another_clone_takes_it_over(model, mode):
     """Turning a slider makes another clone, for which nothing has to be made anew."""
     slider = random_slider(model)
-    sample(apply_sliders(model, Stack.of(slider, 0.4), way), FAMILY)
-    held = {id(t) for t in workshop_of(model.model).merged.tensors}
+    sample(apply_sliders(model, Stack.of(slider, 0.4), mode), FAMILY)
+    held = {id(t) for t in state_of(model.model).merged.tensors}
     size = held_by(model)
-    sample(apply_sliders(model, Stack.of(slider, 0.5), way), FAMILY)
+    sample(apply_sliders(model, Stack.of(slider, 0.5), mode), FAMILY)
     assert held_by(model) == size
-    assert {id(t) for t in workshop_of(model.model).merged.tensors} == held
+    assert {id(t) for t in state_of(model.model).merged.tensors} == held
 
 
 def test_the_host_counts_it_and_takes_a_part_for_the_whole(model):
@@ -66,8 +67,8 @@ def test_the_host_counts_it_and_takes_a_part_for_the_whole(model):
 def test_weights_that_leave_the_device_take_merged_ones_along(model):
     acted = apply_sliders(model, Stack.of(random_slider(model)), "merged")
     before = sample(acted, FAMILY)
-    assert workshop_of(model.model).merged.size_bytes > 0
-    layer = model.model.get_submodule(next(iter(resolve(model, random_slider(model)).layers)))
+    assert state_of(model.model).merged.size_bytes > 0
+    layer = model.model.get_submodule(next(iter(match_slider(model, random_slider(model)).layers)))
     own = layer._parameters["weight"]
     layer._parameters["weight"] = torch.nn.Parameter(own.to("meta"), requires_grad=False)
 
@@ -78,7 +79,7 @@ def test_weights_that_leave_the_device_take_merged_ones_along(model):
     with pytest.raises(RuntimeError, match="as far as this"):
         sample(acted, FAMILY)
     handle.remove()
-    assert workshop_of(model.model).merged.size_bytes == 0
+    assert state_of(model.model).merged.size_bytes == 0
     layer._parameters["weight"] = own
     assert difference(sample(acted, FAMILY), before) < 1e-5
 
@@ -97,14 +98,14 @@ def test_the_model_can_go():
     assert comfy.model_management.current_loaded_models == []
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_tensors_of_sliders_that_nobody_has_are_not_held(model, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_tensors_of_sliders_that_nobody_has_are_not_held(model, mode):
     """As many sliders as one likes, one after the other: those of the last two stacks are there, and then none."""
     tensors = []
     for seed in range(6):
         slider = random_slider(model, seed)
         tensors += [weakref.ref(layer.down) for layer in slider.layers.values()]
-        sample(apply_sliders(model, Stack.of(slider), way), FAMILY)
+        sample(apply_sliders(model, Stack.of(slider), mode), FAMILY)
         each = len(slider.layers)
         del slider
     gc.collect()
@@ -117,7 +118,7 @@ def test_tensors_of_sliders_that_nobody_has_are_not_held(model, way):
 def test_a_match_is_found_again_while_a_stack_has_it(model):
     slider = random_slider(model)
     acted = apply_sliders(model, Stack.of(slider))
-    assert resolve(model, slider) is resolve(acted, random_slider(model))
+    assert match_slider(model, slider) is match_slider(acted, random_slider(model))
 
 
 def test_stock_patches_are_loaded_as_ever(model):

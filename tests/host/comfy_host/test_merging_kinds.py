@@ -21,20 +21,20 @@ def of_all_kinds():
     return model, Stack.of(random_slider(model), 0.6) + sum((Stack.of(s, 0.7) for s in kinds), Stack())
 
 
-@pytest.mark.parametrize("way", ["by rows", "merged", "stock"])
-def test_kinds_that_meet_become_differences_of_the_model(of_all_kinds, way, loras):
+@pytest.mark.parametrize("mode", ["unmerged", "merged", "stock"])
+def test_kinds_that_meet_become_differences_of_the_model(of_all_kinds, mode, loras):
     model, stack = of_all_kinds
     expected = sample(apply_sliders(model, stack), "SD15")
     with pytest.raises(ValueError, match="connect the one that the sliders are for"):
         merged_stack(stack, 0, "x")
     merged, error = MergeSliders.execute(stack, 0, "all", model).args
     assert error == 0.0
-    if way == "stock":
+    if mode == "stock":
         SaveSlider.execute(merged, "all", "float32")
         tensors = load_file(loras / "all.safetensors")
         acted = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)[0]
     else:
-        acted = apply_sliders(model, merged, way)
+        acted = apply_sliders(model, merged, mode)
     assert difference(sample(acted, "SD15"), expected) < 1e-4
     assert difference(expected, sample(model, "SD15")) > 1e-2
 

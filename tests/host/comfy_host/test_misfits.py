@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import HostPatch, host_values
+from concept_sliders.comfy_host.match import ComfyPatch, patch_values
 from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.formats.shape_checks import check_fits
 from concept_sliders.sliders.formats.slider_files import load_slider
@@ -118,9 +118,9 @@ def test_what_passes_is_what_the_host_applies(data):
         check_fits("x", change, weight)
     except ValueError:
         return
-    for key, value, offset, function in host_values(change, "x", "x.weight"):
+    for key, value, offset, function in patch_values(change, "x", "x.weight"):
         if key == "x.weight":
-            HostPatch("weight", value, offset, function, 1.0, True).multiplied(module, "x")
+            ComfyPatch("weight", value, offset, function, 1.0, True).multiplied(module, "x")
 
 
 def test_parts_that_the_weight_has_not():

@@ -6,9 +6,10 @@ from pathlib import Path
 import comfy.sd
 import pytest
 import torch
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import layer_names, workshop_of
+from concept_sliders.comfy_host.match import layer_names
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import Slider
@@ -23,7 +24,7 @@ from concept_sliders.tests.support.tiny import (
     traces,
 )
 
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 FAMILY = "SD15"
 
 
@@ -48,51 +49,51 @@ def dora(model) -> tuple[Slider, dict[str, torch.Tensor]]:
     return Slider("DoRA", layers), tensors
 
 
-@pytest.mark.parametrize("way", mode.WAYS)
+@pytest.mark.parametrize("mode", mode_choice.MODES)
 @pytest.mark.parametrize("stock_first", [True, False])
-def test_the_stock_loader_before_and_after(model, way, stock_first):
+def test_the_stock_loader_before_and_after(model, mode, stock_first):
     """Low-rank changes add up, whichever node comes first, and the result stays the same in the next run."""
     ours, theirs = random_slider(model, 1), tensors_of(random_slider(model, 2))
     expected = sample(stock(stock(model, tensors_of(ours), 0.7), theirs, 0.5), FAMILY)
     if stock_first:
-        acted = apply_sliders(stock(model, theirs, 0.5), Stack.of(ours, 0.7), way)
+        acted = apply_sliders(stock(model, theirs, 0.5), Stack.of(ours, 0.7), mode)
     else:
-        acted = stock(apply_sliders(model, Stack.of(ours, 0.7), way), theirs, 0.5)
+        acted = stock(apply_sliders(model, Stack.of(ours, 0.7), mode), theirs, 0.5)
     for _ in range(2):
         assert difference(sample(acted, FAMILY), expected) < 1e-4
     assert traces(model) == []
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stock_first", [True, False])
-def test_dora_acts_on_weights_as_the_stock_loader_has_patched_them(model, way, stock_first):
+def test_dora_acts_on_weights_as_the_stock_loader_has_patched_them(model, mode, stock_first):
     """The host patches weights as it loads them, so that its LoRA comes first, wherever its node stands."""
     (ours, tensors), theirs = dora(model), tensors_of(random_slider(model, 2))
     expected = sample(stock(stock(model, theirs, 0.5), tensors, 0.7), FAMILY)
     if stock_first:
-        acted = apply_sliders(stock(model, theirs, 0.5), Stack.of(ours, 0.7), way)
+        acted = apply_sliders(stock(model, theirs, 0.5), Stack.of(ours, 0.7), mode)
     else:
-        acted = stock(apply_sliders(model, Stack.of(ours, 0.7), way), theirs, 0.5)
+        acted = stock(apply_sliders(model, Stack.of(ours, 0.7), mode), theirs, 0.5)
     assert difference(sample(acted, FAMILY), expected) < 1e-4
     alone = sample(stock(model, tensors, 0.7), FAMILY)
-    assert difference(sample(apply_sliders(model, Stack.of(ours, 0.7), way), FAMILY), alone) < 1e-4
+    assert difference(sample(apply_sliders(model, Stack.of(ours, 0.7), mode), FAMILY), alone) < 1e-4
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_copy_for_another_gpu(model, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_copy_for_another_gpu(model, mode):
     """The host loads such a copy anew from the file: another module tree, with the same wrappers."""
     stack = Stack.of(random_slider(model, 1), 0.7, Gate(0.3)) + Stack.of(random_slider(model, 2), -0.5).restricted_to(
         "positive"
     )
     model.cached_patcher_init = (tiny_model, (FAMILY,))
-    acted = apply_sliders(model, stack, way)
+    acted = apply_sliders(model, stack, mode)
     expected = sample(acted, FAMILY)
     copy = acted.deepclone_multigpu(torch.device("cpu"))
     assert copy.model is not acted.model
     for _ in range(2):
         assert difference(sample(copy, FAMILY), expected) < 1e-6
         assert difference(sample(acted, FAMILY), expected) < 1e-6
-    assert workshop_of(copy.model) is not workshop_of(acted.model)
+    assert state_of(copy.model) is not state_of(acted.model)
     assert traces(copy) == traces(acted) == []
 
 
@@ -106,7 +107,7 @@ def resident_bytes() -> int:
 def test_a_hundred_runs_with_random_stacks_leave_memory_flat(model):
     """New sliders all the time, in both ways, with gates and sweeps: what the first runs take is all there is."""
     generator = torch.Generator().manual_seed(0)
-    bare, kinds = one_evaluation(model, Stack(), "by rows"), dora(model)[0]
+    bare, kinds = one_evaluation(model, Stack(), "unmerged"), dora(model)[0]
     names = dict(list(layer_names(model).items())[::6])
 
     def fresh(seed: int) -> Slider:
@@ -120,7 +121,7 @@ def test_a_hundred_runs_with_random_stacks_leave_memory_flat(model):
             stack += Stack.of(fresh(seed), 0.1 + seed % 7 / 10, gate)
         if turn % 4 == 0:
             stack += Stack.of(kinds, 0.3)
-        one_evaluation(model, stack, mode.WAYS[turn % 3])
+        one_evaluation(model, stack, mode_choice.MODES[turn % 3])
 
     for turn in range(20):
         run(turn)
@@ -132,4 +133,4 @@ def test_a_hundred_runs_with_random_stacks_leave_memory_flat(model):
     one_slider = fresh(0).size_bytes
     assert one_slider > 5e5
     assert resident_bytes() - before < 20 * one_slider  # some 300 sliders have come and gone
-    assert torch.equal(one_evaluation(model, Stack(), "by rows"), bare)
+    assert torch.equal(one_evaluation(model, Stack(), "unmerged"), bare)

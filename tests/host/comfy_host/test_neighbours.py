@@ -12,9 +12,9 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_merging import ModelMergeSimple
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import workshop_of
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import (
@@ -32,7 +32,7 @@ from concept_sliders.tests.support.tiny_families.unets import UNET
 
 from nodes import ControlNetApplyAdvanced
 
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 FAMILY = "SD15"
 VALUES = (-1.0, 0.0, 0.8)
 
@@ -50,38 +50,38 @@ def sample_with(model, positive, negative, rows=1, cfg=3.0):
         ).clone()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stock_first", [True, False])
-def test_stock_bypass_loader(model, way, stock_first):
+def test_stock_bypass_loader(model, mode, stock_first):
     ours, theirs = random_slider(model, 1), random_slider(model, 2)
-    expected = sample(apply_sliders(model, Stack.of(ours) + Stack.of(theirs, 0.5), "by rows"), FAMILY)
+    expected = sample(apply_sliders(model, Stack.of(ours) + Stack.of(theirs, 0.5), "unmerged"), FAMILY)
 
     def bypass(m):
         return comfy.sd.load_bypass_lora_for_models(m, None, tensors_of(theirs), 0.5, 0.0)[0]
 
     both = (
-        apply_sliders(bypass(model), Stack.of(ours), way)
+        apply_sliders(bypass(model), Stack.of(ours), mode)
         if stock_first
-        else bypass(apply_sliders(model, Stack.of(ours), way))
+        else bypass(apply_sliders(model, Stack.of(ours), mode))
     )
     assert difference(sample(both, FAMILY), expected) < 1e-4
     assert not any(module._forward_hooks for module in model.model.modules())
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_stock_weight_hooks(model, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_stock_weight_hooks(model, mode):
     """Hooks rewrite weights between evaluations: sliders then act by rows, on whatever the weights are."""
     ours, theirs = random_slider(model, 1), random_slider(model, 2)
-    expected = sample(apply_sliders(model, Stack.of(ours) + Stack.of(theirs, 0.5), "by rows"), FAMILY)
+    expected = sample(apply_sliders(model, Stack.of(ours) + Stack.of(theirs, 0.5), "unmerged"), FAMILY)
     hooks = comfy.hooks.create_hook_lora(tensors_of(theirs), strength_model=0.5, strength_clip=0.0)
     conditions = [comfy.hooks.set_hooks_for_conditioning(condition(FAMILY, seed), hooks) for seed in (2, 3)]
     bare = sample(model, FAMILY)
-    assert difference(sample_with(apply_sliders(model, Stack.of(ours), way), *conditions), expected) < 1e-4
+    assert difference(sample_with(apply_sliders(model, Stack.of(ours), mode), *conditions), expected) < 1e-4
     assert difference(sample(model, FAMILY), bare) < 1e-6
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_stock_weight_hooks_with_keyframes(model, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_stock_weight_hooks_with_keyframes(model, mode):
     """The hook's strength changes during the run; a gate of ours at the same places is the same."""
     ours, theirs = random_slider(model, 1), random_slider(model, 2)
     hooks = comfy.hooks.create_hook_lora(tensors_of(theirs), strength_model=0.5, strength_clip=0.0)
@@ -92,16 +92,16 @@ def test_stock_weight_hooks_with_keyframes(model, way):
     conditions = [comfy.hooks.set_hooks_for_conditioning(condition(FAMILY, seed), hooks) for seed in (2, 3)]
     bare = sample(model, FAMILY)
     gated = Stack.of(ours) + Stack.of(theirs, 0.5, Gate(0.4))
-    expected = sample(apply_sliders(model, gated, "by rows"), FAMILY)
-    assert difference(expected, sample(apply_sliders(model, Stack.of(ours), "by rows"), FAMILY)) > 1e-3
+    expected = sample(apply_sliders(model, gated, "unmerged"), FAMILY)
+    assert difference(expected, sample(apply_sliders(model, Stack.of(ours), "unmerged"), FAMILY)) > 1e-3
     for _ in range(2):
-        assert difference(sample_with(apply_sliders(model, Stack.of(ours), way), *conditions), expected) < 1e-4
+        assert difference(sample_with(apply_sliders(model, Stack.of(ours), mode), *conditions), expected) < 1e-4
     assert difference(sample(model, FAMILY), bare) < 1e-6
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("place", ["model1", "model2"])
-def test_model_merge_nodes_take_the_sliders_of_their_first_model_alone(model, place, way):
+def test_model_merge_nodes_take_the_sliders_of_their_first_model_alone(model, place, mode):
     """They read weights and patches of the second: what was applied to it is not there. Known limit."""
     other, stack = tiny_model(FAMILY, seed=1), Stack.of(random_slider(model))
 
@@ -109,15 +109,15 @@ def test_model_merge_nodes_take_the_sliders_of_their_first_model_alone(model, pl
         return ModelMergeSimple().merge(one, two, 0.6)[0]
 
     before = merge(
-        *(apply_sliders(m, stack, way) if place == name else m for m, name in ((model, "model1"), (other, "model2")))
+        *(apply_sliders(m, stack, mode) if place == name else m for m, name in ((model, "model1"), (other, "model2")))
     )
-    after = apply_sliders(merge(model, other), stack, way)
+    after = apply_sliders(merge(model, other), stack, mode)
     expected = sample(after if place == "model1" else merge(model, other), FAMILY)
     assert difference(sample(before, FAMILY), expected) < 1e-5
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_merged_models(model, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_merged_models(model, mode):
     other = tiny_model(FAMILY, seed=1)
     blend = model.clone()
     for key, patch in other.get_key_patches("diffusion_model.").items():
@@ -126,8 +126,8 @@ def test_merged_models(model, way):
     for mine, theirs in zip(by_hand.model.parameters(), other.model.parameters(), strict=True):
         mine.data.mul_(0.6).add_(theirs.data, alpha=0.4)
     stack = Stack.of(random_slider(model))
-    expected = sample(apply_sliders(by_hand, stack, "by rows"), FAMILY)
-    assert difference(sample(apply_sliders(blend, stack, way), FAMILY), expected) < 1e-4
+    expected = sample(apply_sliders(by_hand, stack, "unmerged"), FAMILY)
+    assert difference(sample(apply_sliders(blend, stack, mode), FAMILY), expected) < 1e-4
 
 
 def test_regions_have_their_rows(model):
@@ -150,14 +150,14 @@ def controlled(start: float = 0.0, end: float = 1.0) -> tuple[list, list]:
     return ControlNetApplyAdvanced().apply_controlnet(*prompts, control, picture, 1.0, start, end)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("part", [(0.0, 1.0), (0.3, 0.7)])
-def test_under_a_controlnet_sliders_act_as_the_stock_loaders_do(model, way, part):
+def test_under_a_controlnet_sliders_act_as_the_stock_loaders_do(model, mode, part):
     slider = random_slider(model)
     with torch.inference_mode():
         bare = sample_with(model, *controlled(*part))
         assert difference(bare, sample(model, FAMILY)) > 1e-2
-        acted = sample_with(apply_sliders(model, Stack.of(slider, 0.7), way), *controlled(*part))
+        acted = sample_with(apply_sliders(model, Stack.of(slider, 0.7), mode), *controlled(*part))
         stock, _ = comfy.sd.load_lora_for_models(model, None, tensors_of(slider), 0.7, 0.0)
         assert difference(acted, sample_with(stock, *controlled(*part))) < 1e-4
         assert difference(sample_with(model, *controlled(*part)), bare) == 0.0
@@ -205,34 +205,34 @@ def typed_model(weights: torch.dtype, compute: torch.dtype | None) -> ModelPatch
     return ModelPatcher(typed, torch.device("cpu"), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "weights, compute",
     [(torch.bfloat16, None), (torch.float16, None), (torch.float16, torch.float32)],
 )
-def test_half_precision(weights, compute, way):
+def test_half_precision(weights, compute, mode):
     """Within the resolution of the dtype of the same sliders on the same weights in float32."""
     typed, single = typed_model(weights, compute), tiny_model(FAMILY)
     for own, source in zip(single.model.parameters(), typed.model.parameters(), strict=True):
         own.data = source.data.float()
     stack = Stack.of(random_slider(single, 1), 0.7) + Stack.of(random_slider(single, 2), -0.5)
-    exact = one_evaluation(single, stack, "by rows")
-    bare_error = difference(one_evaluation(typed, Stack(), way), one_evaluation(single, Stack(), way))
-    error = difference(one_evaluation(typed, stack, way), exact)
+    exact = one_evaluation(single, stack, "unmerged")
+    bare_error = difference(one_evaluation(typed, Stack(), mode), one_evaluation(single, Stack(), mode))
+    error = difference(one_evaluation(typed, stack, mode), exact)
     assert error < 3 * max(bare_error, torch.finfo(weights).eps)
-    assert difference(one_evaluation(typed, Stack(), way), exact) > 10 * error
-    assert workshop_of(typed.model).merged.uses == (way == "merged")
+    assert difference(one_evaluation(typed, Stack(), mode), exact) > 10 * error
+    assert state_of(typed.model).merged.uses == (mode == "merged")
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_fp8_weights_stay_as_they_are(way):
+@pytest.mark.parametrize("mode", MODES)
+def test_fp8_weights_stay_as_they_are(mode):
     """Weights of eight bits cannot hold a small change: sliders act by rows there, and lose nothing."""
     typed, single = typed_model(torch.float8_e4m3fn, torch.float32), tiny_model(FAMILY)
     for own, source in zip(single.model.parameters(), typed.model.parameters(), strict=True):
         own.data = source.data.float()
     stack = Stack.of(random_slider(single), 0.7)
-    assert difference(one_evaluation(typed, stack, way), one_evaluation(single, stack, "by rows")) < 1e-4
-    assert workshop_of(typed.model).merged.uses == 0
+    assert difference(one_evaluation(typed, stack, mode), one_evaluation(single, stack, "unmerged")) < 1e-4
+    assert state_of(typed.model).merged.uses == 0
 
 
 def test_many_runs_leave_nothing_behind(model):
@@ -241,11 +241,11 @@ def test_many_runs_leave_nothing_behind(model):
     sliders = [random_slider(model, seed) for seed in range(6)]
     for turn in range(40):
         strengths = torch.randn(6, generator=generator) * (torch.rand(6, generator=generator) < 0.5)
-        way = WAYS[turn % 2]
+        mode = MODES[turn % 2]
         stack = sum((Stack.of(s, float(v)) for s, v in zip(sliders, strengths, strict=True)), Stack())
-        used = one_evaluation(model, stack, way)
+        used = one_evaluation(model, stack, mode)
         if turn % 5 == 0:
-            assert difference(used, one_evaluation(tiny_model(FAMILY), stack, way)) < 1e-5
-    workshop = workshop_of(model.model)
+            assert difference(used, one_evaluation(tiny_model(FAMILY), stack, mode)) < 1e-5
+    workshop = state_of(model.model)
     assert len(workshop._banks) <= 2
     assert workshop.merged.size_bytes <= sum(p.numel() * p.element_size() for p in model.model.parameters())

@@ -4,11 +4,11 @@ import comfy.lora
 import comfy.model_management
 import pytest
 import torch
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import workshop_of
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.comfy_host.text_encoders import apply_to_clip
-from concept_sliders.comfy_host.weight_adapters import HostPatch
+from concept_sliders.comfy_host.weight_adapters import ComfyPatch
 from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.equation import dense_hooks, hooks
 from concept_sliders.sliders.slider import Slider
@@ -48,19 +48,19 @@ PRODUCTS = ((hooks, "_add_linear"), (hooks, "_add_convolution"))
 def test_in_every_layer_of_a_unet(monkeypatch):
     """The hook of one layer after the other fails: some of the layers have run with the sliders, and some not."""
     model, stack = tiny_model("SD15"), Stack.of(random_slider(tiny_model("SD15")), 0.6)
-    expected = one_evaluation(tiny_model("SD15"), stack, "by rows")
+    expected = one_evaluation(tiny_model("SD15"), stack, "unmerged")
     layers = len(stack[0].slider.layers)
     for at in range(1, layers + 2):
         with monkeypatch.context() as patched:
             count = failing_at(patched, PRODUCTS, at)
             if at <= layers:
                 with pytest.raises(torch.cuda.OutOfMemoryError):
-                    one_evaluation(model, stack, "by rows")
+                    one_evaluation(model, stack, "unmerged")
             else:
-                one_evaluation(model, stack, "by rows")
+                one_evaluation(model, stack, "unmerged")
         assert len(count) == min(at, layers)
         assert traces(model) == []
-        assert torch.equal(one_evaluation(model, stack, "by rows"), expected)
+        assert torch.equal(one_evaluation(model, stack, "unmerged"), expected)
 
 
 def kind_on(subject: Subject, kind: str) -> Slider:
@@ -86,14 +86,14 @@ def test_in_every_layer_of_a_transformer(kind, tmp_path, monkeypatch):
     subject = Subject("Flux", tmp_path)
     slider = subject.slider if kind == "LoRA" else kind_on(subject, kind)
     places = PRODUCTS if kind == "LoRA" else ((dense_hooks, "_multiplied"), (dense_hooks, "dense_output"))
-    acted = apply_sliders(subject.model, Stack.of(slider, 0.6), "by rows")
+    acted = apply_sliders(subject.model, Stack.of(slider, 0.6), "unmerged")
     with monkeypatch.context() as patched:
         calls = failing_at(patched, places, 0)
         expected = subject.sampled(acted, steps=1)
     silent = layers_never_called(subject.model, subject.sampled).keys() & slider.layers.keys()
     assert len(calls) == (len(slider.layers) - len(silent)) * (1 if kind == "LoRA" else 2)
     for at in range(1, len(calls) + 1):
-        workshop_of(subject.model.model).clear()
+        state_of(subject.model.model).clear()
         with monkeypatch.context() as patched:
             failing_at(patched, places, at)
             with pytest.raises(torch.cuda.OutOfMemoryError):
@@ -123,7 +123,7 @@ def test_in_the_layers_of_a_text_encoder(monkeypatch):
     expected, bare = encoded(apply_to_clip(tiny_clip(), Stack.of(text_slider()))), encoded(tiny_clip())
     clip = tiny_clip()
     with monkeypatch.context() as patched:
-        patched.setattr(HostPatch, "_applied", FailingOnce(HostPatch._applied, 1))
+        patched.setattr(ComfyPatch, "_applied", FailingOnce(ComfyPatch._applied, 1))
         with pytest.raises(torch.cuda.OutOfMemoryError):
             apply_to_clip(clip, Stack.of(text_slider()))
     turned = apply_to_clip(clip, Stack.of(text_slider()))
@@ -136,11 +136,11 @@ def test_in_the_layers_of_a_text_encoder(monkeypatch):
         assert torch.equal(encoded(clip), bare)
 
 
-@pytest.mark.parametrize("way", mode.WAYS[1:])
-def test_a_first_run_cancelled_at_any_step(way):
+@pytest.mark.parametrize("mode", mode_choice.MODES[1:])
+def test_a_first_run_cancelled_at_any_step(mode):
     """Nothing has run on the model before, and the next run is that of a model on which nothing was cancelled."""
     stack = Stack.of(random_slider(tiny_model("SD15")), 0.6)
-    expected, bare = (sample(apply_sliders(tiny_model("SD15"), s, way), "SD15") for s in (stack, Stack()))
+    expected, bare = (sample(apply_sliders(tiny_model("SD15"), s, mode), "SD15") for s in (stack, Stack()))
     for step in range(1, STEPS + 1):
         model, calls = tiny_model("SD15"), []
 
@@ -152,7 +152,7 @@ def test_a_first_run_cancelled_at_any_step(way):
                 comfy.model_management.throw_exception_if_processing_interrupted()
             return apply_model(args["input"], args["timestep"], **args["c"])
 
-        acted = apply_sliders(model, stack, way)
+        acted = apply_sliders(model, stack, mode)
         cancelled = acted.clone()
         cancelled.set_model_unet_function_wrapper(cancel)
         with pytest.raises(comfy.model_management.InterruptProcessingException):

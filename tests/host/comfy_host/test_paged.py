@@ -8,7 +8,8 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher, ModelPatcherDynamic
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import layer_names, workshop_of
+from concept_sliders.comfy_host.match import layer_names
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.sliders.gate import Gate
@@ -129,20 +130,20 @@ def test_the_stand_in_is_what_the_host_makes_of_loaded_weights(model, how):
 
 
 @pytest.mark.parametrize(
-    "kind, way", [("LoRA", "by rows"), ("LoRA", "merged"), ("DoRA", "merged"), ("differences", "by rows")]
+    "kind, mode", [("LoRA", "unmerged"), ("LoRA", "merged"), ("DoRA", "merged"), ("differences", "unmerged")]
 )
 @pytest.mark.parametrize("how", PAGED)
-def test_sliders_beside_patches_that_wait(model, how, kind, way):
+def test_sliders_beside_patches_that_wait(model, how, kind, mode):
     """Against the stock loader with both files, one after the other, and every weight in its place."""
     theirs, slider = host_file(random_slider(model, 2)), SLIDERS[kind](model)
     both = (theirs, THEIRS), (host_file(slider), OURS)
     expected, alone = (answer(patched_by_stock(model, *files), load_all) for files in (both, both[:1]))
     patched = patched_by_stock(paged_from(model, how), both[0])
-    acted = apply_sliders(patched, Stack.of(slider, OURS), way)
+    acted = apply_sliders(patched, Stack.of(slider, OURS), mode)
     assert type(acted) is type(patched)
     assert difference(answer(acted, PAGED[how]), expected) < 1e-4
     assert difference(expected, alone) > 1e-2
-    assert workshop_of(model.model).merged.uses == 0  # a merged weight would stand for one that is not there
+    assert state_of(model.model).merged.uses == 0  # a merged weight would stand for one that is not there
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
@@ -184,4 +185,4 @@ def test_weights_that_are_really_paged(model, kind, monkeypatch):
     assert acted.is_dynamic()
     for _ in range(2):  # the second run finds weights on the device
         assert difference(sample(acted, FAMILY).cpu(), expected) < 1e-3
-    assert workshop_of(acted.model).merged.uses == 0
+    assert state_of(acted.model).merged.uses == 0

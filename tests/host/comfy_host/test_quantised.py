@@ -7,14 +7,14 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-from concept_sliders.comfy_host import mode
-from concept_sliders.comfy_host.match import workshop_of
+from concept_sliders.comfy_host import mode_choice
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import FAMILIES, difference, one_evaluation, random_slider, tiny_model
 
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 FAMILY = "SD15"
 
 
@@ -48,8 +48,8 @@ def quantised_model(quant_format: str) -> tuple[ModelPatcher, ModelPatcher]:
 
 
 @pytest.mark.parametrize("quant_format", FORMATS)
-@pytest.mark.parametrize("way", WAYS)
-def test_quantised_weights_stay_as_they_are(way, quant_format):
+@pytest.mark.parametrize("mode", MODES)
+def test_quantised_weights_stay_as_they_are(mode, quant_format):
     """Packed tensors with a scale of their own: sliders act by rows there, DoRA on the unpacked numbers."""
     packed, single = quantised_model(quant_format)
     kinds = [type(module.weight.data) for module in packed.model.modules() if hasattr(module, "quant_format")]
@@ -69,9 +69,9 @@ def test_quantised_weights_stay_as_they_are(way, quant_format):
         if "attn1" in name
     }
     stack = Stack.of(low, 0.7) + Stack.of(Slider("dora", layers), 0.4)
-    bare = difference(one_evaluation(packed, Stack(), way), one_evaluation(single, Stack(), way))
-    exact = one_evaluation(single, stack, "by rows")
-    effect = difference(one_evaluation(single, Stack(), way), exact)
+    bare = difference(one_evaluation(packed, Stack(), mode), one_evaluation(single, Stack(), mode))
+    exact = one_evaluation(single, stack, "unmerged")
+    effect = difference(one_evaluation(single, Stack(), mode), exact)
     close = max(1e-4, 3 * bare)  # the host rounds the inputs of 8-bit integers, too
-    assert difference(one_evaluation(packed, stack, way), exact) < close < 0.1 * effect
-    assert workshop_of(packed.model).merged.uses == 0
+    assert difference(one_evaluation(packed, stack, mode), exact) < close < 0.1 * effect
+    assert state_of(packed.model).merged.uses == 0

@@ -5,7 +5,7 @@ import comfy.sd
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.batch_entries import evaluate_apart, parts_of
+from concept_sliders.comfy_host.batch_entries import evaluate_groups, groups_of
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.family_checks import STRENGTH, Subject, tensors_of
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 def test_parts_hold_every_entry_once_and_share_strengths(chunks, rows, sliders, seed):
     generator = torch.Generator().manual_seed(seed)
     strengths = torch.randint(0, 2, (chunks * rows, sliders), generator=generator).float()
-    parts = parts_of(strengths, chunks)
+    parts = groups_of(strengths, chunks)
     entries = torch.cat([part.entries for part in parts])
     assert sorted(entries.tolist()) == list(range(chunks * rows))
     for part in parts:
@@ -30,12 +30,12 @@ def test_parts_hold_every_entry_once_and_share_strengths(chunks, rows, sliders, 
 
 
 def test_rows_alike_have_parts_of_their_own_where_the_model_takes_one_row():
-    parts = parts_of(torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])[:, None], chunks=2, alone=True)
+    parts = groups_of(torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])[:, None], chunks=2, alone=True)
     assert [part.entries.tolist() for part in parts] == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_rows_alike_in_all_chunks_stay_together():
-    (part,) = parts_of(torch.ones(6, 2), chunks=2)
+    (part,) = groups_of(torch.ones(6, 2), chunks=2)
     assert part.chunks == (0, 1) and part.entries.tolist() == list(range(6))
 
 
@@ -52,7 +52,7 @@ def test_what_has_an_entry_per_entry_of_the_batch_is_shared_out_with_it():
         return part.strengths * x
 
     strengths = torch.tensor([[1.0], [2.0], [1.0], [3.0]])
-    y = evaluate_apart(evaluate, parts_of(strengths, 2), x, conditions, options)
+    y = evaluate_groups(evaluate, groups_of(strengths, 2), x, conditions, options)
     assert torch.equal(y, strengths * x)
     assert sorted(seen) == [([0], ["b"]), ([1], ["a"]), ([1, 0], ["a", "b"])]
 

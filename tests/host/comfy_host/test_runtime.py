@@ -8,7 +8,7 @@ import comfy.supported_models
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import acting_on, apply_sliders
-from concept_sliders.comfy_host.match import layer_names, resolve
+from concept_sliders.comfy_host.match import layer_names, match_slider
 from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.slider import Slider
@@ -141,7 +141,7 @@ def test_some_layers_unmatched_is_reported(caplog):
     model = tiny_model("SD15")
     whole = random_slider(model)
     odd = Slider("odd", {**whole.layers, "lora_unet_nowhere": LowRank(torch.zeros(2, 3), torch.zeros(5, 2))})
-    match = resolve(model, odd)
+    match = match_slider(model, odd)
     assert match.unmatched == ("lora_unet_nowhere",)
     assert match.matched == len(whole.layers)
     assert f"{match.matched} of its {match.total} layers" in caplog.text

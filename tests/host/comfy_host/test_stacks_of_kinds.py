@@ -3,9 +3,10 @@
 import comfy.sd
 import pytest
 import torch
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import layer_names, workshop_of
+from concept_sliders.comfy_host.match import layer_names
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.sliders.gate import Gate
@@ -14,7 +15,7 @@ from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import difference, random_slider, sample, tensors_of, tiny_model, traces
 
 FAMILY = "SD15"
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def stacked(model, kinds, strengths):
     return stack, stock
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "kinds",
     [
@@ -79,39 +80,39 @@ def stacked(model, kinds, strengths):
         ("LoRA", "GLoRA"),
     ],
 )
-def test_one_after_the_other_as_the_stock_loader(model, kinds, way):
+def test_one_after_the_other_as_the_stock_loader(model, kinds, mode):
     stack, stock = stacked(model, kinds, (0.8, -0.6, 0.5)[: len(kinds)])
     expected, bare = sample(stock, FAMILY), sample(model, FAMILY)
     assert difference(expected, bare) > 1e-2
-    assert difference(sample(apply_sliders(model, stack, way), FAMILY), expected) < 1e-4
+    assert difference(sample(apply_sliders(model, stack, mode), FAMILY), expected) < 1e-4
     assert traces(model) == []
     assert torch.equal(sample(model, FAMILY), bare)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["OFT", "BOFT"])
 @pytest.mark.parametrize("strength", [0.5, -1.0])
-def test_a_rotation_away_from_strength_1(model, kind, strength, way):
+def test_a_rotation_away_from_strength_1(model, kind, strength, mode):
     """The host applies the strength of an OFT twice; so do sliders."""
     stack, stock = stacked(model, (kind,), (strength,))
-    assert difference(sample(apply_sliders(model, stack, way), FAMILY), sample(stock, FAMILY)) < 1e-4
+    assert difference(sample(apply_sliders(model, stack, mode), FAMILY), sample(stock, FAMILY)) < 1e-4
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_turning_one_of_them(model, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_turning_one_of_them(model, mode):
     """The sliders before and after it are worked out with it."""
     for strength in (0.3, 0.9, 0.0, -0.4):
         stack, stock = stacked(model, ("LoRA", "DoRA", "LoRA", "LoKr"), (0.5, 0.7, strength, 0.4))
-        assert difference(sample(apply_sliders(model, stack, way), FAMILY), sample(stock, FAMILY)) < 1e-4
+        assert difference(sample(apply_sliders(model, stack, mode), FAMILY), sample(stock, FAMILY)) < 1e-4
 
 
 @pytest.mark.parametrize("kinds", [("LoRA", "DoRA"), ("OFT",)])
-@pytest.mark.parametrize("way", mode.WAYS)
-def test_rows_are_the_single_runs(model, kinds, way):
+@pytest.mark.parametrize("mode", mode_choice.MODES)
+def test_rows_are_the_single_runs(model, kinds, mode):
     """What does not add up is worked out for each strength, in evaluations of its own."""
     values = (-0.5, 0.0, 0.8)
     stack, _ = stacked(model, kinds, (0.8, 0.6)[: len(kinds)])
-    batch = sample(apply_sliders(model, stack.swept(0, values), way), FAMILY, rows=3)
+    batch = sample(apply_sliders(model, stack.swept(0, values), mode), FAMILY, rows=3)
     for row, value in enumerate(values):
         _, stock = stacked(model, kinds, (value, 0.6)[: len(kinds)])
         assert difference(batch[row : row + 1], sample(stock, FAMILY)) < 1e-4
@@ -122,7 +123,9 @@ def test_a_ramp_and_one_branch_are_worked_out_together_too(model):
     stack, _ = stacked(model, ("LoRA", "DoRA"), (0.8, 0.6))
     still, turning = Stack((stack[0],)), Stack((stack[1],))
     for changed in (turning.gated(Gate(0.0, 1.0, 0.9)), turning.restricted_to("cond")):
-        merged, rows = (sample(apply_sliders(model, still + changed, way), FAMILY) for way in ("merged", "by rows"))
+        merged, rows = (
+            sample(apply_sliders(model, still + changed, mode), FAMILY) for mode in ("merged", "unmerged")
+        )
         assert difference(merged, rows) < 1e-5
     seen = []
 
@@ -155,17 +158,19 @@ def test_no_room_to_keep_anything_multiplied_out(model, monkeypatch):
     """By rows, what is no product is then made anew in each layer: the same numbers, and nothing held."""
     stack, stock = stacked(model, ("LoKr", "LoRA", "LoKr"), (0.8, 0.5, -0.4))
     expected = sample(stock, FAMILY)
-    acted = apply_sliders(model, stack, "by rows")
+    acted = apply_sliders(model, stack, "unmerged")
     assert difference(sample(acted, FAMILY), expected) < 1e-4
     held = held_by(model)
-    workshop_of(model.model).clear()
-    monkeypatch.setattr(mode.comfy.model_management, "get_free_memory", lambda d, both=False: (0, 0) if both else 0)
+    state_of(model.model).clear()
+    monkeypatch.setattr(
+        mode_choice.comfy.model_management, "get_free_memory", lambda d, both=False: (0, 0) if both else 0
+    )
     assert difference(sample(acted, FAMILY), expected) < 1e-4
     assert held_by(model) < held
 
 
 def held_by(model) -> int:
-    return workshop_of(model.model).size_bytes
+    return state_of(model.model).size_bytes
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -173,7 +178,7 @@ def test_merged_weights_of_any_number_of_them_take_one_copy(model, count):
     """Nothing is kept multiplied out, slider by slider."""
     stack, _ = stacked(model, ("LoKr",) * count, (0.3,) * count)
     sample(apply_sliders(model, stack, "merged"), FAMILY)
-    workshop = workshop_of(model.model)
+    workshop = state_of(model.model)
     assert workshop.merged.uses == 6
     touched = [p for n, p in model.model.named_parameters() if "attn1" in n and n.endswith("weight") and p.ndim == 2]
     assert workshop.size_bytes == sum(p.numel() * p.element_size() for p in touched)

@@ -1,4 +1,4 @@
-"""Parameters that no layer's formula knows, whatever the way: against the model with its own numbers changed by hand.
+"""Parameters that no layer's formula knows, in both modes: against the model with its numbers changed by hand.
 
 The stock loader leaves out those of modules that have other modules in them, such as Wan's modulation.
 """
@@ -12,9 +12,9 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.comfy_host.apply import acting_on, apply_sliders
-from concept_sliders.comfy_host.batch_entries import rows_are_frames
-from concept_sliders.comfy_host.match import workshop_of
-from concept_sliders.comfy_host.prompt_layers import runs_early
+from concept_sliders.comfy_host.batch_entries import entries_are_frames
+from concept_sliders.comfy_host.model_state import state_of
+from concept_sliders.comfy_host.prompt_layers import prepares_prompts
 from concept_sliders.sliders.equation.layer_kinds import has_formula
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate
@@ -38,7 +38,7 @@ def others(model: ModelPatcher) -> list[str]:
     return [
         f"{path}.{parameter}"
         for path, module in model.model.named_modules()
-        if path.startswith("diffusion_model") and not runs_early(model.model, path)
+        if path.startswith("diffusion_model") and not prepares_prompts(model.model, path)
         for parameter, own in module._parameters.items()
         if own is not None and not has_formula(module, parameter)
     ]
@@ -103,9 +103,9 @@ def test_all_of_them_on_every_family(subject):
     slider = slider_of(subject, differences)
     alone = torch.cat([by_hand(subject, differences, value) for value in VALUES])
     bare = subject.sampled(subject.model, steps=1)
-    for way in ("by rows", "merged", "auto"):
-        assert difference(subject.acting(Stack.of(slider, STRENGTH), way, steps=1), alone[1:]) < 1e-4, way
-    if not rows_are_frames(subject.model.model):
+    for mode in ("unmerged", "merged", "auto"):
+        assert difference(subject.acting(Stack.of(slider, STRENGTH), mode, steps=1), alone[1:]) < 1e-4, mode
+    if not entries_are_frames(subject.model.model):
         assert difference(subject.acting(Stack.of(slider).swept(0, VALUES), steps=1), alone) < 1e-4
     assert difference(alone[1:], bare) > 1e-5 or subject.name in SILENT
     assert objects(subject.model) == before
@@ -128,12 +128,12 @@ def modulations_read(wan: Subject) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-@pytest.mark.parametrize("way", ["by rows", "merged"])
+@pytest.mark.parametrize("mode", ["unmerged", "merged"])
 @pytest.mark.parametrize("gate", [Gate(0.4), Gate(0.1, 0.9, 0.3)])
-def test_gates_and_ramps(wan, gate, way):
+def test_gates_and_ramps(wan, gate, mode):
     differences = differences_for(wan.model, [MODULATION])
     stack = Stack.of(slider_of(wan, differences), STRENGTH, gate)
-    acted = apply_sliders(wan.model, stack, way)
+    acted = apply_sliders(wan.model, stack, mode)
     strengths, real = [], acting_on(acted).strengths
 
     def noted(*args):
@@ -172,12 +172,12 @@ def test_a_ramp_beside_merged_ones(wan):
     differences = differences_for(wan.model, [MODULATION, LAYER])
     slider = slider_of(wan, differences)
     stack = Stack.of(slider, 0.5) + Stack.of(slider, 0.3, Gate(0.2, 0.7)) + Stack.of(slider, 0.4, Gate(0.1, 1.0, 0.6))
-    expected = wan.acting(stack, "by rows", steps=8)
+    expected = wan.acting(stack, "unmerged", steps=8)
     for turned in (1.0, 0.5, 1.0):  # merged weights are written over where they are
         ours = wan.acting(stack.scaled(turned), "merged", steps=8)
-    assert workshop_of(wan.model.model).merged.uses > 0
+    assert state_of(wan.model.model).merged.uses > 0
     assert difference(ours, expected) < 1e-4
-    assert difference(ours, wan.acting(stack.scaled(0.5), "by rows", steps=8)) > 1e-4
+    assert difference(ours, wan.acting(stack.scaled(0.5), "unmerged", steps=8)) > 1e-4
 
 
 def test_beside_a_layer_in_eight_bits(wan):
@@ -189,7 +189,7 @@ def test_beside_a_layer_in_eight_bits(wan):
     ours = wan.acting(Stack.of(slider_of(wan, differences), STRENGTH), "merged", steps=1)
     layer.weight = torch.nn.Parameter(layer.weight.float(), requires_grad=False)
     assert difference(ours, by_hand(wan, differences)) < 1e-4
-    assert workshop_of(wan.model.model).merged.uses == 0
+    assert state_of(wan.model.model).merged.uses == 0
 
 
 def test_a_parameter_in_eight_bits(wan):
@@ -203,16 +203,16 @@ def test_a_parameter_in_eight_bits(wan):
 
 
 @pytest.mark.parametrize("name", ["Wan 2.1", "Krea 2", "HiDream O1", "Stable Cascade B"])
-@pytest.mark.parametrize("way", ["auto", "merged"])
-def test_where_the_host_pages_weights(name, way, tmp_path):
+@pytest.mark.parametrize("mode", ["auto", "merged"])
+def test_where_the_host_pages_weights(name, mode, tmp_path):
     subject = Subject(name, tmp_path)
     differences = differences_for(subject.model, others(subject.model))
     stack = Stack.of(slider_of(subject, differences), STRENGTH)
     dynamic = DynamicOnTheCpu.of(subject.model)
     expected = by_hand(subject, differences, steps=6)
     for _ in range(2):
-        assert difference(subject.sampled(apply_sliders(dynamic, stack, way), steps=6), expected) < 1e-4
-    assert workshop_of(subject.model.model).merged.uses == 0
+        assert difference(subject.sampled(apply_sliders(dynamic, stack, mode), steps=6), expected) < 1e-4
+    assert state_of(subject.model.model).merged.uses == 0
     assert difference(subject.sampled(dynamic, steps=6), expected) > 1e-4
 
 
@@ -238,11 +238,11 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("way", ["by rows", "merged"])
-def test_nothing_stays_after_an_exception(wan, way):
+@pytest.mark.parametrize("mode", ["unmerged", "merged"])
+def test_nothing_stays_after_an_exception(wan, mode):
     differences = differences_for(wan.model, [*others(wan.model), LAYER])
     before, bare = objects(wan.model), wan.sampled(wan.model, steps=6)
-    acted = apply_sliders(wan.model, Stack.of(slider_of(wan, differences), STRENGTH), way)
+    acted = apply_sliders(wan.model, Stack.of(slider_of(wan, differences), STRENGTH), mode)
     block = wan.model.model.get_submodule(MODULATION.rpartition(".")[0])
 
     def stop(*_):

@@ -7,22 +7,23 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import layer_names, workshop_of
+from concept_sliders.comfy_host.match import layer_names
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.sliders.equation import merged_weights as merging
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import difference, random_slider, sample, tiny_model, traces
 
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 FAMILY = "SD15"
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     """The sliders of these tests are few, their runs are short: the rule is to merge all the same."""
-    monkeypatch.setattr(mode, "FEW", 0)
+    monkeypatch.setattr(mode_choice, "FEW", 0)
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def model():
 
 
 def merged_of(model):
-    return workshop_of(model.model).merged
+    return state_of(model.model).merged
 
 
 def own_weights(model):
@@ -45,22 +46,22 @@ def test_both_ways_agree(family):
     before = own_weights(model)
     merged = sample(apply_sliders(model, stack, "merged"), family)
     assert merged_of(model).uses == 6
-    assert difference(merged, sample(apply_sliders(model, stack, "by rows"), family)) < 1e-4
+    assert difference(merged, sample(apply_sliders(model, stack, "unmerged"), family)) < 1e-4
     assert traces(model) == []
     for name, p in model.model.named_parameters():
         assert id(p) == before[name][0]
         assert torch.equal(p, before[name][1])
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_turning_one_of_many_equals_a_fresh_start(model, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_turning_one_of_many_equals_a_fresh_start(model, mode):
     sliders = [random_slider(model, seed) for seed in range(8)]
     strengths = [0.3] * 8
     for turned in range(4):
         strengths[turned] = -0.5 + turned
         stack = sum((Stack.of(s, v) for s, v in zip(sliders, strengths, strict=True)), Stack())
-        ours = sample(apply_sliders(model, stack, way), FAMILY)
-        fresh = sample(apply_sliders(tiny_model(FAMILY), stack, way), FAMILY)
+        ours = sample(apply_sliders(model, stack, mode), FAMILY)
+        fresh = sample(apply_sliders(tiny_model(FAMILY), stack, mode), FAMILY)
         assert difference(ours, fresh) < 1e-4
 
 
@@ -80,7 +81,7 @@ def test_gates_swap_pointers(model, gates):
     stack = Stack()
     for seed, gate in enumerate(gates):
         stack += Stack.of(random_slider(model, seed), 0.8, gate)
-    merged, rows = (sample(apply_sliders(model, stack, way), FAMILY) for way in ("merged", "by rows"))
+    merged, rows = (sample(apply_sliders(model, stack, mode), FAMILY) for mode in ("merged", "unmerged"))
     assert difference(merged, rows) < 1e-4
     assert 0 < merged_of(model).uses < 6
 
@@ -102,7 +103,7 @@ def test_gates_that_open_at_different_times_swap_pointers(model, gates, monkeypa
         stack += Stack.of(random_slider(model, seed), 0.8, gate)
     acted = apply_sliders(model, stack, "merged")
     first = sample(acted, FAMILY)
-    assert difference(first, sample(apply_sliders(model, stack, "by rows"), FAMILY)) < 1e-4
+    assert difference(first, sample(apply_sliders(model, stack, "unmerged"), FAMILY)) < 1e-4
     made = builds_of(monkeypatch)
     assert torch.equal(sample(acted, FAMILY), first)
     assert made == []
@@ -114,9 +115,9 @@ def test_gates_that_open_at_different_times_swap_pointers(model, gates, monkeypa
 def test_gates_that_open_at_different_times_where_memory_is_short(model, monkeypatch):
     """One set of merged weights is then brought from one state to the next."""
     stack = Stack.of(random_slider(model, 0), 0.8) + Stack.of(random_slider(model, 1), 0.8, Gate(0.4))
-    expected = sample(apply_sliders(model, stack, "by rows"), FAMILY)
+    expected = sample(apply_sliders(model, stack, "unmerged"), FAMILY)
     room = iter([2**40])  # for the first set
-    monkeypatch.setattr(mode, "room_beside", lambda *_: next(room, 0))
+    monkeypatch.setattr(mode_choice, "room_beside", lambda *_: next(room, 0))
     assert difference(sample(apply_sliders(model, stack, "merged"), FAMILY), expected) < 1e-4
     assert merged_of(model).set_count == 1
 
@@ -128,7 +129,7 @@ def test_ramps_and_sweeps_go_by_rows_beside_merged_ones(model):
     )
     swept = Stack.of(random_slider(model, 3)).swept(0, (-1.0, 0.0, 1.0))
     stack = still + ramped + swept
-    together, rows = (sample(apply_sliders(model, stack, way), FAMILY, rows=3) for way in ("merged", "by rows"))
+    together, rows = (sample(apply_sliders(model, stack, mode), FAMILY, rows=3) for mode in ("merged", "unmerged"))
     assert merged_of(model).uses == 6
     assert difference(together, rows) < 1e-4
 
@@ -142,12 +143,12 @@ def test_two_stacks_on_two_clones_do_not_take_turns(model):
         assert difference(sample(two, FAMILY), second) < 1e-6
 
 
-@pytest.mark.parametrize("way, uses", [("auto", mode.WORTH_IT), ("merged", 1)])
-def test_two_stacks_alternating_within_one_run(model, way, uses, monkeypatch):
+@pytest.mark.parametrize("mode, uses", [("auto", mode_choice.WORTH_IT), ("merged", 1)])
+def test_two_stacks_alternating_within_one_run(model, mode, uses, monkeypatch):
     """Clones evaluated in turn: with "auto" nothing is built that has not paid for itself when the next is."""
-    one, two = (apply_sliders(model, Stack.of(random_slider(model, seed)), way) for seed in (1, 2))
+    one, two = (apply_sliders(model, Stack.of(random_slider(model, seed)), mode) for seed in (1, 2))
     expected = [sample(clone, FAMILY) for clone in (one, two)]
-    workshop_of(model.model).clear()
+    state_of(model.model).clear()
     builds = builds_of(monkeypatch)
     wrappers = [clone.get_wrappers("apply_model", "concept_sliders") for clone in (one, two)]
     turn = []
@@ -181,16 +182,18 @@ def test_stock_patches_before(model):
     alone = sample(acted, FAMILY)
     patched = acted.clone()
     patched.add_patches(comfy.lora.load_lora(tensors, key_map), 0.5)
-    both = apply_sliders(model, Stack.of(ours) + Stack.of(theirs, 0.5), "by rows")
+    both = apply_sliders(model, Stack.of(ours) + Stack.of(theirs, 0.5), "unmerged")
     assert difference(sample(patched, FAMILY), sample(both, FAMILY)) < 1e-4
     assert difference(sample(acted, FAMILY), alone) < 1e-6
 
 
 def test_the_rule(model, monkeypatch):
     stack = Stack.of(random_slider(model))
-    sample(apply_sliders(model, stack, "by rows"), FAMILY)
+    sample(apply_sliders(model, stack, "unmerged"), FAMILY)
     assert merged_of(model).uses == 0
-    few = mode.evaluations_left({"sample_sigmas": torch.tensor([3.0, 2.0, 1.0, 0.0]), "sigmas": torch.tensor([2.0])})
+    few = mode_choice.evaluations_left(
+        {"sample_sigmas": torch.tensor([3.0, 2.0, 1.0, 0.0]), "sigmas": torch.tensor([2.0])}
+    )
     assert few == 2
     with monkeypatch.context() as patch:
         patch.setattr(comfy.model_management, "get_free_memory", lambda device, both=False: (0, 0) if both else 0)
@@ -219,13 +222,13 @@ def test_a_stack_after_one_that_was_cancelled_is_merged(model):
     assert merged_of(model).uses == 6
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_run_after_a_failed_one_is_as_on_a_fresh_model(model, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_after_a_failed_one_is_as_on_a_fresh_model(model, mode):
     stack = Stack.of(random_slider(model, 1), 0.6) + Stack.of(random_slider(model, 2), 0.3)
     turned = stack.scaled(1.5)
-    fresh = sample(apply_sliders(tiny_model(FAMILY), turned, way), FAMILY)
-    sample(apply_sliders(model, stack, way), FAMILY)
-    acted = apply_sliders(model, turned, way)
+    fresh = sample(apply_sliders(tiny_model(FAMILY), turned, mode), FAMILY)
+    sample(apply_sliders(model, stack, mode), FAMILY)
+    acted = apply_sliders(model, turned, mode)
     for layer in list(layer_names(model))[::5]:
         module = model.model.get_submodule(layer)
         handle = module.register_forward_hook(out_of_memory)
@@ -249,9 +252,9 @@ def test_unloading_gives_the_memory_back(model):
     assert torch.equal(sample(acted, FAMILY), before)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("branch", ["cond", "uncond"])
-def test_one_branch_of_guidance(model, way, branch):
+def test_one_branch_of_guidance(model, mode, branch):
     """With guidance g, a slider on the positive branch alone is bare + g (slider - bare) of that branch."""
     stack = Stack.of(random_slider(model))
     seen = []
@@ -262,7 +265,7 @@ def test_one_branch_of_guidance(model, way, branch):
 
     outputs = {}
     for kind in ("both", branch, "bare"):
-        acted = apply_sliders(model, Stack() if kind == "bare" else stack.restricted_to(kind), way)
+        acted = apply_sliders(model, Stack() if kind == "bare" else stack.restricted_to(kind), mode)
         acted.set_model_unet_function_wrapper(spy)
         seen.clear()
         sample(acted, FAMILY)

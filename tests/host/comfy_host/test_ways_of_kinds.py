@@ -3,7 +3,7 @@
 import comfy.sd
 import pytest
 import torch
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.sliders.changes import Adapter
@@ -12,7 +12,7 @@ from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import difference, sample, tiny_model, traces
 
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 FAMILY = "SD15"
 
 
@@ -44,13 +44,13 @@ def adapted_parts(shape: tuple[int, ...]) -> dict[str, dict[str, torch.Tensor]]:
 KINDS = tuple(adapted_parts((8, 8)))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_changes_that_are_no_product_equal_the_stock_loader(model, kind, way):
+def test_changes_that_are_no_product_equal_the_stock_loader(model, kind, mode):
     slider, tensors = adapted_slider(model, kind)
     strength = 1.0 if kind == "OFT" else 0.8  # the host takes an OFT's strength twice: 0.8 would be 0.64
     stock, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
-    ours = sample(apply_sliders(model, Stack.of(slider, strength), way), FAMILY)
+    ours = sample(apply_sliders(model, Stack.of(slider, strength), mode), FAMILY)
     assert difference(ours, sample(stock, FAMILY)) < 1e-4
     assert difference(ours, sample(model, FAMILY)) > 1e-3
 
@@ -91,8 +91,8 @@ def test_norms(model):
     stock, _ = comfy.sd.load_lora_for_models(model, None, tensors, 0.8, 0.0)
     expected = sample(stock, FAMILY)
     assert difference(expected, sample(model, FAMILY)) > 1e-3
-    for way in WAYS:
-        ours = sample(apply_sliders(model, Stack.of(Slider("norms", layers), 0.8), way), FAMILY)
+    for mode in MODES:
+        ours = sample(apply_sliders(model, Stack.of(Slider("norms", layers), 0.8), mode), FAMILY)
         assert difference(ours, expected) < 1e-4
 
 

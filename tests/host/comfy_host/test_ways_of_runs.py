@@ -1,12 +1,12 @@
-"""Which way sliders act is a matter of one run: its length, what it refuses, and how it ends."""
+"""How sliders act is decided for one run: its length, what it refuses, and how it ends."""
 
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import workshop_of
+from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import condition, difference, random_slider, sample, tiny_model
 
@@ -19,7 +19,7 @@ def model():
 
 
 def merged_of(model):
-    return workshop_of(model.model).merged
+    return state_of(model.model).merged
 
 
 @pytest.mark.parametrize(("ranks", "steps", "merges"), [(2, 9, False), (2, 10, True), (32, 3, False), (32, 4, True)])
@@ -51,7 +51,7 @@ def test_a_run_over_the_same_tensor_of_noise_levels_is_another_run(model):
     """Custom samplers are given the same one again and again: that merging was refused once is no reason to."""
     sigmas = torch.linspace(10.0, 0.0, 6)
     acted = apply_sliders(model, Stack.of(random_slider(model), 0.7), "merged")
-    run = workshop_of(model.model).run_of(sigmas)
+    run = state_of(model.model).run_of(sigmas)
     run.refused = True
     custom(acted, sigmas)  # still this run, as far as anyone can tell
     assert merged_of(model).uses == 0
@@ -72,7 +72,7 @@ def custom(model, sigmas):
 def test_asked_for_merged_and_not_merged_is_said_once(model, monkeypatch, caplog, refuse):
     reasons = {"paged": "pages", "hooks": "hooks", "quantised": "quantised"}
     acted = apply_sliders(model, Stack.of(random_slider(model), 0.7), "merged")
-    monkeypatch.setattr(mode, "_why_not_merged", lambda *_: reasons[refuse])
+    monkeypatch.setattr(mode_choice, "_why_not_merged", lambda *_: reasons[refuse])
     sample(acted, FAMILY)
     assert caplog.text.count(f"although they are to be merged: {reasons[refuse]}") == 1
 
@@ -84,7 +84,7 @@ def on_a_gpu():
 @pytest.mark.parametrize("no_room", [on_a_gpu, lambda: torch.empty(2**46)], ids=["GPU", "CPU"])
 def test_out_of_memory_while_building(model, monkeypatch, caplog, no_room):
     stack = Stack.of(random_slider(model))
-    expected = sample(apply_sliders(model, stack, "by rows"), FAMILY)
+    expected = sample(apply_sliders(model, stack, "unmerged"), FAMILY)
     monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: no_room())
     acted = apply_sliders(model, stack, "merged")
     assert difference(sample(acted, FAMILY), expected) < 1e-6

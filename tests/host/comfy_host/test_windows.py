@@ -5,14 +5,14 @@ import comfy.sd
 import pytest
 import torch
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-from concept_sliders.comfy_host import mode
+from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny import condition, difference, random_slider, tensors_of, tiny_model, traces
 
-WAYS = mode.WAYS[1:]
+MODES = mode_choice.MODES[1:]
 VALUES = (0.8, 0.0, -0.6)
 
 
@@ -66,13 +66,13 @@ def stock(model, slider, strength):
     return comfy.sd.load_lora_for_models(model, None, tensors_of(slider), strength, 0.0)[0]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("how", [tile_by_tile, tiles_in_a_batch])
-def test_tiles_as_with_the_stock_loader(how, way):
+def test_tiles_as_with_the_stock_loader(how, mode):
     model = tiny_model("SD15")
     slider = random_slider(model)
     expected = picture(tiled(stock(model, slider, 0.8), how))
-    assert difference(picture(tiled(apply_sliders(model, Stack.of(slider, 0.8), way), how)), expected) < 1e-4
+    assert difference(picture(tiled(apply_sliders(model, Stack.of(slider, 0.8), mode), how)), expected) < 1e-4
     assert difference(expected, picture(stock(model, slider, 0.8))) > 1e-3
 
 
@@ -90,15 +90,15 @@ def changing_over(model, slider, start, how):
     return switch, seen
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("how", [tile_by_tile, tiles_in_a_batch])
-def test_a_gate_in_tiles(how, way):
+def test_a_gate_in_tiles(how, mode):
     model = tiny_model("SD15")
     slider = random_slider(model)
     switch, seen = changing_over(tiny_model("SD15"), slider, 0.4, how)
     expected = picture(tiled(model, switch))
     assert any(seen) and not all(seen)
-    acted = apply_sliders(model, Stack.of(slider, 0.8, Gate(0.4)), way)
+    acted = apply_sliders(model, Stack.of(slider, 0.8, Gate(0.4)), mode)
     assert difference(picture(tiled(acted, how)), expected) < 1e-4
 
 
@@ -121,12 +121,12 @@ def test_a_sweep_of_tiles_in_a_batch_is_refused():
     assert traces(model) == []
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_branch_of_guidance_in_tiles(way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_branch_of_guidance_in_tiles(mode):
     """Tile by tile as without tiles; all of them in a batch, nobody says whose entries these are."""
     model = tiny_model("SD15")
     stack = Stack.of(random_slider(model), 0.8).restricted_to("uncond")
-    acted = apply_sliders(model, stack, way)
+    acted = apply_sliders(model, stack, mode)
     on_and_off = {0: model, 1: stock(tiny_model("SD15"), stack[0].slider, 0.8)}
     with torch.inference_mode():
         on_and_off[1].patch_model()
@@ -180,23 +180,23 @@ def video(model, rows=1, steps=3):
         ).clone()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_stack_in_windows_of_frames(wan, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stack_in_windows_of_frames(wan, mode):
     one, two = random_slider(wan, 1), random_slider(wan, 2)
     expected = video(windowed(stock(stock(wan, one, 0.8), two, -0.4)))
-    acted = apply_sliders(wan, Stack.of(one, 0.8) + Stack.of(two, -0.4), way)
+    acted = apply_sliders(wan, Stack.of(one, 0.8) + Stack.of(two, -0.4), mode)
     assert difference(video(windowed(acted)), expected) < 1e-4
     assert difference(expected, video(acted)) > 1e-3  # windows see less than the whole video
     assert difference(expected, video(windowed(wan))) > 1e-2
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_gate_in_windows_of_frames(wan, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_gate_in_windows_of_frames(wan, mode):
     slider = random_slider(wan)
     switch, seen = changing_over(FAMILIES["Wan 2.1"].build(), slider, 0.3, whole)
     expected = video(windowed(tiled(wan, switch)))
     assert any(seen) and not all(seen)
-    acted = apply_sliders(wan, Stack.of(slider, 0.8, Gate(0.3)), way)
+    acted = apply_sliders(wan, Stack.of(slider, 0.8, Gate(0.3)), mode)
     assert difference(video(windowed(acted)), expected) < 1e-4
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from concept_sliders.comfy_host.borrow import borrowed, ordinary
+from concept_sliders.comfy_host.borrow import borrowed, for_autograd
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.inversion import inversion_run
 from concept_sliders.inversion.inversion_run import invert
@@ -179,11 +179,11 @@ def written_out(model, pictures, sigmas, inner_steps, guidance, tolerance):
     losses = []
     with borrowed(model):
         denoiser = Denoiser(model, {})
-        context, options = ordinary(pictures.negative)[0]
+        context, options = for_autograd(pictures.negative)[0]
         n, z = len(sigmas) - 1, pictures.latents[:1].clone()
 
         def d(x, sigma, prompt=None):
-            conditions = denoiser.conditions(prompt or ordinary(pictures.positive), x)
+            conditions = denoiser.conditions(prompt or for_autograd(pictures.positive), x)
             return denoiser.evaluate(x, torch.tensor(sigma), [conditions])[0]
 
         with torch.no_grad():

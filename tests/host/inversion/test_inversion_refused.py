@@ -9,7 +9,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, KSamplerSelect, SamplerCustomAdvanced
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3, RescaleCFG
 from comfy_extras.nodes_perpneg import PerpNegGuider
-from concept_sliders.comfy_host.identity import fingerprint
+from concept_sliders.comfy_host.identity import weights_hash
 from concept_sliders.inversion.conditioning import negative_conditioning
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.pocket.model import load_pocket
@@ -99,12 +99,12 @@ def test_the_hash_of_a_model_is_of_its_weights_alone(pocket):
     seen = []
     for loaded in (model, other, model):
         load(loaded)
-        seen += [fingerprint(model), fingerprint(other)]
+        seen += [weights_hash(model), weights_hash(other)]
     assert len(set(seen)) == 1
     other = load_pocket()[0]
     with torch.inference_mode():
         next(other.model.diffusion_model.parameters()).add_(1.0)
-    assert fingerprint(other) != seen[0]
+    assert weights_hash(other) != seen[0]
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_ancestral", "uni_pc"])

@@ -4,7 +4,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
-from concept_sliders.comfy_host.gradient_checkpointing import recomputed
+from concept_sliders.comfy_host.gradient_checkpointing import checkpointed
 from concept_sliders.inversion import inversion_run
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.inversion.run_state import was_cancelled
@@ -210,7 +210,9 @@ def test_where_memory_runs_out_pictures_go_one_by_one(pocket, pictures, inversio
 def test_then_blocks_are_run_twice_with_the_same_result(pocket, pictures, monkeypatch, caplog):
     one = [pictures.latents[:1], pictures.positive, pictures.negative]
     entered = []
-    monkeypatch.setattr(inversion_run, "recomputed", lambda network: entered.append(network) or recomputed(network))
+    monkeypatch.setattr(
+        inversion_run, "checkpointed", lambda network: entered.append(network) or checkpointed(network)
+    )
     with torch.inference_mode():
         whole = invert(pocket[0], *one, quick_settings())
         failing(monkeypatch, rows=1, times=1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from comfy.supported_models_base import ClipTarget
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import host_tensors, resolve
+from concept_sliders.comfy_host.match import match_slider, tensors_by_key
 from concept_sliders.nodes.converting import converted_layers
 from concept_sliders.sliders.formats.conversion import Place
 from concept_sliders.sliders.formats.slider_files import load_slider, read_slider
@@ -66,7 +66,7 @@ def change_by_host(slider, model, key_map, strength=1.0):
     state = model.model.state_dict()
     found = {}
     for name, change in slider.layers.items():
-        for key, value in comfy.lora.load_lora(host_tensors(name, change), {name: key_map[name]}).items():
+        for key, value in comfy.lora.load_lora(tensors_by_key(name, change), {name: key_map[name]}).items():
             key, offset, function = (*(key if isinstance(key, tuple) else (key,)), None, None)[:3]
             own = state[key].float()
             patch = [(strength, value, 1.0, offset, function)]
@@ -187,7 +187,7 @@ def test_early_attention_layers_are_not_flux_because_they_look_like_it(family, t
     save_file(tensors, tmp_path / "x.safetensors")
     slider = load_slider(tmp_path / "x.safetensors")
     assert all(name.startswith("lora_transformer_") for name in slider.layers)
-    assert resolve(model, slider).unmatched == ()
+    assert match_slider(model, slider).unmatched == ()
     names = converted_layers(slider, "diffusion_model.", model)
     assert {Place.of(keys[name]).key for name in names} == {Place.of(target).key for target in own.values()}
 

@@ -198,8 +198,8 @@ def test_convolutions_with_cores(kind, tmp_path):
         stock, _ = comfy.sd.load_lora_for_models(model, None, given_parts, 1.0, 0.0)
         expected = sample(stock, "SD15")
         assert difference(expected, sample(model, "SD15")) > 1e-4
-        for way in ("by rows", "merged"):
-            assert difference(sample(apply_sliders(model, Stack.of(given), way), "SD15"), expected) < 1e-4
+        for mode in ("unmerged", "merged"):
+            assert difference(sample(apply_sliders(model, Stack.of(given), mode), "SD15"), expected) < 1e-4
 
 
 def test_norms(tmp_path):

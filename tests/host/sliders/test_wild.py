@@ -11,9 +11,9 @@ import comfy.sdxl_clip
 import pytest
 import torch
 from comfy.supported_models_base import ClipTarget
-from concept_sliders.comfy_host.match import resolve
+from concept_sliders.comfy_host.match import match_slider
 from concept_sliders.comfy_host.text_encoders import apply_to_clip
-from concept_sliders.comfy_host.weight_adapters import HostPatch
+from concept_sliders.comfy_host.weight_adapters import ComfyPatch
 from concept_sliders.nodes.converting import ConvertSlider
 from concept_sliders.sliders.formats.conventions import CONVENTIONS
 from concept_sliders.sliders.formats.slider_files import load_slider, read_slider
@@ -49,12 +49,12 @@ def written(tensors, folder, ending, config=None):
 
 def changes_in(model, slider) -> dict[str, torch.Tensor]:
     """What the slider adds to each weight of the model, by the weight's name."""
-    match, found = resolve(model, slider), {}
+    match, found = match_slider(model, slider), {}
     assert match.unmatched == ()
     for path, changes in match.layers.items():
         module = model.model.get_submodule(path)
         for change in changes:
-            if isinstance(change, HostPatch):
+            if isinstance(change, ComfyPatch):
                 (added,) = change.multiplied(module, path).differences.values()
             else:
                 added = (change.up.float().flatten(1) @ change.down.float().flatten(1)).reshape(module.weight.shape)

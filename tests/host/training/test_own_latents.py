@@ -3,7 +3,7 @@
 import comfy.latent_formats
 import pytest
 import torch
-from concept_sliders.comfy_host.latents import to_own_scale
+from concept_sliders.comfy_host.latents import to_model_scale
 from concept_sliders.nodes.training import TrainVisualSlider
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.support.families import FAMILIES
@@ -42,7 +42,7 @@ def test_the_node_says_so():
 )
 def test_pictures_and_films_are_told_apart(family, vae, gave, takes):
     with torch.inference_mode(), pytest.raises(ValueError, match=f"{BELONGS}{gave}.* takes {takes}"):
-        encoded([PAIR], vae().encode, to_own_scale(built(family)))
+        encoded([PAIR], vae().encode, to_model_scale(built(family)))
 
 
 def test_latents_that_were_scaled_elsewhere_are_looked_at_too():
@@ -54,13 +54,13 @@ def test_latents_that_were_scaled_elsewhere_are_looked_at_too():
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "MiniMax H3"])
 def test_what_a_models_own_vae_gives_is_taken(family):
     model, latents = built(family), torch.randn(2, *FAMILIES[family].latent)
-    scaled = to_own_scale(model)(model.model.process_latent_out(latents))
+    scaled = to_model_scale(model)(model.model.process_latent_out(latents))
     torch.testing.assert_close(scaled, latents, rtol=1e-4, atol=1e-4)
 
 
 def test_a_vae_whose_frames_the_model_takes_two_in_one():
     model = built("HunyuanVideo")
     model.model.latent_format = comfy.latent_formats.HunyuanImage21Refiner()
-    assert to_own_scale(model)(torch.randn(1, 32, 1, 4, 4)).shape == (1, 64, 1, 4, 4)
+    assert to_model_scale(model)(torch.randn(1, 32, 1, 4, 4)).shape == (1, 64, 1, 4, 4)
     with pytest.raises(ValueError, match=f"{BELONGS}64 channels in 5 dimensions.* takes 32 channels"):
-        to_own_scale(model)(torch.randn(1, 64, 1, 4, 4))
+        to_model_scale(model)(torch.randn(1, 64, 1, 4, 4))

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 from concept_sliders.comfy_host.autograd import differentiable
-from concept_sliders.comfy_host.borrow import borrowed, ordinary
+from concept_sliders.comfy_host.borrow import borrowed, for_autograd
 from concept_sliders.comfy_host.denoiser import Denoiser
-from concept_sliders.comfy_host.gradient_checkpointing import blocks_of, recomputed
+from concept_sliders.comfy_host.gradient_checkpointing import blocks_of, checkpointed
 from concept_sliders.comfy_host.latents import packed
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.sliders.equation.layer_kinds import can_act_on
@@ -54,7 +54,7 @@ def gradients(model, conditionings, points, prepare=None, recipe=RECIPE, shapes=
         layers = NewLayers(model, recipe, torch.Generator().manual_seed(1))
         for change in layers.by_name.values():  # at zero the down-projections would learn nothing yet
             torch.nn.init.constant_(change.up, 0.01)
-        plain = {prompt: ordinary(conditioning) for prompt, conditioning in conditionings.items()}
+        plain = {prompt: for_autograd(conditioning) for prompt, conditioning in conditionings.items()}
         training = Training(Denoiser(model, plain, shapes), layers, points, recipe, torch.Generator())
         if prepare:
             prepare(training)
@@ -195,7 +195,7 @@ def test_blocks_run_twice_keep_less_for_backward(pocket):
                 return tensor
 
             hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-            again = recomputed(model.model.diffusion_model) if name == "twice" else nullcontext()
+            again = checkpointed(model.model.diffusion_model) if name == "twice" else nullcontext()
             with differentiable(), layers.acting(torch.ones(1, 1)), hooks, again:
                 denoiser(x, torch.tensor(0.5), [PROMPT])
             kept[name] = sum(sizes.values())

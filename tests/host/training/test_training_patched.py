@@ -4,7 +4,7 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from concept_sliders.comfy_host.identity import fingerprint
+from concept_sliders.comfy_host.identity import weights_hash
 from concept_sliders.comfy_host.text_encoders import encoder_layer_names
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.host.comfy_host.test_paged import patched_by_stock
@@ -24,11 +24,11 @@ def hashes(bare, load):
     """Of the model before a LoRA, with it, and loaded with it."""
     patched = patched_by_stock(bare, (tensors_of(random_slider(bare, 1)), 1.0))
     with torch.inference_mode():
-        seen = [fingerprint(bare), fingerprint(patched)]
+        seen = [weights_hash(bare), weights_hash(patched)]
         load(patched)
-        seen.append(fingerprint(patched))
+        seen.append(weights_hash(patched))
         patched.detach()
-    return [*seen, fingerprint(bare)]
+    return [*seen, weights_hash(bare)]
 
 
 @pytest.mark.parametrize("load", [load_all, load_in_part, load_none, page], ids=lambda load: load.__name__)
@@ -59,7 +59,7 @@ def test_one_loaded_in_part_goes_on_from_the_checkpoint_of_one_loaded_in_full(tm
     made = [trained(whole, FAMILY, watch), trained(part, FAMILY, watch, steps=5), trained(other, FAMILY, watch)]
     assert told == [1, 2, 3, 4, 5, 1, 2, 3]  # another LoRA is another training
     assert len(list(tmp_path.iterdir())) == 2
-    assert {each.slider.info.base_model_hash for each in made} == {fingerprint(tiny_model(FAMILY))}
+    assert {each.slider.info.base_model_hash for each in made} == {weights_hash(tiny_model(FAMILY))}
 
 
 def weighty(model):
@@ -69,7 +69,7 @@ def weighty(model):
 def test_a_slider_of_patched_text_encoders_has_the_hash_of_the_bare_ones():
     with torch.inference_mode():
         clip = load_pocket()[1]
-        bare, names = fingerprint(clip.patcher), encoder_layer_names(clip)
+        bare, names = weights_hash(clip.patcher), encoder_layer_names(clip)
         patched = comfy.sd.load_lora_for_models(
             None, clip, tensors_of(random_slider(clip.patcher, 1, names)), 0.0, 1.0
         )[1]

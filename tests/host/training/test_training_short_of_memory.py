@@ -4,7 +4,7 @@ import comfy.model_management
 import pytest
 import torch
 from concept_sliders.comfy_host.borrow import ModelLost, borrowed
-from concept_sliders.comfy_host.errors import ran_out
+from concept_sliders.comfy_host.errors import is_out_of_memory
 from concept_sliders.tests.support.short_runs import same, train_on
 from concept_sliders.tests.support.tiny import traces
 from concept_sliders.training.previews import HalfDone
@@ -148,6 +148,6 @@ def test_what_ends_a_run_ends_it_in_a_look_and_in_a_preview_too(train, error):
 
 def test_memory_that_ran_out_is_told_from_other_errors():
     assert not comfy.model_management.is_oom(on_the_cpu())  # or there would be no need
-    assert ran_out(on_the_cpu()) and ran_out(torch.OutOfMemoryError("no room"))
-    assert not ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not ran_out(ValueError("DefaultCPUAllocator: of another kind"))
+    assert is_out_of_memory(on_the_cpu()) and is_out_of_memory(torch.OutOfMemoryError("no room"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("DefaultCPUAllocator: of another kind"))

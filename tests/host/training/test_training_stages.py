@@ -59,7 +59,7 @@ STAGES = [
     (Training, "_is_bad", 1),  # between backward and the optimiser
     (HalfDone, "at", 1),
     (checkpoint, "store", 1),
-    (training_run, "fingerprint", 1),
+    (training_run, "weights_hash", 1),
     (torch.Tensor, "backward", 2),
     (torch.optim.AdamW, "step", 1),
 ]

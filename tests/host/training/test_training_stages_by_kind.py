@@ -78,7 +78,7 @@ STAGES = [
     (with_pictures, comfy.sd.VAE, "decode", 1),
     (with_pictures, watching, "draw_strip", 1),
     (with_pictures, Loan, "_load", 2),  # after the preview
-    (twice, loop, "recomputed", 2),
+    (twice, loop, "checkpointed", 2),
     (short_of_memory, Training, "_make_do", 1),
     (short_of_memory, Training, "_part", 2),  # the first in parts
     (visual, Denoiser, "predict", 1),  # of the teacher
@@ -87,7 +87,7 @@ STAGES = [
     (encoder, TextEncoder, "parts", 2),
     (encoder, TextEncoder, "__call__", 2),
     (encoder, EncoderPoints, "__next__", 2),
-    (encoder, encoder_training, "fingerprint", 1),
+    (encoder, encoder_training, "weights_hash", 1),
 ]
 
 

@@ -36,7 +36,7 @@ class Run:
     levels: dict[tuple[nn.Module, float], float] = field(default_factory=dict)
 
 
-class Workshop:
+class ModelState:
     """Belongs to one module tree, and goes with it.
 
     Dragging one slider of many makes new stacks all the time. What does not depend on the strengths is looked up
@@ -54,8 +54,8 @@ class Workshop:
         self._banks: OrderedDict[Hashable, tuple[SliderHooks, Any]] = OrderedDict()
         self._run = Run()
 
-    def __deepcopy__(self, memo: dict) -> Workshop:
-        return Workshop()  # a copied model has weights of its own
+    def __deepcopy__(self, memo: dict) -> ModelState:
+        return ModelState()  # a copied model has weights of its own
 
     @property
     def size_bytes(self) -> int:

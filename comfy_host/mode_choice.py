@@ -1,4 +1,4 @@
-"""Which way sliders act: merged, by rows, or some of them so and some so.
+"""Which sliders are merged and which act unmerged, in one evaluation.
 
 Measured at SD1.5's size (`bench/runtime.py`), in evaluations with guidance: with fifty sliders, merged weights cost
 0.6 when they are built at 512 px, 1.1 at 256 px, a tenth or less when one slider is turned, and nothing afterwards;
@@ -21,10 +21,9 @@ from torch import Tensor
 from ..sliders.changes import LowRank
 from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.weight_updates import bytes_needed, bytes_to_build, can_merge
-from .match import workshop_of
-from .shared_state import Run
+from .model_state import Run, state_of
 
-AUTO, BY_ROWS, MERGED = WAYS = ("auto", "by rows", "merged")
+AUTO, UNMERGED, MERGED = MODES = ("auto", "unmerged", "merged")
 # Evaluations after which merging has paid for itself, by the figures above, and for sums of ranks below `FEW`
 WORTH_IT, WORTH_IT_FOR_FEW, FEW = 4, 10, 32
 _UNKNOWN_STEPS = 20  # where the host does not say how many there are
@@ -33,7 +32,7 @@ _UNKNOWN_STEPS = 20  # where the host does not say how many there are
 def steady_part(
     strengths: Tensor,
     steady: Tensor,
-    way: str,
+    mode: str,
     bank: SliderHooks,
     base_model: BaseModel,
     x: Tensor,
@@ -48,14 +47,14 @@ def steady_part(
     the other in a run, as gates open and close.
     """
     still, nothing = strengths[0] * steady, torch.zeros_like(strengths[0])
-    merged = workshop_of(base_model).merged
+    merged = state_of(base_model).merged
     if not _lie_ready(bank, x):
         merged.drop()  # the host has moved weights off the device for want of memory: these would only add to it
         return nothing
-    if way == BY_ROWS or run.refused or not still.any():
+    if mode == UNMERGED or run.refused or not still.any():
         return nothing
     if why_not := _why_not_merged(bank, base_model):
-        _say_why_not(run, way, why_not)
+        _say_why_not(run, mode, why_not)
         return nothing
     if strengths[:, ~steady].any() and bank.depend_on_each_other(strengths):
         return nothing  # they are worked out together, or they would be something else
@@ -63,11 +62,11 @@ def steady_part(
         if not merged.is_ready_for(still):
             room = room_beside(base_model, x)
             merged.max_sets = min(states, merged.set_count + int(bytes_needed(bank.layers) <= room))
-    elif way == AUTO and (_is_taken(merged.uses, run.merged) or evaluations_left(options) < worth_it(bank)):
+    elif mode == AUTO and (_is_taken(merged.uses, run.merged) or evaluations_left(options) < worth_it(bank)):
         return nothing
     elif not _is_room(bank, base_model, x):
         run.refused = True
-        _say_why_not(run, way, "there is no memory for it")
+        _say_why_not(run, mode, "there is no memory for it")
         return nothing
     else:
         merged.prepare(bank.layers)
@@ -81,9 +80,9 @@ def worth_it(bank: SliderHooks) -> int:
     return WORTH_IT_FOR_FEW if max(ranks, default=0) < FEW else WORTH_IT
 
 
-def _say_why_not(run: Run, way: str, why: str) -> None:
+def _say_why_not(run: Run, mode: str, why: str) -> None:
     """Nothing is merged; where that was asked for by name, the log says why, once a run."""
-    if way == MERGED and not run.told:
+    if mode == MERGED and not run.told:
         run.told = True
         logging.warning("Sliders act by rows although they are to be merged: %s.", why)
 
@@ -98,7 +97,7 @@ def _is_taken(uses: int, of_them_in_this_run: int) -> bool:
 
 def _is_room(bank: SliderHooks, base_model: BaseModel, x: Tensor) -> bool:
     """Whether one set of merged weights fits, in addition to what is there, or in its place."""
-    there = workshop_of(base_model).merged
+    there = state_of(base_model).merged
     needed = bytes_needed(bank.layers) + bytes_to_build(bank.layers) - there.size_bytes - there.products_bytes
     return needed <= room_beside(base_model, x)
 
