@@ -17,8 +17,8 @@ from pathlib import Path
 import _models  # noqa: F401  (makes the host importable)
 import nodes
 import torch
-from concept_sliders.nodes.strip import draw_strip
-from concept_sliders.nodes.watching import encode_prompts
+from concept_sliders.nodes.image_strip import draw_strip
+from concept_sliders.comfy_host.text_encoders import encode_prompts
 from concept_sliders.pocket.draw_pairs import as_images
 from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import _models  # noqa: F401  (makes the host importable)
 import nodes
 import torch
-from concept_sliders.nodes.watching import encode_prompts
+from concept_sliders.comfy_host.text_encoders import encode_prompts
 from concept_sliders.pocket import draw_pairs
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe

@@ -21,7 +21,7 @@ import nodes
 import numpy as np
 import torch
 from _published import PublishedPoints
-from concept_sliders.nodes.watching import encode_prompts
+from concept_sliders.comfy_host.text_encoders import encode_prompts
 from concept_sliders.pocket.measure import Effect, effect
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.model_base
+import comfy.sample
 import comfy.utils
 import torch
 from comfy.model_base import BaseModel
@@ -74,3 +75,16 @@ def _must_be_like(patcher: ModelPatcher, latents: Tensor, own: Tensor) -> None:
             f"{latents.ndim} dimensions, {tuple(latents.shape)}; {family(patcher)} takes {own.shape[1]} channels in "
             f"{own.ndim} dimensions. Encode the pictures with the model's own VAE."
         )
+
+
+def fit_latent(model: ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
+    """Give an empty LATENT the channels and the size that this model takes, as KSampler does; (B, C, ...).
+
+    ComfyUI's nested tensors, of videos with sound, are left as they are.
+    """
+    return comfy.sample.fix_empty_latent_channels(
+        model,
+        latent["samples"],
+        latent.get("downscale_ratio_spacial"),
+        latent.get("downscale_ratio_temporal"),
+    )

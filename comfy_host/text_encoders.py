@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import comfy.lora
 import torch
@@ -98,3 +98,8 @@ def encoder_layer_names(clip: CLIP) -> dict[str, str]:
             names[path] = name
     modules = dict(clip.cond_stage_model.named_modules())
     return {path: name for path, name in names.items() if path in modules and can_act_on(modules[path])}
+
+
+def encode_prompts(clip: CLIP, prompts: Iterable[str]) -> dict[str, list]:
+    """Encode every prompt with ComfyUI's text encoders; returns CONDITIONING by prompt."""
+    return {prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts}

@@ -6,9 +6,9 @@ from ..comfy_host.apply import apply_sliders
 from ..comfy_host.mode_choice import MODES
 from ..comfy_host.text_encoders import apply_to_clip
 from ..sliders.stack import Stack
-from .reports import matched
+from .image_strip import draw_strip, strip_labels
+from .slider_reports import matched
 from .sockets import Sliders
-from .strip import draw_strip, strip_labels
 
 
 class ApplySliders(io.ComfyNode):

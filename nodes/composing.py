@@ -4,8 +4,8 @@ from comfy_api.latest import io
 
 from ..sliders.gate import Gate
 from ..sliders.stack import COND_OR_UNCOND, Stack
+from ..sliders.sweep import parse_values, swept_latent
 from .sockets import Sliders
-from .sweeping import parse_values, swept_latent
 
 STRENGTH_TOOLTIP = "How far the slider is turned: 0 is off, negative turns it the other way."
 

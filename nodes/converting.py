@@ -32,8 +32,8 @@ from ..sliders.formats.slider_files import save_slider
 from ..sliders.merge_sliders import Merged, merge
 from ..sliders.slider import Slider, SliderInfo
 from ..sliders.stack import Stack, StackedSlider
-from .folders import free_path
 from .loading import DTYPES, as_one_slider
+from .model_folders import free_path
 from .sockets import Sliders
 
 _SEVERAL_ENCODERS = (comfy.model_base.SDXL, comfy.model_base.SD3, comfy.model_base.Flux)

@@ -12,10 +12,10 @@ from ..inversion.inversion_files import load_inversion, save_inversion
 from ..inversion.inversion_run import invert
 from ..inversion.run_state import was_cancelled
 from ..inversion.settings import METHODS, POOLED, InversionSettings
-from .folders import find_inversion, free_path, inversion_names
+from .model_folders import find_inversion, free_path, inversion_names
+from .resume_notes import fingerprint, node_id_of, note_stopped
+from .run_progress import watch_inversion
 from .sockets import InversionSocket
-from .stopped import fingerprint, node_id_of, note_stopped
-from .watching import watch_inversion
 
 _NOTES = "inversion"  # what the notes of cancelled runs are called
 

@@ -11,8 +11,8 @@ from ..sliders.formats.slider_files import read_slider, save_slider
 from ..sliders.slider import Slider
 from ..sliders.stack import Stack
 from .composing import STRENGTH_TOOLTIP
-from .folders import find_slider, free_path, slider_names
-from .reports import described
+from .model_folders import find_slider, free_path, slider_names
+from .slider_reports import described
 from .sockets import Sliders
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

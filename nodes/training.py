@@ -3,15 +3,17 @@
 from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io
 
-from ..comfy_host.latents import to_model_scale
+from ..comfy_host.latents import fit_latent, to_model_scale
+from ..comfy_host.text_encoders import encode_prompts
 from ..sliders.stack import Stack
 from ..training.pairs.image_sets import ImagePairs
 from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
 from ..training.run import Trained, Watch, train_slider, train_visual
 from ..training.text_encoder import train_encoder
 from ..training.visual_samples import encoded
+from .resume_notes import fingerprint, node_id_of, note_stopped
+from .run_progress import told, watch_training
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
-from .stopped import fingerprint, node_id_of, note_stopped
 from .training_inputs import (
     checkpoint_inputs,
     keeping_inputs,
@@ -20,7 +22,6 @@ from .training_inputs import (
     recipe_input,
     slider_inputs,
 )
-from .watching import encode_prompts, fitted, told, watch_training
 
 
 class TrainSlider(io.ComfyNode):
@@ -127,7 +128,7 @@ class TrainSlider(io.ComfyNode):
         must_be(TextualRecipe, recipe)
         conditionings = encode_prompts(clip, recipe.prompts())
         watch = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
-        trained = train_slider(model, conditionings, recipe, fitted(model, latent), called(name), watch)
+        trained = train_slider(model, conditionings, recipe, fit_latent(model, latent), called(name), watch)
         return handed_on(trained, recipe, name, cls, watch)
 
 

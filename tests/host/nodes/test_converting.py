@@ -7,8 +7,8 @@ import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.nodes.converting import ConvertSlider, MergeSliders, converted_layers, merged_stack
-from concept_sliders.nodes.folders import free_path
 from concept_sliders.nodes.loading import SaveSlider
+from concept_sliders.nodes.model_folders import free_path
 from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate

@@ -7,8 +7,8 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from concept_sliders.nodes import watching
-from concept_sliders.nodes.stopped import fingerprint, note_stopped
+from concept_sliders.nodes import run_progress
+from concept_sliders.nodes.resume_notes import fingerprint, note_stopped
 from concept_sliders.nodes.training import TrainSlider
 from concept_sliders.tests.support.full_disk import full_disk
 from concept_sliders.tests.support.short_runs import CONCEPT, LATENTS, same, train_on
@@ -58,7 +58,7 @@ def output(tmp_path, monkeypatch):
 @pytest.fixture
 def train_node(pocket, monkeypatch):
     """The node as it runs in a graph, without a server; the slider that it puts out."""
-    monkeypatch.setattr(watching, "say", lambda text, node_id: None)
+    monkeypatch.setattr(run_progress, "say", lambda text, node_id: None)
 
     def run():
         settings = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 from concept_sliders.nodes.applying import ApplySliders
 from concept_sliders.nodes.converting import ConvertSlider
-from concept_sliders.nodes.folders import find_slider, slider_names
 from concept_sliders.nodes.loading import LoadSlider, SaveSlider
+from concept_sliders.nodes.model_folders import find_slider, slider_names
 from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate

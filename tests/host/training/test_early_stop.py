@@ -3,8 +3,8 @@
 import comfy.sd
 import pytest
 import torch
+from concept_sliders.nodes.run_progress import watch_training
 from concept_sliders.nodes.training import TrainSlider
-from concept_sliders.nodes.watching import watch_training
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.support.tiny_vision import tiny_vision
 from concept_sliders.training.early_stop import Reach
@@ -93,7 +93,7 @@ def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
         vision.encode_image = lambda pictures: seen.append(pictures) or encode_image(pictures)
         given = {"model": model, "clip": clip, "concept": (CONCEPT,), "latent": {"samples": LATENTS}, "name": "age"}
         settings = {"start_percent": 0.0, "end_percent": 1.0, "steps": 100, "learning_rate": 1e-9, "rollout_steps": 2}
-        with pytest.raises(ValueError, match="wire in a VAE"):
+        with pytest.raises(ValueError, match="connect a VAE"):
             TrainSlider.execute(**given, **settings, patience=1, clip_vision=vision)
         (sliders, *_) = TrainSlider.execute(**given, **settings, vae=vae, patience=1, clip_vision=vision).args
     assert sliders.sliders[0].slider.info.recipe["steps_done"] == 40
@@ -145,6 +145,6 @@ def test_what_is_seen_decides_and_not_the_latents(train):
 
 def test_a_vae_of_a_checkpoint_that_has_none_is_told(pocket, tmp_path):
     empty = comfy.sd.VAE(sd={})
-    with pytest.raises(ValueError, match="VAE that is wired in has no weights"):
+    with pytest.raises(ValueError, match="VAE that is connected has no weights"):
         recipe = TextualRecipe(concepts=(CONCEPT,), patience=1)
         watch_training(pocket[0], recipe, empty, clip_vision=tiny_vision(tmp_path))

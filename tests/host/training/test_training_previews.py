@@ -8,9 +8,10 @@ import pytest
 import torch
 from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.comfy_host.preview_budget import SHARE
-from concept_sliders.nodes.strip import draw_strip
+from concept_sliders.comfy_host.preview_images import decoded_images, rough_images
+from concept_sliders.nodes.image_strip import draw_strip
+from concept_sliders.nodes.run_progress import IMAGE_WIDTH, Clock
 from concept_sliders.nodes.training import TrainSlider, TrainVisualSlider
-from concept_sliders.nodes.watching import CELL, Clock, _decoded, _from_latents
 from concept_sliders.pocket.codec import CHANNELS
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.support.families import FAMILIES
@@ -59,7 +60,7 @@ def test_train_slider_goes_on_after_a_preview_through_a_vae_of_the_hosts(pocket,
             pocket[0], pocket[1], (CONCEPT,), latent, vae=vae, steps=100, rollout_steps=2, **SETTINGS
         )
     assert out.args[0].sliders[0].slider.info.recipe["steps_done"] == 100
-    assert strips and strips[0].width > 3 * CELL
+    assert strips and strips[0].width > 3 * IMAGE_WIDTH
 
 
 def test_train_visual_slider_does_so_too(pocket, vae, strips):
@@ -75,13 +76,13 @@ def test_of_three_films_the_strip_shows_the_frame_in_the_middle_of_each():
     with torch.inference_mode():
         vae, latents = film_vae(), torch.randn(3, 16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
         films = vae.decode(wan.model.process_latent_out(latents))
-        frames = _decoded(wan, latents, vae)
+        frames = decoded_images(wan, latents, vae)
         assert films.shape == (3, 9, 32, 32, 3) and frames.shape == (3, 32, 32, 3)
         assert torch.equal(frames, films[:, 4]) and not torch.equal(frames[0], frames[1])
-        rough = _from_latents(wan, latents)
-        assert torch.equal(rough, _from_latents(wan, latents[:, :, 1]))
-        assert rough.shape == (3, 4, 4, 3) and not torch.equal(rough, _from_latents(wan, latents[:, :, 0]))
-        assert draw_strip(frames, ["-1", "0", "+1"], "", CELL).shape[0] == 1
+        rough = rough_images(wan, latents)
+        assert torch.equal(rough, rough_images(wan, latents[:, :, 1]))
+        assert rough.shape == (3, 4, 4, 3) and not torch.equal(rough, rough_images(wan, latents[:, :, 0]))
+        assert draw_strip(frames, ["-1", "0", "+1"], "", IMAGE_WIDTH).shape[0] == 1
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from concept_sliders.comfy_host.borrow import Loan
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.text_encoders import TextEncoder
-from concept_sliders.nodes import watching
+from concept_sliders.nodes import run_progress
 from concept_sliders.nodes.training import TrainSlider, TrainTextEncoderSlider, TrainVisualSlider
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.training import loop
@@ -76,7 +76,7 @@ STAGES = [
     (textual, Loan, "take", 1),
     (textual, Training, "_is_good", 3),
     (with_pictures, comfy.sd.VAE, "decode", 1),
-    (with_pictures, watching, "draw_strip", 1),
+    (with_pictures, run_progress, "draw_strip", 1),
     (with_pictures, Loan, "_load", 2),  # after the preview
     (twice, loop, "checkpointed", 2),
     (short_of_memory, Training, "_make_do", 1),

@@ -10,7 +10,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from concept_sliders.comfy_host.identity import digest_of
 from concept_sliders.comfy_host.match import layer_names
-from concept_sliders.nodes.watching import watch_training
+from concept_sliders.nodes.run_progress import watch_training
 from concept_sliders.tests.support.short_runs import CONCEPT, same, train_on
 from concept_sliders.tests.support.tiny import random_slider, tensors_of
 from concept_sliders.tests.support.tiny_vision import tiny_vision

@@ -1,6 +1,10 @@
-"""What a sweep needs beside the stack: its values from text, and a latent with equal noise in its rows."""
+"""A sweep's strengths from text, and a latent with the same noise in all batch entries of a sweep."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from math import isfinite
+from typing import Any
 
 import torch
 
@@ -8,7 +12,7 @@ MOST_VALUES = 64
 
 
 def parse_values(text: str) -> list[float]:
-    """Strengths from "-3, 0, 3" or "-3:3:7" (from, to, count).
+    """Read strengths from "-3, 0, 3" or "-3:3:7" (from, to, count).
 
     Raises ValueError for anything else, for none, and for more than 64.
     """
@@ -28,10 +32,10 @@ def parse_values(text: str) -> list[float]:
     return values
 
 
-def swept_latent(latent: dict, count: int) -> dict:
-    """The latent with every entry repeated `count` times in a row: (n, C, ...) -> (n * count, C, ...).
+def swept_latent(latent: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Repeat every entry of a LATENT `count` times: (n, C, ...) -> (n * count, C, ...), copies side by side.
 
-    `batch_index` makes the host draw the same noise for the copies of an entry (`comfy.sample.prepare_noise`).
+    Its `batch_index` makes ComfyUI draw the same noise for the copies of an entry (`comfy.sample.prepare_noise`).
     """
     samples = latent["samples"]
     index = latent.get("batch_index", list(range(samples.shape[0])))

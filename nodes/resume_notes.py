@@ -1,10 +1,12 @@
-"""Notes about runs that were stopped, so that the same graph, queued again, goes on with them.
+"""Notes about cancelled runs, by which the same graph, queued again, resumes them.
 
 ComfyUI keeps what a node has put out, and does not run it again while its inputs and its fingerprint are the same.
-A run that was stopped puts out the slider, or the inversion, so far. It leaves a note on disk, by which the node's
-fingerprint changes: the node runs again, and goes on from its checkpoint, or from what is kept of it. The note stays
-when that run is finished, and with it the fingerprint.
+A run that is cancelled puts out the slider, or the inversion, so far, and writes a note to disk. The note changes the
+node's fingerprint: the node runs again, and resumes from its checkpoint, or from what is kept of the inversion. The
+note stays when that run is finished, and with it the fingerprint.
 """
+
+from __future__ import annotations
 
 import logging
 import time
@@ -19,18 +21,21 @@ from ..training.checkpoint import plain_name
 
 
 def checkpoint_folder() -> Path:
+    """The folder of checkpoints and notes, in ComfyUI's output folder."""
     return Path(folder_paths.get_output_directory()) / "slider_checkpoints"
 
 
 def node_id_of(node: type[io.ComfyNode]) -> str | None:
-    """Outside the graph there is none."""
+    """The id of the node that runs; None outside a graph."""
     return node.hidden.unique_id if node.hidden else None
 
 
 def note_stopped(name: str, node_id: str | None, done: int, steps: int) -> None:
-    """A run of this node ended before its last step. Outside a graph, without an id, nothing is noted.
+    """Write the note that a run of this node ended after `done` of `steps` steps.
 
-    A note that cannot be written is no reason to lose what the run has made.
+    name: the slider's, or what the notes of this kind of run are called.
+    node_id: None, outside a graph, writes nothing.
+    A note that cannot be written is logged: what the run has made is not lost for it.
     """
     if node_id is None:
         return
@@ -39,11 +44,14 @@ def note_stopped(name: str, node_id: str | None, done: int, steps: int) -> None:
         with written_whole(note) as partial:
             partial.write_text(f"stopped after step {done} of {steps}, {time.time_ns()}", encoding="utf-8")
     except OSError as error:
-        logging.warning("That a run was stopped cannot be noted, so the same graph will not go on with it: %s", error)
+        logging.warning("That a run was stopped cannot be noted, so the same graph will not resume it: %s", error)
 
 
 def fingerprint(name: str | None, node_id: str | None) -> str:
-    """Changes with every run of this node that is stopped. name: the slider's, None for one that is wired in."""
+    """A text that changes with every run of this node that is cancelled.
+
+    name: as `note_stopped` was given it; None, where it is not known beforehand, takes every name.
+    """
     wanted = "*" if name is None else escape(plain_name(name))
     notes = sorted(checkpoint_folder().glob(f"{wanted}{escape(_of_node(node_id))}"))
     return "; ".join(note.read_text(encoding="utf-8") for note in notes)
