@@ -13,7 +13,7 @@ SHARD = 2048
 
 
 def drawn_pool(count: int, seed: int, folder: Path) -> tuple[list[Portrait], np.ndarray]:
-    """`count` people and their pictures, (count, 64, 64, 3) uint8.
+    """`count` people and their pictures, (count, 128, 128, 3) uint8.
 
     Shards already in `folder` are read, missing ones are drawn on all cores; a shard is written whole.
     """
