@@ -1,19 +1,48 @@
-"""Drawings with their numbers, made once and kept in shards: what the model and the probe train on."""
+"""Drawings with their numbers, made once and kept in shards: what the models and the probe train on."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
 
 from .drawing import draw
+from .unnamed import Unnamed
 from .world import Portrait, portraits
 
 SHARD = 2048
+TRAINING_SEED, HELD_OUT_SEED = 1, 2
 
 
-def drawn_pool(count: int, seed: int, folder: Path) -> tuple[list[Portrait], np.ndarray]:
-    """`count` people and their pictures, (count, 128, 128, 3) uint8.
+@dataclass(frozen=True)
+class Pool:
+    """People and their drawings, which stay on disk until they are asked for."""
+
+    people: list[Portrait]
+    shards: list[np.ndarray]  # (2048, 128, 128, 3) uint8 each, mapped
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def pictures(self, chosen: Sequence[int]) -> Tensor:
+        """The drawings of the people at these places: (B, 3, 128, 128) in [-1, 1]."""
+        drawn = np.stack([self.shards[i // SHARD][i % SHARD] for i in chosen])
+        return rearrange(torch.from_numpy(drawn).float() / 127.5 - 1, "b h w c -> b c h w")
+
+    def numbers(self) -> np.ndarray:
+        """(N, 14): `Portrait.numbers`, then the brow, which no caption names."""
+        return np.stack([[*p.numbers(), Unnamed.of(p.seed).brow] for p in self.people]).astype(np.float32)
+
+
+def drawn_pool(count: int, seed: int, folder: Path) -> Pool:
+    """`count` people and their pictures.
 
     Shards already in `folder` are read, missing ones are drawn on all cores; a shard is written whole.
     """
@@ -25,8 +54,7 @@ def drawn_pool(count: int, seed: int, folder: Path) -> tuple[list[Portrait], np.
         with ProcessPoolExecutor() as workers:
             list(workers.map(_draw_shard, *zip(*missing)))
     people = [p for index in range(shards) for p in _shard_people(seed, index)]
-    pictures = np.concatenate([np.load(path) for path in paths])
-    return people[:count], pictures[:count]
+    return Pool(people[:count], [np.load(path, mmap_mode="r") for path in paths])
 
 
 def _shard_people(seed: int, index: int) -> list[Portrait]:

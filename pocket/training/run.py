@@ -1,0 +1,152 @@
+"""One training run of a pocket model: batches, loss, AdamW, a moving average, and checkpoints to go on from."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast a model learns.
+
+    steps: optimiser steps. batch: examples a step. rate: the highest learning rate, reached after `warm_up`
+    steps and lowered along half a cosine to zero. ema: decay of the moving average of the weights, a step.
+    betas, weight_decay: AdamW's. save: steps between checkpoints.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    warm_up: int = 200
+    ema: float = 0.999
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    save: int = 500
+
+    def learning_rate(self, step: int) -> float:
+        """At one step: linear warm-up, then half a cosine down to zero."""
+        if step < self.warm_up:
+            return self.rate * (step + 1) / self.warm_up
+        part = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return self.rate * 0.5 * (1 + math.cos(math.pi * part))
+
+
+Batch = tuple[Tensor, ...]
+
+
+def fit(
+    model: nn.Module,
+    batch: Callable[[np.random.Generator, int], Batch],
+    loss: Callable[..., Tensor],
+    plan: Plan,
+    state_file: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+) -> nn.Module:
+    """Train `model` and return the moving average of its weights, as a module of its own.
+
+    batch: (generator, size) -> the tensors of one step. loss: (model, *tensors) -> a scalar. Both see the same
+    random numbers at the same step of the same seed. Goes on from `state_file`, which is written whole.
+    """
+    average = copy.deepcopy(model).requires_grad_(False).to(device).eval()
+    model.to(device).train()
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        learned, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
+    )
+    begin, seconds = _resumed(state_file, model, average, optimizer)
+    start, losses = time.monotonic(), []
+    for step in range(begin, plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate(step)
+        examples = batch(np.random.default_rng((seed, step)), plan.batch)
+        torch.manual_seed(seed * 1_000_003 + step)
+        value = loss(model, *(t.to(device) for t in examples))
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        follow(average, model, min(plan.ema, (step + 1) / (step + 10)))
+        losses.append(value.item())
+        if (step + 1) % 100 == 0:
+            rate = plan.batch * (step + 1 - begin) / (time.monotonic() - start)
+            log.info(
+                "%s: step %d / %d  loss %.4f  %.1f a second",
+                state_file.stem, step + 1, plan.steps, np.mean(losses[-100:]), rate,
+            )  # fmt: skip
+        if (step + 1) % plan.save == 0 or step + 1 == plan.steps:
+            passed = seconds + time.monotonic() - start
+            _store(state_file, model, average, optimizer, step + 1, passed)
+    return average
+
+
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the average towards the model: exponentially for weights, at once for what is counted."""
+    with torch.no_grad():
+        kept, new = average.state_dict(), model.state_dict()
+        for name, value in kept.items():
+            if value.is_floating_point():
+                value.lerp_(new[name].to(value.dtype), 1 - decay)
+            else:
+                value.copy_(new[name])
+
+
+def seconds_of(state_file: Path) -> float:
+    """What a run has taken so far."""
+    return torch.load(state_file, map_location="cpu", weights_only=True)["seconds"]
+
+
+def _resumed(path: Path, model: nn.Module, average: nn.Module, optimizer) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    device = next(model.parameters()).device
+    state = torch.load(path, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["seconds"]
+
+
+def _store(path: Path, model: nn.Module, average: nn.Module, optimizer, step: int, seconds: float) -> None:
+    state = {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "seconds": seconds,
+    }
+    written(path, lambda partial: torch.save(state, partial))
+
+
+def exported(weights: dict[str, Tensor], path: Path, notes: dict[str, str]) -> None:
+    """Store weights in half precision."""
+    half = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in weights.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written(path, lambda partial: save_file(half, str(partial), metadata=notes))
+
+
+def written(path: Path, writer: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    writer(partial)
+    os.replace(partial, path)
+
+
+def bfloat16() -> torch.autocast:
+    """Matrix products and convolutions in bfloat16, where the machine is fast at it and where it is not."""
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)

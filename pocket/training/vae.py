@@ -1,0 +1,67 @@
+"""Trains the VAE from nothing, in two stages: both halves together, then the decoder alone.
+
+The first stage settles the latents, so that the UNet can begin to learn them while the decoder goes on.
+In the second the decoder sees latents disturbed a little, as a diffusion model will hand them over.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..autoencoder import Autoencoder, divergence, sampled
+from ..pool import Pool
+from .run import Plan, bfloat16, fit
+
+TOGETHER = Plan(steps=4200, batch=32, rate=1.5e-3, ema=0.998)
+DECODER = Plan(steps=6000, batch=32, rate=1e-3, ema=0.999, warm_up=100)
+KL_WEIGHT = 3e-4
+DISTURBED = 0.05  # of the latents' spread, at the most, in the second stage
+
+
+def train_together(pool: Pool, folder: Path, seed: int, plan: Plan = TOGETHER) -> Autoencoder:
+    """Encoder and decoder."""
+    torch.manual_seed(seed)
+    vae = Autoencoder().to(memory_format=torch.channels_last)
+    return fit(vae, _pictures(pool), _loss_together, plan, folder / "vae.pt", seed=seed)
+
+
+def train_decoder(vae: Autoencoder, pool: Pool, folder: Path, seed: int, plan: Plan = DECODER) -> Autoencoder:
+    """The decoder alone; the latents stay what they are."""
+    vae.requires_grad_(True).encoder.requires_grad_(False)
+    return fit(vae, _pictures(pool), _loss_of_decoder, plan, folder / "decoder.pt", seed=seed)
+
+
+def _pictures(pool: Pool):
+    def batch(rng: np.random.Generator, size: int) -> tuple[Tensor]:
+        pictures = pool.pictures(rng.integers(len(pool), size=size))
+        return (pictures.contiguous(memory_format=torch.channels_last),)
+
+    return batch
+
+
+def _loss_together(vae: Autoencoder, pictures: Tensor) -> Tensor:
+    with bfloat16():
+        mean, log_variance = vae.posterior(pictures)
+        mean, log_variance = mean.float(), log_variance.float()
+        decoded = vae.decode(sampled(mean, log_variance))
+    return _difference(decoded.float(), pictures) + KL_WEIGHT * divergence(mean, log_variance)
+
+
+def _loss_of_decoder(vae: nn.Module, pictures: Tensor) -> Tensor:
+    with bfloat16():
+        with torch.no_grad():
+            latents = vae.encode(pictures).float()
+        disturbed = DISTURBED * latents.std() * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+        decoded = vae.decode(latents + disturbed * torch.randn_like(latents))
+    return _difference(decoded.float(), pictures)
+
+
+def _difference(decoded: Tensor, pictures: Tensor) -> Tensor:
+    """Absolute and squared error of the values, and absolute error of their differences, which keeps edges."""
+    error = decoded - pictures
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    return error.abs().mean() + 0.5 * edges + 4 * error.square().mean()
