@@ -16,7 +16,7 @@ CONFIG = {
     "intermediate_size": 512,
     "hidden_act": "quick_gelu",
     "num_channels": 3,
-    "patch_size": 8,
+    "patch_size": 16,
     "image_size": SIZE,
     "projection_dim": WIDTH,
     "image_mean": [0.5, 0.5, 0.5],
