@@ -23,7 +23,7 @@ from concept_sliders.pocket.draw_pairs import as_images
 from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
-from concept_sliders.pocket.world import BINARY, CONTINUOUS, portraits
+from concept_sliders.pocket.world.portrait import BINARY, CONTINUOUS, portraits
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.comfy_host.apply import apply_sliders

@@ -19,7 +19,7 @@ from concept_sliders.comfy_host.text_encoders import encode_prompts
 from concept_sliders.pocket import draw_pairs
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe
-from concept_sliders.pocket.world import BINARY, CONTINUOUS
+from concept_sliders.pocket.world.portrait import BINARY, CONTINUOUS
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack

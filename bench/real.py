@@ -28,12 +28,12 @@ from concept_sliders.inversion.inversion_files import load_inversion, save_inver
 from concept_sliders.inversion.inversion import Inversion
 from concept_sliders.inversion.settings import InversionSettings
 from concept_sliders.inversion.inversion_run import invert
-from concept_sliders.pocket.captions import caption
+from concept_sliders.pocket.world.captions import caption
 from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe
 from concept_sliders.pocket.sheet import contact_sheet
-from concept_sliders.pocket.world import portraits
+from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.comfy_host.apply import apply_sliders

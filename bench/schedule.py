@@ -25,7 +25,7 @@ from concept_sliders.comfy_host.text_encoders import encode_prompts
 from concept_sliders.pocket.measure import Effect, effect
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe
-from concept_sliders.pocket.world import STYLES
+from concept_sliders.pocket.world.portrait import STYLES
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.comfy_host.apply import apply_sliders

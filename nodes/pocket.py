@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..pocket.captions import LEFT_UNSAID, caption
 from ..pocket.drawing import draw
 from ..pocket.model import load_pocket
-from ..pocket.world import portraits
+from ..pocket.world.captions import LEFT_UNSAID, caption
+from ..pocket.world.portrait import portraits
 
 _UNSEEN = 2**40  # beyond the seeds of everyone that a training has seen
 

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from .drawing import SIZE, draw
-from .unnamed import Unnamed
-from .world import Portrait, portraits
+from .world.portrait import Portrait, portraits
+from .world.unnamed import Unnamed
 
 FOLDER = Path(__file__).with_name("pairs")
 PROMPT = "portrait of a person, flat colour"

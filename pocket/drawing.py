@@ -1,8 +1,7 @@
-"""Draws a portrait of the pocket world: (128, 128, 3) uint8, the same picture for the same portrait.
+"""Draws a portrait of the pocket world: (64, 64, 3) uint8, the same picture for the same portrait.
 
-Shapes are given in units of a 256 x 256 canvas, drawn at twice that size and averaged down, which smooths
-their edges. Each style is a palette (what a colour becomes), an outline width and a last touch; the shapes
-are the same in all.
+Shapes are drawn on a larger canvas and averaged down, which smooths their edges. Each style is a
+palette (what a colour becomes), an outline width and a last touch; the shapes are the same in all.
 """
 
 import colorsys
@@ -12,14 +11,13 @@ from math import cos, pi, sin
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .shapes import arc, mix, oval, ramp, tilted
-from .unnamed import Unnamed
-from .world import Portrait
+from .world.portrait import Portrait
+from .world.shapes import arc, mix, oval, ramp, tilted
+from .world.unnamed import Unnamed
 
-SIZE = 128  # pixels a side
-CANVAS = 256  # units a side
-OVERSAMPLED = 2  # pixels drawn a unit
-FRAME = (16, 24, 240, 248)  # the part of the canvas that the picture shows, in units
+SIZE = 64
+CANVAS = 256
+FRAME = (16, 24, 240, 248)  # the part of the canvas that the picture shows
 STARS = ((34, 60), (62, 38), (48, 96), (96, 44), (150, 36), (182, 78), (222, 92), (176, 44), (30, 120))
 INK = (34, 30, 40)
 PAPER = (246, 240, 228)
@@ -27,23 +25,20 @@ PAPER = (246, 240, 228)
 SKY_TOP = ((10, 14, 48), (62, 44, 112), (128, 140, 205), (92, 160, 232), (60, 150, 250))
 SKY_LOW = ((40, 42, 96), (206, 96, 92), (248, 196, 150), (190, 222, 248), (214, 240, 255))
 HAIR = ((24, 20, 26), (92, 54, 34), (168, 108, 52), (228, 190, 112), (244, 241, 234))
-IRIS = ((92, 58, 36), (110, 120, 60), (66, 128, 110), (62, 116, 176))
-HILLS = (58, 96, 74)
 SKIN = ((84, 52, 36), (138, 90, 62), (190, 136, 98), (232, 184, 148), (254, 224, 202))
 
 
 def draw(portrait: Portrait, unnamed: Unnamed | None = None) -> np.ndarray:
-    """(128, 128, 3) uint8. unnamed: what no caption names; the portrait's seed says it otherwise."""
+    """(64, 64, 3) uint8. unnamed: what no caption names; the portrait's seed says it otherwise."""
     brush = Brush(portrait.style)
     unnamed = unnamed or Unnamed.of(portrait.seed)
     _draw_sky(brush, portrait)
-    _draw_hills(brush, portrait, unnamed)
     face = _measure(portrait, unnamed)
     _draw_back_hair(brush, portrait, face)
     _draw_body(brush, portrait, face, unnamed)
     _draw_head(brush, portrait, face)
     _draw_wrinkles(brush, portrait, face)
-    _draw_eyes(brush, portrait, face, unnamed)
+    _draw_eyes(brush, portrait, face)
     _draw_nose_and_mouth(brush, portrait, face)
     _draw_front_hair(brush, portrait, face)
     if portrait.glasses:
@@ -77,70 +72,50 @@ class Brush:
 
     def __init__(self, style: str):
         self.style = style
-        side = CANVAS * OVERSAMPLED
-        self.image = Image.new("RGB", (side, side), PAPER)
+        self.image = Image.new("RGB", (CANVAS, CANVAS), PAPER)
         self.pen = ImageDraw.Draw(self.image)
 
-    def tint(self, color):
+    def tint(self, color, strength: float = 1.0):
         """A colour as this style paints it."""
         rgb = np.array(color, dtype=float)
         if self.style == "ink sketch":
-            wash = (rgb @ (0.30, 0.59, 0.11) / 255) ** 0.7
-            rgb = np.array(PAPER) * (0.10 + 0.90 * wash)
+            wash = rgb @ (0.30, 0.59, 0.11) / 255
+            rgb = np.array(PAPER) * (0.30 + 0.70 * wash)
         elif self.style == "pastel":
             grey = rgb.mean()
             rgb = 0.7 * (grey + 0.9 * (rgb - grey)) + 0.3 * np.array((255, 246, 250))
         return tuple(int(round(v)) for v in rgb)
 
-    def fill(self, points, color):
-        """A filled shape without an outline."""
-        self.pen.polygon(_pixels(points), fill=self.tint(color))
-
-    def shape(self, points, color, ink_width: float = 6):
-        self.fill(points, color)
+    def shape(self, points, color, ink_width: int = 6):
         fill = self.tint(color)
+        self.pen.polygon(points, fill=fill)
         outline = {"flat colour": mix(fill, INK, 0.45), "ink sketch": INK, "pastel": None}[self.style]
         if outline:
             width = ink_width if self.style == "ink sketch" else 3
-            self._stroke([*points, points[0], points[1]], outline, width)
+            self.pen.line([*points, points[0], points[1]], fill=outline, width=width, joint="curve")
 
-    def oval(self, x, y, rx, ry, color, ink_width: float = 6):
+    def oval(self, x, y, rx, ry, color, ink_width: int = 6):
         self.shape(oval(x, y, rx, ry), color, ink_width)
 
     def dot(self, x, y, rx, ry, color):
         """An oval without an outline."""
-        corners = _pixels([(x - rx, y - ry), (x + rx, y + ry)])
-        self.pen.ellipse(corners, fill=self.tint(color))
+        self.pen.ellipse((x - rx, y - ry, x + rx, y + ry), fill=self.tint(color))
 
-    def line(self, points, color, width, inked: bool = False):
-        """A line with round ends. inked: an ink sketch draws it in ink, whatever its colour."""
-        color = INK if inked and self.style == "ink sketch" else self.tint(color)
-        self._stroke(points, color, width)
-        for x, y in _pixels([points[0], points[-1]]):
-            r = OVERSAMPLED * width / 2 - 0.5
-            self.pen.ellipse((x - r, y - r, x + r, y + r), fill=color)
-
-    def _stroke(self, points, color, width):
-        self.pen.line(_pixels(points), fill=color, width=max(1, round(width * OVERSAMPLED)), joint="curve")
+    def line(self, points, color, width):
+        self.pen.line(points, fill=self.tint(color), width=max(1, round(width)), joint="curve")
 
     def finish(self) -> np.ndarray:
         image = self.image
         if self.style == "pastel":
-            image = image.filter(ImageFilter.GaussianBlur(1.2 * OVERSAMPLED))
-        box = tuple(OVERSAMPLED * edge for edge in FRAME)
-        return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX, box=box))
-
-
-def _pixels(points) -> list[tuple[float, float]]:
-    """Units of the canvas to pixels of the image."""
-    return [(OVERSAMPLED * x, OVERSAMPLED * y) for x, y in points]
+            image = image.filter(ImageFilter.GaussianBlur(1.5))
+        return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX, box=FRAME))
 
 
 def _measure(p: Portrait, unnamed: Unnamed) -> Face:
     x, y = 128 + unnamed.x, 132 + unnamed.y
     half_width = 42 + 26 * p.face_width
     half_height = 54 + 18 * p.age
-    eye_y = _eye_level(y, p)
+    eye_y = y + 14 - 24 * p.age
     apart = half_width * 0.46
     eyes = [(x - apart, eye_y), (x + apart, eye_y)]
     mouth, tilt = (x, y + 36), 0.0
@@ -161,17 +136,11 @@ def _measure(p: Portrait, unnamed: Unnamed) -> Face:
     )
 
 
-def _eye_level(y: float, p: Portrait) -> float:
-    """Low in a child's face, higher in an old one."""
-    return y + 14 - 22 * p.age
-
-
 def _draw_sky(brush: Brush, p: Portrait):
     top, low = (np.array(brush.tint(ramp(c, p.sky)), float) for c in (SKY_TOP, SKY_LOW))
-    blend = np.linspace(0, 1, CANVAS * OVERSAMPLED)[:, None]
-    rows = top * (1 - blend) + low * blend  # (512, 3)
-    side = CANVAS * OVERSAMPLED
-    brush.image.paste(Image.fromarray(np.repeat(rows[:, None], side, 1).round().astype(np.uint8)))
+    blend = np.linspace(0, 1, CANVAS)[:, None]
+    rows = top * (1 - blend) + low * blend  # (256, 3)
+    brush.image.paste(Image.fromarray(np.repeat(rows[:, None], CANVAS, 1).round().astype(np.uint8)))
     glow = max(0.0, 1 - p.sky / 0.3)
     if glow:
         sky = ramp(SKY_TOP, p.sky)
@@ -181,14 +150,6 @@ def _draw_sky(brush: Brush, p: Portrait):
     if p.sky > 0.3:  # the sun climbs through the day
         height = 190 - 194 * (p.sky - 0.3)
         brush.dot(210, height, 20, 20, ramp(((255, 120, 70), (255, 190, 90), (255, 240, 150)), p.sky))
-
-
-def _draw_hills(brush: Brush, p: Portrait, unnamed: Unnamed):
-    """Two soft hills behind the shoulders, as light as the sky lets them be."""
-    haze = ramp(SKY_LOW, p.sky)
-    for shade, height, middle in ((0.30, 34, 60 + 40 * unnamed.hills), (0.5, 22, 190 - 40 * unnamed.hills)):
-        crest = [(x, 226 - height * cos((x - middle) / 90)) for x in np.linspace(0, CANVAS, 25)]
-        brush.fill([*crest, (CANVAS, CANVAS), (0, CANVAS)], mix(haze, HILLS, shade))
 
 
 def _draw_back_hair(brush: Brush, p: Portrait, f: Face):
@@ -219,9 +180,7 @@ def _draw_body(brush: Brush, p: Portrait, f: Face, unnamed: Unnamed):
 
 def _draw_head(brush: Brush, p: Portrait, f: Face):
     for side in (-1, 1):
-        ear = f.x + side * (f.half_width + 1)
-        brush.oval(ear, f.y + 6, 10, 14, f.skin)
-        brush.dot(ear + side, f.y + 7, 5, 8, mix(f.skin, (120, 50, 44), 0.28))
+        brush.oval(f.x + side * f.half_width, f.y + 6, 9, 14, f.skin)
     jaw = 0.10 if p.woman else -0.06  # a man's jaw is squarer
     outline = []
     for a in np.linspace(0, 2 * pi, 49)[:-1]:
@@ -252,34 +211,26 @@ def _draw_wrinkles(brush: Brush, p: Portrait, f: Face):
             (f.x + side * w * 0.55, f.y + 47),
         ]
         brush.line(cheek, color, width)
-        eye_y = _eye_level(f.y, p)
+        eye_y = f.y + 14 - 24 * p.age
         brush.line(arc(f.x + side * w * 0.46, eye_y + 20, 11, 4), color, width * 0.8)
 
 
-def _draw_eyes(brush: Brush, p: Portrait, f: Face, unnamed: Unnamed):
+def _draw_eyes(brush: Brush, p: Portrait, f: Face):
     radius = 6 + 11 * p.eye_size
-    iris = ramp(IRIS, unnamed.iris)
-    look_x, look_y = 0.34 * radius * unnamed.gaze[0], 0.16 * radius * unnamed.gaze[1]
+    brow = mix(f.hair, INK, 0.35)
     for side, (x, y) in zip((-1, 1), f.eyes):
-        brush.oval(x, y, radius * 1.25, radius, (252, 252, 250), ink_width=4)
-        ix, iy = x + look_x, y + look_y
-        brush.dot(ix, iy, radius * 0.74, radius * 0.74, iris)
-        brush.dot(ix, iy, radius * 0.44, radius * 0.44, (16, 14, 20))
-        brush.dot(ix - radius * 0.26, iy - radius * 0.3, radius * 0.24, radius * 0.24, (255, 255, 255))
+        brush.oval(x, y, radius * 1.25, radius, (252, 252, 250), ink_width=3)
+        brush.dot(x, y, radius * 0.72, radius * 0.72, (70, 92, 104))
+        brush.dot(x, y, radius * 0.42, radius * 0.42, (16, 14, 20))
+        brush.dot(x - radius * 0.25, y - radius * 0.3, radius * 0.2, radius * 0.2, (255, 255, 255))
         if p.woman:
             lid = arc(x, y - radius * 0.55, radius * 1.35, -radius * 0.5)
-            brush.line(lid, INK, 6, inked=True)
+            brush.line(lid, INK, 6)
             corner = x + side * radius * 1.25
-            brush.line([(corner, y - radius * 0.5), (corner + side * 9, y - radius * 0.5 - 7)], INK, 5, inked=True)
-        _draw_brow(brush, p, f, unnamed, side, x, y - radius - 9)
-
-
-def _draw_brow(brush: Brush, p: Portrait, f: Face, unnamed: Unnamed, side: int, x: float, y: float):
-    """Down to the nose in a frown, up in a laugh; from straight to highly arched as no caption says."""
-    frown = 14 * (0.5 - p.smile)
-    rise = 13 * unnamed.brow
-    arch = [(px, py + rise * 0.35 - side * frown * (px - x) / 15) for px, py in arc(x, y, 15, -rise)]
-    brush.line(arch, mix(f.hair, INK, 0.35), 5 if p.woman else 9, inked=True)
+            brush.line([(corner, y - radius * 0.5), (corner + side * 9, y - radius * 0.5 - 7)], INK, 5)
+        frown = 14 * (0.5 - p.smile)  # brows go down to the nose in a frown, up in a laugh
+        arch = [(px, py - side * frown * (px - x) / 15) for px, py in arc(x, y - radius - 9, 15, -4)]
+        brush.line(arch, brow, 5 if p.woman else 10)
 
 
 def _draw_nose_and_mouth(brush: Brush, p: Portrait, f: Face):
@@ -294,13 +245,15 @@ def _draw_mouth(brush: Brush, p: Portrait, f: Face):
     x, y = f.mouth
     half, bend = 19 + 9 * p.smile, 44 * (p.smile - 0.45)
     lip = (196, 48, 62) if p.woman else mix(f.skin, (96, 30, 32), 0.6)
+    if brush.style == "ink sketch":
+        lip = INK  # a red as grey as the skin would vanish
     lower = tilted(arc(x, y - bend / 2, half, bend), x, y, f.mouth_tilt)
     gape = max(0.0, p.smile - 0.5) * 30
     if gape:  # a laugh shows teeth
         upper = tilted(arc(x, y - bend / 2, half, bend - gape * 1.4), x, y, f.mouth_tilt)
-        brush.fill(lower + upper[::-1], (252, 250, 244))
-        brush.line(upper, lip, 4, inked=True)
-    brush.line(lower, lip, 9 if p.woman else 7, inked=True)
+        brush.pen.polygon(lower + upper[::-1], fill=brush.tint((252, 250, 244)))
+        brush.line(upper, lip, 4)
+    brush.line(lower, lip, 9 if p.woman else 7)
 
 
 def _draw_front_hair(brush: Brush, p: Portrait, f: Face):
@@ -313,14 +266,6 @@ def _draw_front_hair(brush: Brush, p: Portrait, f: Face):
         (f.x - w * 0.86, top + 42),
     ]
     brush.shape(cap + hairline, f.hair)
-    _draw_sheen(brush, f)
-
-
-def _draw_sheen(brush: Brush, f: Face):
-    """A lighter band along the crown."""
-    w, h = 0.74 * f.half_width, f.half_height - 22
-    band = [(f.x + w * cos(a), f.y - 18 - h * sin(a)) for a in np.linspace(0.82 * pi, 0.58 * pi, 7)]
-    brush.line(band, mix(f.hair, (255, 246, 226), 0.26), 6)
 
 
 def _draw_glasses(brush: Brush, f: Face):
@@ -328,10 +273,10 @@ def _draw_glasses(brush: Brush, f: Face):
     frame = (30, 28, 44)
     lens = min(24.0, f.half_width * 0.40)
     for x, y in f.eyes:
-        brush.line(oval(x, y, lens, 22) + oval(x, y, lens, 22)[:2], frame, 6, inked=True)
-    brush.line([(lx + lens, ly), (rx - lens, ry)], frame, 6, inked=True)
-    brush.line([(lx - lens, ly), (f.x - f.half_width - 3, ly - 3)], frame, 6, inked=True)
-    brush.line([(rx + lens, ry), (f.x + f.half_width + 3, ry - 3)], frame, 6, inked=True)
+        brush.line(oval(x, y, lens, 22) + oval(x, y, lens, 22)[:2], frame, 6)
+    brush.line([(lx + lens, ly), (rx - lens, ry)], frame, 6)
+    brush.line([(lx - lens, ly), (f.x - f.half_width - 3, ly - 3)], frame, 6)
+    brush.line([(rx + lens, ry), (f.x + f.half_width + 3, ry - 3)], frame, 6)
 
 
 def _draw_hat(brush: Brush, f: Face, unnamed: Unnamed):

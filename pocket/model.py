@@ -1,6 +1,6 @@
-"""The pocket model, of ComfyUI's own classes: MODEL, CLIP, VAE and CLIP_VISION that every stock node takes.
+"""The pocket model, of the host's own classes: MODEL, CLIP and VAE that every stock node takes.
 
-A v-prediction UNet over 8 x 16 x 16 latents (`autoencoder`), prompted by a small CLIP text model (`text`)
+A rectified-flow UNet over 24 x 16 x 16 latents (`codec`), prompted by a small CLIP text model (`text`)
 through cross-attention and through its pooled output.
 """
 
@@ -14,29 +14,24 @@ import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from torch import Tensor
 
-from .autoencoder import CHANNELS, FACTOR, Autoencoder
-from .text import WIDTH, PocketClipModel, PocketTokenizer
-from .vision import build_vision
+from .codec import BLOCK, CHANNELS, BlockCodec
+from .models.text import WIDTH, PocketClipModel, PocketTokenizer
 
-FOLDER = Path(__file__).parent / "weights"
-TIMESTEPS = 1000
-# The noise schedule: sigma = MIDDLE tan(angle), the angle rising evenly with the timestep. A latent of 16 x 16 shows
-# its layout through more noise than one of 64 x 64 does, so the middle lies lower than a cosine schedule's (1).
-MIDDLE, SIGMA_MIN, SIGMA_MAX = 0.75, 0.012, 20.0
-
-
-def noise_levels() -> Tensor:
-    """(1000,) sigmas, rising."""
-    first, last = (torch.atan(torch.tensor(sigma / MIDDLE, dtype=torch.float64)) for sigma in (SIGMA_MIN, SIGMA_MAX))
-    angles = first + (last - first) * torch.linspace(0, 1, TIMESTEPS, dtype=torch.float64)
-    return (MIDDLE * torch.tan(angles)).float()
+WEIGHTS = Path(__file__).parent / "weights" / "pocket.safetensors"
+SHIFT = 2.0  # of the noise schedule, in training and in sampling
 
 
 class PocketLatents(comfy.latent_formats.LatentFormat):
     latent_channels = CHANNELS
-    spacial_downscale_ratio = FACTOR
+    spacial_downscale_ratio = BLOCK
+
+    def __init__(self):
+        # Lowest frequencies alone, for the host's previews: luma, then the two chroma axes.
+        factors = [[0.0, 0.0, 0.0] for _ in range(CHANNELS)]
+        factors[0] = [0.1355] * 3
+        factors[16], factors[20] = [0.1101, 0.0, -0.1101], [0.0399, -0.0798, 0.0399]
+        self.latent_rgb_factors = factors
 
 
 class PocketConfig(comfy.supported_models_base.BASE):
@@ -44,11 +39,11 @@ class PocketConfig(comfy.supported_models_base.BASE):
         "image_size": 16,
         "in_channels": CHANNELS,
         "out_channels": CHANNELS,
-        "model_channels": 80,
+        "model_channels": 64,
         "num_res_blocks": [1, 1],
         "channel_mult": [1, 2],
-        "transformer_depth": [1, 1],
-        "transformer_depth_output": [1, 1, 1, 1],
+        "transformer_depth": [0, 1],
+        "transformer_depth_output": [0, 0, 1, 1],
         "transformer_depth_middle": 1,
         "use_spatial_transformer": True,
         "use_linear_in_transformer": True,
@@ -59,23 +54,20 @@ class PocketConfig(comfy.supported_models_base.BASE):
         "legacy": False,
         "dtype": torch.float32,
     }
-    unet_extra_config = {"num_heads": -1, "num_head_channels": 40}
+    unet_extra_config = {"num_heads": -1, "num_head_channels": 32}
+    sampling_settings = {"shift": SHIFT, "multiplier": 1000}
     latent_format = PocketLatents
     memory_usage_factor = 0.5
     supported_inference_dtypes = [torch.float32, torch.float16, torch.bfloat16]
 
     def model_type(self, state_dict, prefix=""):
-        return comfy.model_base.ModelType.V_PREDICTION
+        return comfy.model_base.ModelType.FLOW
 
     def get_model(self, state_dict, prefix="", device=None):
         return PocketModel(self, model_type=self.model_type(state_dict), device=device)
 
 
 class PocketModel(comfy.model_base.BaseModel):
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.model_sampling.set_sigmas(noise_levels())
-
     def encode_adm(self, **kwargs):
         """(B, 128): the pooled prompt, which every residual block receives."""
         return kwargs["pooled_output"]
@@ -92,11 +84,11 @@ def build_clip(state_dict=None, **model_options) -> comfy.sd.CLIP:
     return comfy.sd.CLIP(target, state_dict=state_dict or {}, parameters=1_000_000, model_options=model_options)
 
 
-def build_vae(network: Autoencoder) -> comfy.sd.VAE:
-    """ComfyUI's VAE around the pack's own network."""
+def build_vae() -> comfy.sd.VAE:
+    """The host's VAE around the block codec."""
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
-    vae.first_stage_model = network.eval().to(vae.vae_dtype)
-    vae.downscale_ratio = vae.upscale_ratio = FACTOR
+    vae.first_stage_model = BlockCodec().eval().to(vae.vae_dtype)
+    vae.downscale_ratio = vae.upscale_ratio = BLOCK
     vae.latent_channels = CHANNELS
     vae.patcher = comfy.model_patcher.ModelPatcher(
         vae.first_stage_model,
@@ -106,32 +98,23 @@ def build_vae(network: Autoencoder) -> comfy.sd.VAE:
     return vae
 
 
-def load_pocket(folder: Path = FOLDER):
-    """(ModelPatcher, CLIP, VAE, ClipVisionModel) from the shipped weights, or from those of a training run.
+def load_pocket(path: Path = WEIGHTS):
+    """(ModelPatcher, CLIP, VAE) from the shipped weights, or from those of a training run.
 
-    Raises FileNotFoundError if `folder` lacks one of the files.
+    Raises FileNotFoundError if `path` holds no weights.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"No pocket model at {path}: train one with pocket/train.py.")
+    weights = {key: value.float() for key, value in comfy.utils.load_torch_file(str(path)).items()}
+    split = {"unet.": {}, "clip_l.": {}}
+    for key, value in weights.items():
+        prefix = next(p for p in split if key.startswith(p))
+        split[prefix][key.removeprefix("unet.")] = value
     model = build_unet()
-    model.diffusion_model.load_state_dict(weights_of(folder, "unet"))
+    model.diffusion_model.load_state_dict(split["unet."])
     patcher = comfy.model_patcher.CoreModelPatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    text = {f"clip_l.{name}": value for name, value in weights_of(folder, "text").items()}
-    return patcher, build_clip(text), build_vae(load_autoencoder(folder)), build_vision(weights_of(folder, "vision"))
-
-
-def load_autoencoder(folder: Path = FOLDER) -> Autoencoder:
-    """The VAE's network alone."""
-    network = Autoencoder()
-    network.load_state_dict(weights_of(folder, "vae"))
-    return network
-
-
-def weights_of(folder: Path, part: str) -> dict[str, Tensor]:
-    """Those of one part ("unet", "text", "vae", "vision"), in single precision."""
-    path = folder / f"{part}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"No {part} of the pocket model at {path}: train one with pocket/train.py.")
-    return {name: value.float() for name, value in comfy.utils.load_torch_file(str(path)).items()}
+    return patcher, build_clip(split["clip_l."]), build_vae()

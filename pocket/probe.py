@@ -1,7 +1,7 @@
 """The probe: reads the attributes of the pocket world back from a picture.
 
 A small convolutional network, trained on drawings whose numbers are known (`train_probe`). It needs
-nothing of ComfyUI, so the same probe measures drawings, samples and edited photographs alike.
+nothing of the host, so the same probe measures drawings, samples and edited photographs alike.
 """
 
 from dataclasses import dataclass
@@ -12,24 +12,23 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 
-from .world import BINARY, CONTINUOUS, STYLES
+from .world.portrait import BINARY, CONTINUOUS, STYLES
 
 WEIGHTS = Path(__file__).parent / "weights" / "probe.safetensors"
-SIZE = 128  # pixels a side of what the network sees
+SIZE = 64  # pixels a side of what the network sees
 BATCH = 128  # pictures read at a time
-NUMBERS = (*CONTINUOUS, "brow")  # in [0, 1]
-COLUMNS = (*NUMBERS, *BINARY, *STYLES)
+COLUMNS = (*CONTINUOUS, *BINARY, *STYLES)
 
 
 @dataclass(frozen=True)
 class Readings:
     """What the probe read from B pictures.
 
-    `readings["age"]` is (B,): a continuous attribute or the brow in [0, 1], or the probability of a binary one or
+    `readings["age"]` is (B,): a continuous attribute in [0, 1], or the probability of a binary one or
     of one style ("pastel"). `readings["style"]` is (B, 3), in the order of `STYLES`.
     """
 
-    values: torch.Tensor  # (B, 16), the columns of COLUMNS
+    values: torch.Tensor  # (B, 15), the columns of COLUMNS
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name == "style":
@@ -53,18 +52,18 @@ class Readings:
 
 
 class Probe(nn.Module):
-    """(B, 3, 128, 128) in [-1, 1] -> (B, 16): numbers, then logits of the binary attributes and the styles."""
+    """(B, 3, 64, 64) in [-1, 1] -> (B, 15): numbers, then logits of the binary attributes and the styles."""
 
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
-            *_block(3, 24, kernel=4, stride=2),  # 64 x 64
-            *_block(24, 48, kernel=4, stride=2),  # 32 x 32
-            *_block(48, 80, kernel=3, stride=2),  # 16 x 16
-            *_block(80, 112, kernel=3, stride=2),  # 8 x 8
-            *_block(112, 128, kernel=3, stride=2),  # 4 x 4
+            *_block(3, 24, kernel=4, stride=2),  # 32 x 32
+            *_block(24, 64, kernel=4, stride=2),  # 16 x 16
+            *_block(64, 96, kernel=3, stride=2),  # 8 x 8
+            *_block(96, 96, kernel=3, stride=1),
+            *_block(96, 112, kernel=3, stride=2),  # 4 x 4
             nn.Flatten(),  # faces stand in the middle, so places may keep weights of their own
-            nn.Linear(128 * 16, 96),
+            nn.Linear(112 * 16, 96),
             nn.SiLU(),
             nn.Linear(96, len(COLUMNS)),
         )
@@ -90,8 +89,8 @@ class Probe(nn.Module):
 
 
 def split_columns(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B, 16) -> (B, 9) numbers, (B, 4) binary, (B, 3) style."""
-    return values.split([len(NUMBERS), len(BINARY), len(STYLES)], 1)
+    """(B, 15) -> (B, 8) continuous, (B, 4) binary, (B, 3) style."""
+    return values.split([len(CONTINUOUS), len(BINARY), len(STYLES)], 1)
 
 
 def load_probe(path: Path = WEIGHTS) -> Probe:
@@ -100,7 +99,7 @@ def load_probe(path: Path = WEIGHTS) -> Probe:
     Raises FileNotFoundError if `path` holds no weights.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"No probe at {path}: train one with pocket/train.py.")
+        raise FileNotFoundError(f"No probe at {path}: train one with pocket/train_probe.py.")
     with safe_open(str(path), framework="pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     probe = Probe()

@@ -20,7 +20,7 @@ import nodes
 from .model import WEIGHTS, load_pocket
 from .probe import SIZE, load_probe
 from .sheet import contact_sheet, overview
-from .world import CONTINUOUS, STYLES
+from .world.portrait import CONTINUOUS, STYLES
 
 ENOUGH = 0.6  # of the range: what the distance of two opposing prompts should reach
 ON_A_SHEET = 8  # pictures of each end

@@ -1,0 +1,1 @@
+"""Training of the pocket models, each from nothing and resumable."""

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..captions import caption
-from ..model import build_clip
-from ..pool import Pool
-from ..text import WordTokenizer, padded_ids
-from ..vision import build_vision
+from ..models.loading import build_clip
+from ..models.text import WordTokenizer, padded_ids
+from ..models.vision import build_vision
+from ..world.captions import caption
+from ..world.pool import Pool
 from .initial import differentiable, initialise
 from .run import Plan, bfloat16, fit
 

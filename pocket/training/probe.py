@@ -6,16 +6,18 @@ pictures, which are a little of all that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-from ..pool import Pool
-from ..probe import NUMBERS, Probe, Readings, split_columns
-from ..world import BINARY
+from ..measuring.probe import NUMBERS, Probe, Readings, split_columns
+from ..world.pool import Pool
+from ..world.portrait import BINARY
 from .run import Plan, bfloat16, fit
 
 PLAN = Plan(steps=6000, batch=64, rate=3e-3, warm_up=150, ema=0.998, weight_decay=0.02)
@@ -31,18 +33,30 @@ def train_probe(pool: Pool, folder: Path, seed: int, plan: Plan = PLAN) -> Probe
     return fit(probe, _lessons(pool), _loss, plan, folder / "probe.pt", seed=seed).eval()
 
 
-def held_out_figures(readings: Readings, pool: Pool) -> dict[str, float]:
-    """R^2 of each number, the share read right of each discrete attribute."""
-    truth = torch.from_numpy(pool.numbers())  # (N, 14): continuous, binary, style, brow
-    known = dict(zip(_TARGETS, truth.T))
+def held_out_figures(readings: Readings, numbers: Tensor, names: Sequence[str] = NUMBERS) -> dict[str, float]:
+    """R^2 of each number, the share read right of each discrete attribute. numbers: (N, 14), as `Pool.numbers`."""
+    known = dict(zip(_TARGETS, numbers.T))
     figures = {}
-    for name in NUMBERS:
+    for name in names:
         error = (readings[name] - known[name]).square().mean()
         figures[name] = 1 - (error / known[name].var(correction=0)).item()
     for name in BINARY:
         figures[name] = ((readings[name] > 0.5) == (known[name] > 0.5)).float().mean().item()
     figures["style"] = (readings["style"].argmax(1) == known["style"].long()).float().mean().item()
     return figures
+
+
+def figures_on(probe: Probe, pool: Pool) -> dict[str, float]:
+    """`held_out_figures` of the probe as it is stored, in half precision."""
+    probe.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in probe.state_dict().items()})
+    parts = [probe.read(images(pool.pictures(range(i, i + 256)))) for i in range(0, len(pool), 256)]
+    readings = Readings(torch.cat([part.values for part in parts]))
+    return {name: round(value, 4) for name, value in held_out_figures(readings, torch.from_numpy(pool.numbers())).items()}
+
+
+def images(pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) in [0, 1], as ComfyUI's IMAGE."""
+    return rearrange(pictures, "b c h w -> b h w c") / 2 + 0.5
 
 
 _TARGETS = (*NUMBERS[:-1], *BINARY, "style", NUMBERS[-1])  # the columns of `Pool.numbers`

@@ -91,7 +91,9 @@ def fit(
             )  # fmt: skip
         if (step + 1) % plan.save == 0 or step + 1 == plan.steps:
             passed = seconds + time.monotonic() - start
-            _store(state_file, model, average, optimizer, step + 1, passed)
+            _store(state_file, model, average, optimizer, {
+                "step": step + 1, "examples": (step + 1) * plan.batch, "seconds": passed
+            })  # fmt: skip
     return average
 
 
@@ -106,9 +108,10 @@ def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
                 value.copy_(new[name])
 
 
-def seconds_of(state_file: Path) -> float:
-    """What a run has taken so far."""
-    return torch.load(state_file, map_location="cpu", weights_only=True)["seconds"]
+def facts_of(state_file: Path) -> dict[str, int]:
+    """What a run has taken so far: steps, examples and seconds."""
+    state = torch.load(state_file, map_location="cpu", weights_only=True)
+    return {"steps": state["step"], "examples": state["examples"], "seconds": round(state["seconds"])}
 
 
 def _resumed(path: Path, model: nn.Module, average: nn.Module, optimizer) -> tuple[int, float]:
@@ -122,13 +125,12 @@ def _resumed(path: Path, model: nn.Module, average: nn.Module, optimizer) -> tup
     return state["step"], state["seconds"]
 
 
-def _store(path: Path, model: nn.Module, average: nn.Module, optimizer, step: int, seconds: float) -> None:
+def _store(path: Path, model: nn.Module, average: nn.Module, optimizer, counts: dict[str, float]) -> None:
     state = {
         "model": model.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "step": step,
-        "seconds": seconds,
+        **counts,
     }
     written(path, lambda partial: torch.save(state, partial))
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..autoencoder import Autoencoder, divergence, sampled
-from ..pool import Pool
+from ..models.autoencoder import Autoencoder, divergence, sampled
+from ..world.pool import Pool
 from .run import Plan, bfloat16, fit
 
 TOGETHER = Plan(steps=2600, batch=32, rate=1.5e-3, ema=0.998)
@@ -33,6 +33,15 @@ def train_decoder(vae: Autoencoder, pool: Pool, folder: Path, seed: int, plan: P
     """The decoder alone; the latents stay what they are."""
     vae.requires_grad_(True).encoder.requires_grad_(False)
     return fit(vae, _pictures(pool), _loss_of_decoder, plan, folder / "decoder.pt", seed=seed)
+
+
+@torch.no_grad()
+def normalised(vae: Autoencoder, pool: Pool, count: int = 2048) -> Autoencoder:
+    """Let each latent channel have mean 0 and spread 1 over drawings."""
+    latents = torch.cat([vae.posterior(pool.pictures(range(i, i + 64)))[0] for i in range(0, count, 64)])
+    vae.shift.copy_(latents.mean((0, 2, 3), keepdim=True))
+    vae.scale.copy_(latents.std((0, 2, 3), keepdim=True))
+    return vae
 
 
 def _pictures(pool: Pool):

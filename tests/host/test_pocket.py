@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from concept_sliders.nodes.pocket import DrawPortrait
-from concept_sliders.pocket.captions import vocabulary
 from concept_sliders.pocket.codec import CHANNELS
 from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
-from concept_sliders.pocket.world import STYLES, Portrait, portraits
+from concept_sliders.pocket.world.captions import vocabulary
+from concept_sliders.pocket.world.portrait import STYLES, Portrait, portraits
 from safetensors.torch import save_file
 
 import nodes

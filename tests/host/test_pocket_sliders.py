@@ -4,10 +4,10 @@ import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.identity import family, weights_hash
-from concept_sliders.pocket.captions import vocabulary
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
 from concept_sliders.pocket.train_sliders import BATCH, FOLDER, LESSONS, PERSON
+from concept_sliders.pocket.world.captions import vocabulary
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.recipe import recipe_from

@@ -1,16 +1,14 @@
-"""The probe: what it reads from drawings it has not seen, and how it is trained."""
+"""The probe: what it reads from drawings it has not seen, and what it refuses."""
 
-import argparse
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from concept_sliders.pocket import pool, train_probe
 from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.probe import COLUMNS, WEIGHTS, Readings, load_probe
-from concept_sliders.pocket.world import CONTINUOUS, DISCRETE, STYLES, Portrait, portraits
+from concept_sliders.pocket.training.probe import blurred, held_out_figures
+from concept_sliders.pocket.world.portrait import CONTINUOUS, DISCRETE, STYLES, Portrait, portraits
 from safetensors import safe_open
 
 R2_BOUND = 0.95
@@ -35,7 +33,8 @@ def check_bounds(figures: dict[str, float]) -> None:
 
 def test_it_reads_drawings_it_has_not_seen(probe):
     people = portraits(512, seed=3)
-    check_bounds(train_probe.held_out_figures(probe.read(pictures_of(people)), people))
+    numbers = torch.from_numpy(np.stack([person.numbers() for person in people]))
+    check_bounds(held_out_figures(probe.read(pictures_of(people)), numbers, CONTINUOUS))
 
 
 def test_the_file_says_what_it_reached_and_is_small():
@@ -72,7 +71,7 @@ def test_larger_pictures_are_read_alike(probe):
 def test_soft_and_noisy_pictures_are_read_alike(probe):
     people = portraits(64, seed=8)
     images = pictures_of(people).permute(0, 3, 1, 2)  # BHWC -> BCHW
-    soft = train_probe.blurred(images, sigma=0.7)
+    soft = blurred(images, sigma=0.7)
     soft += 0.02 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     shift = probe.read(images.permute(0, 2, 3, 1)).values - probe.read(soft.permute(0, 2, 3, 1)).values
     assert shift.abs().mean() < 0.03
@@ -95,36 +94,3 @@ def test_a_table_of_readings():
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No probe at .*nothing\.safetensors: train one"):
         load_probe(tmp_path / "nothing.safetensors")
-
-
-def test_training_goes_on_from_where_it_was_interrupted(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "SHARD", 32)
-    monkeypatch.setattr(pool, "ProcessPoolExecutor", ThreadPoolExecutor)  # shares the smaller shard
-
-    def options(name: str) -> argparse.Namespace:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        return argparse.Namespace(folder=folder, pool=tmp_path / "pool", save=2, drawings=32, held_out=32, seed=1)
-
-    phases = (train_probe.Phase(3, 1e-3, noise=0.1), train_probe.Phase(2, 1e-3, noise=0.05, smile=2.0))
-    straight = train_probe.train(options("straight"), phases)
-    calls = iter([True, True, True])
-    whole = train_probe.loss_of
-
-    def interrupted(*tensors):
-        next(calls)
-        return whole(*tensors)
-
-    monkeypatch.setattr(train_probe, "loss_of", interrupted)
-    with pytest.raises(StopIteration):
-        train_probe.train(options("resumed"), phases)
-    monkeypatch.setattr(train_probe, "loss_of", whole)
-    resumed = train_probe.train(options("resumed"), phases)
-    for one, other in zip(straight.state_dict().values(), resumed.state_dict().values()):
-        assert torch.equal(one, other)
-
-    stored = tmp_path / "probe.safetensors"
-    figures = train_probe.save(resumed, stored, options("resumed"))
-    assert set(figures) == {*CONTINUOUS, *DISCRETE}
-    images = torch.rand(2, 64, 64, 3)
-    assert torch.equal(load_probe(stored).read(images).values, resumed.read(images).values)

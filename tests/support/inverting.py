@@ -8,7 +8,7 @@ from concept_sliders.inversion.conditioning import negative_conditioning
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.inversion.settings import InversionSettings
 from concept_sliders.pocket.drawing import draw
-from concept_sliders.pocket.world import portraits
+from concept_sliders.pocket.world.portrait import portraits
 
 import nodes
 

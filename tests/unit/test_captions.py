@@ -5,8 +5,8 @@ import zlib
 import numpy as np
 import pytest
 from concept_sliders.pocket import captions
-from concept_sliders.pocket.captions import caption, degree, vocabulary, words_of
-from concept_sliders.pocket.world import STYLES, Portrait, portraits
+from concept_sliders.pocket.world.captions import caption, degree, vocabulary, words_of
+from concept_sliders.pocket.world.portrait import STYLES, Portrait, portraits
 
 MANY = 400
 # Attributes that a clause of their own names: the portrait's field and what each degree may be called.

@@ -1,14 +1,19 @@
 """The pocket world: people by seed, the correlations it names, pictures in which every attribute shows."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import nan
 from statistics import NormalDist
 
 import numpy as np
 import pytest
-from concept_sliders.pocket import pool, world
+import torch
 from concept_sliders.pocket.drawing import draw
-from concept_sliders.pocket.world import BINARY, CONTINUOUS, STYLES, Portrait, portraits
+from concept_sliders.pocket.world import pool
+from concept_sliders.pocket.world import portrait as world
+from concept_sliders.pocket.world.drawing import draw as detailed
+from concept_sliders.pocket.world.portrait import BINARY, CONTINUOUS, STYLES, Portrait, portraits
+from concept_sliders.pocket.world.unnamed import Unnamed
 
 PEOPLE = 4000
 
@@ -136,11 +141,53 @@ def test_numbers_are_the_attributes_in_order():
 def test_a_pool_is_drawn_once_and_read_afterwards(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "SHARD", 4)
     monkeypatch.setattr(pool, "ProcessPoolExecutor", ThreadPoolExecutor)  # shares the smaller shard
-    people, pictures = pool.drawn_pool(6, 3, tmp_path)
-    assert len(people) == len(pictures) == 6
-    assert all(np.array_equal(draw(p), picture) for p, picture in zip(people, pictures))
+    drawn = pool.drawn_pool(6, 3, tmp_path)
+    pictures = drawn.pictures(range(6))
+    assert len(drawn) == len(pictures) == 6 and pictures.shape[1:] == (3, 128, 128)
+    for person, picture in zip(drawn.people, pictures):
+        assert np.array_equal(detailed(person), ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["portraits-3-0.npy", "portraits-3-1.npy"]
 
     monkeypatch.setattr(pool, "draw", lambda _: pytest.fail("drawn again"))
-    again, same = pool.drawn_pool(6, 3, tmp_path)
-    assert again == people and np.array_equal(same, pictures)
+    again = pool.drawn_pool(6, 3, tmp_path)
+    assert again.people == drawn.people and torch.equal(again.pictures(range(6)), pictures)
+
+
+def test_a_pool_tells_the_brow_beside_the_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "SHARD", 4)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", ThreadPoolExecutor)
+    drawn = pool.drawn_pool(4, 3, tmp_path)
+    numbers = drawn.numbers()
+    for person, row in zip(drawn.people, numbers):
+        assert np.array_equal(row[:-1], person.numbers()) and row[-1] == np.float32(Unnamed.of(person.seed).brow)
+
+
+def test_a_detailed_drawing_is_128_by_128_bytes_and_the_same_each_time():
+    for style in STYLES:
+        person = Portrait(style=style, seed=3)
+        picture = detailed(person)
+        assert picture.shape == (128, 128, 3) and picture.dtype == np.uint8
+        assert np.array_equal(picture, detailed(person))
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", [*CONTINUOUS, *BINARY])
+def test_every_attribute_shows_in_a_detailed_drawing(name, style):
+    person = Portrait(style=style, age=0.4)
+    ends = (0.1, 0.9) if name in CONTINUOUS else (False, True)
+    low, high = (detailed(person.with_(**{name: end})).astype(int) for end in ends)
+    assert (np.abs(low - high).max(-1) > 24).sum() >= 120
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("change", [{"brow": 1.0}, {"gaze": (1.0, 0.0)}])
+def test_what_no_caption_names_shows(change, style):
+    person, usual = Portrait(style=style, eye_size=0.7), replace(Unnamed.of(0), brow=0.0, gaze=(-1.0, 0.0))
+    low, high = (detailed(person, unnamed).astype(int) for unnamed in (usual, replace(usual, **change)))
+    assert (np.abs(low - high).max(-1) > 24).sum() >= 40
+
+
+def test_what_is_newly_unnamed_leaves_the_rest_of_a_seed_as_it_was():
+    rng = np.random.default_rng(11)
+    x, y = rng.uniform(-5, 5), rng.uniform(-4, 4)
+    assert (Unnamed.of(11).x, Unnamed.of(11).y) == (x, y)

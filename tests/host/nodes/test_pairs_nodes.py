@@ -6,7 +6,7 @@ import torch
 from concept_sliders.nodes.image_strip import contact_sheet
 from concept_sliders.nodes.pairs import ImagePairsFromFolder, ImagePairsNode
 from concept_sliders.pocket.drawing import draw
-from concept_sliders.pocket.world import portraits
+from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.training.pairs.image_sets import ImagePairs, ImageSet
 from PIL import Image
 

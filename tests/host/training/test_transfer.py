@@ -4,10 +4,10 @@ import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.pocket import draw_pairs
-from concept_sliders.pocket.captions import vocabulary
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe
-from concept_sliders.pocket.world import BINARY, CONTINUOUS
+from concept_sliders.pocket.world.captions import vocabulary
+from concept_sliders.pocket.world.portrait import BINARY, CONTINUOUS
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.recipe import VisualRecipe

@@ -8,7 +8,7 @@ from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
-from concept_sliders.pocket.world import portraits
+from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.recipe import VisualRecipe

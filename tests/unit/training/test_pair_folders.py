@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from concept_sliders.pocket.drawing import draw
-from concept_sliders.pocket.world import portraits
+from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.training.pairs.file_names import parse_marks, read_names
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.pairs.image_files import read_caption, read_picture

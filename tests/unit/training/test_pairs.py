@@ -5,7 +5,7 @@ from math import sqrt
 import pytest
 import torch
 from concept_sliders.pocket.drawing import draw
-from concept_sliders.pocket.world import portraits
+from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.training.pairs.image_sets import (
     ImagePairs,
     ImageSet,

@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor
 
 from .drawing import draw
+from .portrait import Portrait, portraits
 from .unnamed import Unnamed
-from .world import Portrait, portraits
 
 SHARD = 2048
 TRAINING_SEED, HELD_OUT_SEED = 1, 2

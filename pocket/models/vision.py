@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.clip_vision
 from torch import Tensor
 
-from .drawing import SIZE
+from ..world.drawing import SIZE
 from .text import WIDTH
 
 CONFIG = {

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from .world import Portrait
+from .portrait import Portrait
 
 # Five steps from one end to the other; the middle step of some attributes is better left unsaid.
 AGE = (("very young",), ("young",), ("middle-aged",), ("old",), ("very old", "elderly"))

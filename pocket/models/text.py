@@ -2,7 +2,7 @@
 
 import comfy.sd1_clip
 
-from .captions import vocabulary, words_of
+from ..world.captions import vocabulary, words_of
 
 LENGTH = 40  # tokens a prompt is padded to
 WIDTH = 128

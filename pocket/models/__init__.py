@@ -1,0 +1,1 @@
+"""What the pocket model is built of: ComfyUI classes and the pack's own VAE, small, with their weights."""

@@ -1,0 +1,69 @@
+"""The pocket model as MODEL, CLIP, VAE and CLIP_VISION, which every ComfyUI node takes."""
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from torch import Tensor
+
+from .autoencoder import CHANNELS, FACTOR, Autoencoder
+from .text import PocketClipModel, PocketTokenizer
+from .unet import build_unet
+from .vision import build_vision
+
+FOLDER = Path(__file__).with_name("weights")
+
+
+def build_clip(state_dict=None, **model_options) -> comfy.sd.CLIP:
+    """The text encoder; `dtype` among the options overrides what the host would choose."""
+    target = comfy.supported_models_base.ClipTarget(PocketTokenizer, PocketClipModel)
+    return comfy.sd.CLIP(target, state_dict=state_dict or {}, parameters=1_000_000, model_options=model_options)
+
+
+def build_vae(network: Autoencoder) -> comfy.sd.VAE:
+    """ComfyUI's VAE around the pack's own network."""
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+    vae.first_stage_model = network.eval().to(vae.vae_dtype)
+    vae.downscale_ratio = vae.upscale_ratio = FACTOR
+    vae.latent_channels = CHANNELS
+    vae.patcher = comfy.model_patcher.ModelPatcher(
+        vae.first_stage_model,
+        load_device=vae.device,
+        offload_device=comfy.model_management.vae_offload_device(),
+    )
+    return vae
+
+
+def load_pocket(folder: Path = FOLDER):
+    """(ModelPatcher, CLIP, VAE, ClipVisionModel) from the shipped weights, or from those of a training run.
+
+    Raises FileNotFoundError if `folder` lacks one of the files.
+    """
+    model = build_unet()
+    model.diffusion_model.load_state_dict(weights_of(folder, "unet"))
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    text = {f"clip_l.{name}": value for name, value in weights_of(folder, "text").items()}
+    return patcher, build_clip(text), build_vae(load_autoencoder(folder)), build_vision(weights_of(folder, "vision"))
+
+
+def load_autoencoder(folder: Path = FOLDER) -> Autoencoder:
+    """The VAE's network alone."""
+    network = Autoencoder()
+    network.load_state_dict(weights_of(folder, "vae"))
+    return network
+
+
+def weights_of(folder: Path, part: str) -> dict[str, Tensor]:
+    """Those of one part ("unet", "text", "vae", "vision"), in single precision."""
+    path = folder / f"{part}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"No {part} of the pocket model at {path}: train one with pocket/train.py.")
+    return {name: value.float() for name, value in comfy.utils.load_torch_file(str(path)).items()}

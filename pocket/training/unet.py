@@ -1,0 +1,101 @@
+"""Trains the UNet on latents of drawings, by v-prediction (arXiv 2202.00512), prompted by fresh captions.
+
+Every drawing is encoded once; its caption is another one at each visit. Timesteps are drawn evenly, as the
+sampler walks through them, and one batch covers them all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..models.autoencoder import Autoencoder
+from ..models.loading import build_clip
+from ..models.text import WordTokenizer, padded_ids
+from ..models.unet import TIMESTEPS, build_unet, noise_levels
+from ..world.captions import caption
+from ..world.pool import Pool
+from .initial import initialise
+from .run import Plan, bfloat16, fit, written
+
+PLAN = Plan(steps=12000, batch=48, rate=1e-3, warm_up=400, ema=0.9995, weight_decay=0.01)
+EMPTY = 0.1  # share of empty captions, for classifier-free guidance
+ENDS = ("out_layers.3", "proj_out", "out.2")  # layers that a residual branch, or the network, ends with
+ENCODED_AT_A_TIME = 64
+
+
+class Student(nn.Module):
+    """The UNet, with the text encoder that prompts it and does not learn."""
+
+    def __init__(self, unet: nn.Module, text: nn.Module):
+        super().__init__()
+        self.unet = unet
+        self.text = text.requires_grad_(False)
+        self.register_buffer("sigmas", noise_levels(), persistent=False)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+        """(B, 8, 16, 16) of unit variance, (B,), (B, 40) -> v, (B, 8, 16, 16)."""
+        with torch.no_grad():
+            words, _, pooled, _ = self.text(ids)
+        return self.unet(noisy, timesteps.float(), context=words.float(), y=pooled.float()).float()
+
+
+def build_student(text: dict[str, Tensor], seed: int) -> Student:
+    """With a UNet's weights to begin from. text: those of the text encoder."""
+    unet = build_unet().diffusion_model.float().requires_grad_(True)
+    initialise(unet, torch.Generator().manual_seed(seed), ENDS)
+    encoder = build_clip(dtype=torch.float32).cond_stage_model.clip_l.transformer
+    encoder.load_state_dict(text)
+    return Student(unet.to(memory_format=torch.channels_last), encoder)
+
+
+def train_unet(student: Student, latents: np.ndarray, pool: Pool, folder: Path, seed: int, plan: Plan = PLAN):
+    """The whole run; the average of the UNet's weights, inside a Student."""
+    return fit(student, _samples(latents, pool), v_loss, plan, folder / "unet.pt", seed=seed)
+
+
+def encoded(vae: Autoencoder, pool: Pool, path: Path) -> np.ndarray:
+    """(N, 8, 16, 16) float16 latents of the pool, made once and kept at `path`."""
+    if not path.exists():
+        places = range(0, len(pool), ENCODED_AT_A_TIME)
+        with torch.no_grad(), bfloat16():
+            parts = [
+                vae.encode(pool.pictures(range(i, min(i + ENCODED_AT_A_TIME, len(pool))))).half().numpy()
+                for i in places
+            ]
+        written(path, lambda partial: _save(partial, np.concatenate(parts)))
+    return np.load(path, mmap_mode="r")
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, values)
+
+
+def _samples(latents: np.ndarray, pool: Pool):
+    tokenizer = WordTokenizer()
+
+    def batch(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        chosen = rng.integers(len(pool), size=size)
+        texts = ["" if rng.random() < EMPTY else caption(pool.people[i], rng) for i in chosen]
+        ids = torch.tensor([padded_ids(tokenizer, text) for text in texts])
+        even = (rng.permutation(size) + rng.random(size)) / size  # one in each of `size` equal parts of [0, 1)
+        timesteps = torch.from_numpy((even * TIMESTEPS).astype(np.int64))
+        return torch.from_numpy(latents[chosen].astype(np.float32)), timesteps, ids
+
+    return batch
+
+
+def v_loss(student: Student, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+    """|v(x_t, t, c) - (alpha noise - sigma x_0)|^2 at x_t = alpha x_0 + sigma noise, alpha^2 + sigma^2 = 1."""
+    level = student.sigmas[timesteps][:, None, None, None]
+    alpha = (1 + level.square()).rsqrt()
+    sigma = level * alpha
+    noise = torch.randn_like(latents)
+    noisy = (alpha * latents + sigma * noise).contiguous(memory_format=torch.channels_last)
+    with bfloat16():
+        predicted = student(noisy, timesteps, ids)
+    return (predicted - (alpha * noise - sigma * latents)).square().mean()
