@@ -32,7 +32,7 @@ from concept_sliders.pocket.world.captions import caption
 from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import COLUMNS, load_probe
-from concept_sliders.pocket.sheet import contact_sheet
+from concept_sliders.pocket.measuring.sheet import contact_sheet
 from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate

@@ -17,9 +17,9 @@ from PIL import Image
 
 import nodes
 
+from .measuring.sheet import contact_sheet, overview
 from .model import WEIGHTS, load_pocket
 from .probe import SIZE, load_probe
-from .sheet import contact_sheet, overview
 from .world.portrait import CONTINUOUS, STYLES
 
 ENOUGH = 0.6  # of the range: what the distance of two opposing prompts should reach

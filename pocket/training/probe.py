@@ -51,7 +51,8 @@ def figures_on(probe: Probe, pool: Pool) -> dict[str, float]:
     probe.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in probe.state_dict().items()})
     parts = [probe.read(images(pool.pictures(range(i, i + 256)))) for i in range(0, len(pool), 256)]
     readings = Readings(torch.cat([part.values for part in parts]))
-    return {name: round(value, 4) for name, value in held_out_figures(readings, torch.from_numpy(pool.numbers())).items()}
+    figures = held_out_figures(readings, torch.from_numpy(pool.numbers()))
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def images(pictures: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ TOGETHER = Plan(steps=2600, batch=32, rate=1.5e-3, ema=0.998)
 DECODER = Plan(steps=6000, batch=32, rate=1e-3, ema=0.999, warm_up=100)
 KL_WEIGHT = 3e-4
 DISTURBED = 0.05  # of the latents' spread, at the most, in the second stage
+COUNTED = 2048  # drawings that tell a latent channel's mean and spread
 
 
 def train_together(pool: Pool, folder: Path, seed: int, plan: Plan = TOGETHER) -> Autoencoder:
@@ -36,9 +37,9 @@ def train_decoder(vae: Autoencoder, pool: Pool, folder: Path, seed: int, plan: P
 
 
 @torch.no_grad()
-def normalised(vae: Autoencoder, pool: Pool, count: int = 2048) -> Autoencoder:
+def normalised(vae: Autoencoder, pool: Pool) -> Autoencoder:
     """Let each latent channel have mean 0 and spread 1 over drawings."""
-    latents = torch.cat([vae.posterior(pool.pictures(range(i, i + 64)))[0] for i in range(0, count, 64)])
+    latents = torch.cat([vae.posterior(pool.pictures(range(i, i + 64)))[0] for i in range(0, COUNTED, 64)])
     vae.shift.copy_(latents.mean((0, 2, 3), keepdim=True))
     vae.scale.copy_(latents.std((0, 2, 3), keepdim=True))
     return vae

@@ -36,12 +36,14 @@ def degree(value: float, words):
     return words[min(int(value * len(words)), len(words) - 1)]
 
 
-def caption(p: Portrait, rng: np.random.Generator, unsaid: Collection[str] = ()) -> str:
+def caption(
+    p: Portrait, rng: np.random.Generator, unsaid: Collection[str] = (), complete: bool = False
+) -> str:
     """One of the many captions of a portrait, drawn at random.
 
-    unsaid: of LEFT_UNSAID, those that it is not to name.
+    unsaid: of LEFT_UNSAID, those that it is not to name. complete: everything else is named.
     """
-    says = lambda chance=MENTION: rng.random() < chance  # noqa: E731
+    says = lambda chance=MENTION: rng.random() < chance or complete  # noqa: E731
     pick = lambda words: words[rng.integers(len(words))]  # noqa: E731
     lead = []
     if says() and "smile" not in unsaid:
