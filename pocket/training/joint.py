@@ -22,7 +22,7 @@ from ..world.pool import Pool
 from .initial import differentiable, initialise
 from .run import Plan, bfloat16, fit
 
-PLAN = Plan(steps=1500, batch=128, rate=1e-3, warm_up=150, ema=0.998, betas=(0.9, 0.98), weight_decay=0.05, save=200)
+PLAN = Plan(steps=1000, batch=128, rate=1e-3, warm_up=150, ema=0.998, betas=(0.9, 0.98), weight_decay=0.05, save=200)
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # of the cosines, learned
 
 

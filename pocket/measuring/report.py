@@ -1,0 +1,133 @@
+"""What the pocket models must show, each part a table: of the VAE, of prompts, of samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..world.drawing import draw
+from ..world.portrait import BINARY, CONTINUOUS, STYLES, Portrait, portraits
+from .figures import (
+    blurred_to,
+    correlation,
+    frechet_distance,
+    gradient_energy,
+    patches,
+    precision_and_recall,
+    psnr,
+)
+from .probe import NUMBERS, Probe, Readings
+from .prompts import OPPOSITIONS, degrees_of, described
+from .sampling import Sampling, decoded, sampled, sampled_latents
+
+DISTURBED = 0.1  # of the latents' spread
+SOFT = 30.0  # decibels of the blur that the fidelity figures have to notice
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is measured. pocket: (MODEL, CLIP, VAE). vision: a ClipVisionModel."""
+
+    pocket: tuple
+    vision: object
+    probe: Probe
+
+    @property
+    def vae(self):
+        return self.pocket[2]
+
+    def latents_of(self, images: Tensor) -> Tensor:
+        """(N, 128, 128, 3) in [0, 1] -> (N, 8, 16, 16)."""
+        with torch.inference_mode():
+            return torch.cat([self.vae.encode(part) for part in images.split(64)])
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """(N, 128): the vision tower's embeddings, of unit length."""
+        pictures = rearrange(images, "b h w c -> b c h w") * 2 - 1
+        with torch.inference_mode():
+            parts = [self.vision.model(pixel_values=part)[2] for part in pictures.split(128)]
+        return F.normalize(torch.cat(parts).float(), dim=1)
+
+    def read(self, images: Tensor) -> Readings:
+        return self.probe.read(images)
+
+
+def drawings(people: list[Portrait]) -> Tensor:
+    """(N, 128, 128, 3) in [0, 1]."""
+    return torch.from_numpy(np.stack([draw(person) for person in people])).float() / 255
+
+
+def of_the_vae(models: Models, count: int = 512) -> dict[str, float]:
+    """Decibels of the round trip, by style and with disturbed latents, and how far readings move."""
+    people = portraits(count, seed=2**41)
+    images = drawings(people)
+    latents = models.latents_of(images)
+    back = decoded(models.vae, latents)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    disturbed = decoded(models.vae, latents + DISTURBED * latents.std((0, 2, 3), keepdim=True) * noise)
+    quality = psnr(images, back)
+    moved = (models.read(back).values - models.read(images).values).abs().mean(0)
+    figures = {"dB": quality.mean().item()}
+    for style in STYLES:
+        figures[f"dB, {style}"] = quality[[person.style == style for person in people]].mean().item()
+    figures["dB lost to disturbed latents"] = (quality - psnr(images, disturbed)).mean().item()
+    figures |= {f"moved: {name}": moved[index].item() for index, name in enumerate(NUMBERS)}
+    return figures
+
+
+def of_described(models: Models, count: int, sampling: Sampling) -> dict[str, float]:
+    """Captions that name everything: correlation of what was read with the degree named, share of the rest right."""
+    people, captions = described(count, seed=1)
+    readings = models.read(sampled(models.pocket, captions, sampling))
+    figures = {name: correlation(readings[name], torch.tensor(degrees_of(people, name))) for name in CONTINUOUS}
+    for name in BINARY:
+        truth = torch.tensor([getattr(person, name) for person in people])
+        figures[name] = ((readings[name] > 0.5) == truth).float().mean().item()
+    truth = torch.tensor([STYLES.index(person.style) for person in people])
+    figures["style"] = (readings["style"].argmax(1) == truth).float().mean().item()
+    return figures
+
+
+def of_oppositions(models: Models, count: int, sampling: Sampling) -> dict[str, tuple[float, float, Tensor, Tensor]]:
+    """For each opposition: the readings at both ends (a share, where it is yes or no), and the images."""
+    shown = {}
+    for opposition in OPPOSITIONS:
+        ends = []
+        for prompt in (opposition.low, opposition.high):
+            images = sampled(models.pocket, [prompt] * count, sampling)
+            read = models.read(images)[opposition.column]
+            ends.append(((read if opposition.column in CONTINUOUS else (read > 0.5).float()).mean().item(), images))
+        (low, low_images), (high, high_images) = ends
+        shown[opposition.column] = (low, high, low_images, high_images)
+    return shown
+
+
+def of_samples(models: Models, count: int, sampling: Sampling) -> dict[str, float]:
+    """Samples at CFG 1 against fresh drawings with the same captions; drawings against drawings; blurred ones."""
+    people, captions = described(count, seed=2)
+    others, _ = described(count, seed=3)
+    real, fresh = drawings(people), drawings(others)
+    latents = sampled_latents(models.pocket, captions, sampling)
+    made = decoded(models.vae, latents)
+    figures = {}
+    views = {"embeddings": models.features_of, "patches": lambda images: _some(patches(models.latents_of(images)), count)}
+    for view, of in views.items():
+        truth, base = of(real), of(fresh)
+        for name, images in (("drawings", None), ("samples", made), ("blurred", blurred_to(real, SOFT))):
+            seen = base if images is None else of(images)
+            figures[f"{view}, {name}: distance"] = frechet_distance(truth, seen)
+            figures[f"{view}, {name}: precision"], figures[f"{view}, {name}: recall"] = precision_and_recall(truth, seen)
+    through = decoded(models.vae, models.latents_of(real))
+    figures["gradient energy, of the drawings'"] = gradient_energy(made) / gradient_energy(through)
+    figures["called spoiled"] = (models.read(made)["spoiled"] > 0.5).float().mean().item()
+    return figures
+
+
+def _some(features: Tensor, count: int) -> Tensor:
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    return features[order[:count]]
