@@ -115,13 +115,19 @@ def of_samples(models: Models, count: int, sampling: Sampling) -> dict[str, floa
     latents = sampled_latents(models.pocket, captions, sampling)
     made = decoded(models.vae, latents)
     figures = {}
-    views = {"embeddings": models.features_of, "patches": lambda images: _some(patches(models.latents_of(images)), count)}
-    for view, of in views.items():
-        truth, base = of(real), of(fresh)
-        for name, images in (("drawings", None), ("samples", made), ("blurred", blurred_to(real, SOFT))):
-            seen = base if images is None else of(images)
-            figures[f"{view}, {name}: distance"] = frechet_distance(truth, seen)
-            figures[f"{view}, {name}: precision"], figures[f"{view}, {name}: recall"] = precision_and_recall(truth, seen)
+    views = {
+        "embeddings": models.features_of,
+        "patches": lambda shown: _some(patches(models.latents_of(shown)), count),
+    }
+    compared = {"drawings": fresh, "samples": made, "blurred": blurred_to(real, SOFT)}
+    for view, features_of in views.items():
+        truth = features_of(real)
+        for name, images in compared.items():
+            seen = features_of(images)
+            precision, recall = precision_and_recall(truth, seen)
+            distance = frechet_distance(truth, seen)
+            figures |= {f"{view}, {name}: {k}": v for k, v in
+                        (("distance", distance), ("precision", precision), ("recall", recall))}  # fmt: skip
     through = decoded(models.vae, models.latents_of(real))
     figures["gradient energy, of the drawings'"] = gradient_energy(made) / gradient_energy(through)
     figures["called spoiled"] = (models.read(made)["spoiled"] > 0.5).float().mean().item()

@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from concept_sliders.pocket import captions
+from concept_sliders.pocket.world import captions
 from concept_sliders.pocket.world.captions import caption, degree, vocabulary, words_of
 from concept_sliders.pocket.world.portrait import STYLES, Portrait, portraits
 
