@@ -39,6 +39,7 @@ from .memory import Holding
 from .mode_choice import MODES, room_beside, steady_part
 from .model_caches import uncompiled
 from .model_state import Run, state_of
+from .parameters import COMFY_PARAMETERS
 from .prompt_layers import patch_prompt_layers, prepares_prompts
 
 
@@ -263,7 +264,7 @@ class ActingStack:
     def _bank(self, base_model: BaseModel) -> SliderHooks:
         modules = {path: base_model.get_submodule(path) for path in self.placement}
         layers = {modules[path]: changes for path, changes in self.placement.items()}
-        return SliderHooks(layers, {module: path for path, module in modules.items()})
+        return SliderHooks(layers, {module: path for path, module in modules.items()}, COMFY_PARAMETERS)
 
 
 def _refuse_tiles(t: Tensor, asked: Tensor | None, chunks: int) -> None:

@@ -10,11 +10,12 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..sliders.changes import Change
-from ..sliders.equation.weight_changes import on, own_weight, parameters_of, worked_out
+from ..sliders.equation.module_changes import apply_changes, of_parameter, parameters_of
 from ..sliders.formats.conversion import Place
 from ..sliders.formats.layer_names import known_name
 from ..sliders.slider import Slider
 from .match import changes_in
+from .parameters import COMFY_PARAMETERS
 
 
 class ModelPlaces:
@@ -56,7 +57,7 @@ class ModelPlaces:
         found = {}
         for parameter in sorted({p for _, part in own for p in parameters_of(part)}):
             before = self._own(path, parameter)
-            after = worked_out(before.clone(), parameter, on(parameter, own), strengths, name)
+            after = apply_changes(before.clone(), parameter, of_parameter(parameter, own), strengths, name)
             found[parameter] = _part_of(after - before, place)
         return found
 
@@ -65,7 +66,7 @@ class ModelPlaces:
         module, backup = self._model.model.get_submodule(path), self._model.backup.get(f"{path}.{parameter}")
         if backup is not None:
             return backup.weight.detach().to("cpu", torch.float32)
-        return own_weight(module, parameter, torch.device("cpu"))
+        return COMFY_PARAMETERS.value(module, parameter, torch.device("cpu"))
 
 
 def _part_of(difference: Tensor, place: Place) -> Tensor:

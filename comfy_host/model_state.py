@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.merged_weights import MergedWeights
 from .model_caches import PromptCache
+from .parameters import COMFY_PARAMETERS
 
 T = TypeVar("T")
 # One stack is turned again and again; a second one is that of another clone of the model in the same graph
@@ -45,7 +46,7 @@ class ModelState:
     """
 
     def __init__(self) -> None:
-        self.merged = MergedWeights()
+        self.merged = MergedWeights(COMFY_PARAMETERS)
         self.prompt_cache = PromptCache()
         self.names: Any = None  # the host's names for the model's weights
         self.holding: Any = None  # the workshop in the host's memory management, see `memory`

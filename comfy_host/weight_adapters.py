@@ -12,8 +12,10 @@ from comfy.sd import CLIP
 from torch import Tensor, nn
 
 from ..sliders.changes import Adapter, Dense, LowRank
-from ..sliders.equation.weight_changes import Patch, own_weight
+from ..sliders.equation.module_changes import Patch
+from ..sliders.equation.parameters import own_parameter
 from ..sliders.formats.kinds import DOWN, UP
+from .parameters import COMFY_PARAMETERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class ComfyPatch(Patch):
 
         Raises ValueError, naming the layer, if the host cannot apply it to a weight of this shape.
         """
-        own = own_weight(module, self.parameter, module._parameters[self.parameter].device)
+        own = COMFY_PARAMETERS.value(module, self.parameter, own_parameter(module, self.parameter).device)
         return Dense({self.parameter: self.difference(own, name)})
 
     def _tensors(self) -> list[Tensor]:

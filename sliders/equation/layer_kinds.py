@@ -16,18 +16,18 @@ _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it maps (..., in) to (..., out)."""
+    """Return True if the module maps (..., in) to (..., out)."""
     # Quantised linear layers need not derive from nn.Linear
     return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
 def can_act_on(module: nn.Module) -> bool:
-    """Whether low-rank sliders can act on this module."""
+    """Return True if low-rank sliders can act on this module."""
     return is_linear(module) or (isinstance(module, tuple(_CONVOLUTIONS)) and module.groups == 1)
 
 
 def weight_shape(module: nn.Module, name: str) -> tuple[int, ...]:
-    """The shape of a layer's weight, (out, in) or (out, in, *kernel), without touching the weight itself.
+    """Return the shape of a layer's weight, (out, in) or (out, in, *kernel), without touching the weight itself.
 
     Raises ValueError if low-rank sliders cannot act on this kind of layer.
     """
@@ -41,7 +41,7 @@ def weight_shape(module: nn.Module, name: str) -> tuple[int, ...]:
 
 
 def convolve(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The convolution that `module` is, with another weight: (b, in, ...) -> (b, channels of the weight, ...)."""
+    """Run the convolution that `module` is with another weight: (b, in, ...) -> (b, channels of the weight, ...)."""
     function = next(f for kind, f in _CONVOLUTIONS.items() if isinstance(module, kind))
     padding = module.padding
     if module.padding_mode != "zeros":
@@ -51,7 +51,7 @@ def convolve(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None =
 
 
 def has_formula(module: nn.Module, parameter: str) -> bool:
-    """Whether `dense_output` knows what a change of this parameter adds to the layer's output."""
+    """Return True if `dense_output` knows what a change of this parameter adds to the layer's output."""
     if parameter == "bias":
         return is_linear(module) or isinstance(module, (*_CONVOLUTIONS, nn.GroupNorm, nn.LayerNorm))
     norms = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -59,10 +59,10 @@ def has_formula(module: nn.Module, parameter: str) -> bool:
 
 
 def dense_output(module: nn.Module, x: Tensor, differences: Mapping[str, Tensor]) -> Tensor:
-    """What a layer would give with these, "weight" or "bias" or both, for its parameters, and zeros for the others.
+    """Return the output of a layer with these for its "weight" and "bias", and zeros for the one that is not given.
 
-    All these layers are linear in (weight, bias), so that adding it to the layer's own output is changing both.
-    For parameters that `has_formula` only.
+    All these layers are linear in (weight, bias), so that adding this to the layer's own output is changing both.
+    Only for parameters with a formula, see `has_formula`.
     """
     weight, bias = differences.get("weight"), differences.get("bias")
     if weight is None and bias is not None:  # a bias alone is the same everywhere
@@ -80,12 +80,12 @@ def dense_output(module: nn.Module, x: Tensor, differences: Mapping[str, Tensor]
 
 
 def flat_weight(weight: Tensor) -> Tensor:
-    """(out, in, *kernel) -> (out, in * kernel), the same memory."""
+    """View a weight (out, in, *kernel) as (out, in * kernel), in the same memory."""
     return weight.view(weight.shape[0], prod(weight.shape[1:]))
 
 
 def along(s: Tensor, like: Tensor, channel: int | None) -> Tensor:
-    """(b, r) -> the shape that scales the channels of `like`; without a channel, (b, 1) -> one factor a row."""
+    """View s, (b, r), so that it scales the channels of `like`; without a channel, (b, 1) scales batch entries."""
     shape = [1] * like.ndim
     shape[0] = s.shape[0]
     if channel is not None:

@@ -1,8 +1,9 @@
-"""Parameters that no layer's formula knows: tensors of our own stand in for them while an evaluation runs.
+"""Parameters that are in no layer's formula: changed copies take their place while the model runs.
 
-A block's own parameters, norms of the host's own classes and embeddings take part in what a module does in ways that
-are the module's own. A change of one acts by having the changed parameter in the module, by pointer, for the time of
-one evaluation. It has one strength for all rows then; rows that differ are for evaluations of their own.
+A block's own parameters, norms of a framework's own classes and embeddings take part in what a module does in ways
+that are the module's own. A change of one acts by having the changed parameter in the module, by pointer, for the
+time of one evaluation. It has one strength for the whole batch then; batch entries that differ are for evaluations
+of their own.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from ..changes import Dense
-from .dense_hooks import Shelf
+from .dense_hooks import DenseCache
 from .layer_kinds import has_formula
+from .module_changes import ModuleChange, ModuleChanges, apply_changes, of_parameter, parameters_of
+from .parameters import ParameterAccess, own_parameter
 from .strengths import differing
-from .weight_changes import ModuleChanges, on, own_weight, parameters_of, worked_out
 
 _ABSENT = object()
 
 
 def needs_swap(module: nn.Module, changes: ModuleChanges) -> bool:
-    """Whether one of these changes of a module is of a parameter that no formula knows."""
+    """Return True if one of these changes of a module is of a parameter that is in no formula."""
     return any(not has_formula(module, parameter) for _, change in changes for parameter in parameters_of(change))
 
 
-def by_formula(module: nn.Module, changes: ModuleChanges) -> ModuleChanges:
-    """Those of a module's changes, in order, that act by the formula of its layer."""
-    known = []
+def changes_by_formula(module: nn.Module, changes: ModuleChanges) -> ModuleChanges:
+    """Return those of a module's changes, in order, that act by the formula of its layer."""
+    known: list[tuple[int, ModuleChange]] = []
     for index, change in changes:
         parameters = [p for p in parameters_of(change) if has_formula(module, p)]
         if isinstance(change, Dense) and parameters:
@@ -43,8 +45,8 @@ def by_formula(module: nn.Module, changes: ModuleChanges) -> ModuleChanges:
 
 
 @dataclass(eq=False)
-class _StandIn:
-    """One parameter: whose it is, and what acts on it. layer: the module's name in messages.
+class _Swapped:
+    """One parameter to be swapped: whose it is, and what acts on it. layer: the module's name in messages.
 
     own: the module's own parameter, as it was when something was made from it.
     """
@@ -53,61 +55,60 @@ class _StandIn:
     parameter: str
     layer: str
     changes: ModuleChanges
+    access: ParameterAccess
     own: weakref.ref[Tensor] | None = None
-
-    @property
-    def is_cast_at_use(self) -> bool:
-        """Whether what acts is not the parameter itself: the host pages it in, or changes it, at use."""
-        if self.parameter not in ("weight", "bias"):
-            return False
-        names = (f"{self.parameter}_function", f"{self.parameter}_lowvram_function")
-        return hasattr(self.module, "_v") or any(getattr(self.module, name, None) for name in names)
 
     # Tensors made in inference mode could not be saved for backward, should the model be trained on
     @torch.inference_mode(False)
     @torch.no_grad()
-    def made(self, strengths: Tensor) -> Tensor:
-        """The parameter with its changes at these strengths, (sliders,)."""
-        own = self.module._parameters[self.parameter]
-        start = own_weight(self.module, self.parameter, own.device).clone()
-        return worked_out(start, self.parameter, self.changes, strengths, self.layer).to(_wide(own.dtype))
+    def changed(self, strengths: Tensor) -> Tensor:
+        """Return the parameter with its changes at these strengths, (sliders,)."""
+        own = own_parameter(self.module, self.parameter)
+        start = self.access.value(self.module, self.parameter, own.device).clone()
+        return apply_changes(start, self.parameter, self.changes, strengths, self.layer).to(_wide(own.dtype))
 
-    def at_use(self, strengths: Tensor) -> Callable[[Tensor], Tensor]:
-        """What the host is to do to the parameter each time that it is used, after what it does itself."""
+    def function_at_use(self, strengths: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the function that changes the parameter each time it is used."""
 
         def change(weight: Tensor) -> Tensor:
-            start = weight.to(torch.float32, copy=True)  # the one that is given may be the host's own
-            return worked_out(start, self.parameter, self.changes, strengths, self.layer).to(_wide(weight.dtype))
+            start = weight.to(torch.float32, copy=True)  # the one that is given may be the module's own
+            return apply_changes(start, self.parameter, self.changes, strengths, self.layer).to(_wide(weight.dtype))
 
         return change
 
 
-class StandIns:
-    """The parameters of a model's layers that need stand-ins.
+class ParameterSwap:
+    """The parameters of a model's layers that are swapped while changes of them act.
 
-    layers: (module, name in messages, changes). shelf: keeps the tensors that stand in, at the strengths used last.
+    layers: (module, name in messages, changes). cache: keeps the changed parameters, at the strengths used last.
+    parameters: how the model's parameters are read.
     sliders: those with changes of such parameters.
     """
 
-    def __init__(self, layers: Sequence[tuple[nn.Module, str, ModuleChanges]], shelf: Shelf) -> None:
-        self._shelf = shelf
-        self._all = [
-            _StandIn(module, parameter, name, on(parameter, changes))
+    def __init__(
+        self,
+        layers: Sequence[tuple[nn.Module, str, ModuleChanges]],
+        cache: DenseCache,
+        parameters: ParameterAccess,
+    ) -> None:
+        self._cache, self._access = cache, parameters
+        self._swapped = [
+            _Swapped(module, parameter, name, of_parameter(parameter, changes), parameters)
             for module, name, changes in layers
             for parameter in dict.fromkeys(p for _, change in changes for p in parameters_of(change))
             if not has_formula(module, parameter)
         ]
-        self.sliders = frozenset(index for each in self._all for index, _ in each.changes)
+        self.sliders = frozenset(index for each in self._swapped for index, _ in each.changes)
 
     def check(self, strengths: Tensor) -> None:
-        """Raise ValueError, naming the layer, where strengths, (rows, sliders), differ between rows."""
+        """Raise ValueError, naming the layer, if strengths, (B, sliders), differ between batch entries."""
         different = differing(strengths)
         if different.isdisjoint(self.sliders):
             return
-        first = next(each for each in self._all if not different.isdisjoint(index for index, _ in each.changes))
+        first = next(s for s in self._swapped if not different.isdisjoint(index for index, _ in s.changes))
         raise ValueError(
             f"Layer {first.layer} is a {type(first.module).__name__}: the change of its {first.parameter} cannot "
-            "differ between the rows of one evaluation."
+            "differ between the batch entries of one evaluation."
         )
 
     @contextmanager
@@ -116,40 +117,41 @@ class StandIns:
 
         Raises ValueError, naming the layer, if a change does not fit.
         """
-        lent: list[tuple[dict[str, Any], str, Any]] = []
+        replaced: list[tuple[dict[str, Any], str, Any]] = []
         try:
-            for each in self._all:
+            for each in self._swapped:
                 at = tuple((index, float(strengths[index])) for index, _ in each.changes if strengths[index])
                 if not at:
                     continue
-                holder, name, instead = self._instead(each, at, strengths)
-                lent.append((holder, name, holder.get(name, _ABSENT)))
-                holder[name] = instead
+                holder, name, value = self._replacement(each, at, strengths)
+                replaced.append((holder, name, holder.get(name, _ABSENT)))
+                holder[name] = value
             yield
         finally:
-            for holder, name, own in reversed(lent):
+            for holder, name, own in reversed(replaced):
                 if own is _ABSENT:
                     del holder[name]
                 else:
                     holder[name] = own
 
-    def _instead(self, each: _StandIn, at: tuple, strengths: Tensor) -> tuple[dict[str, Any], str, Any]:
+    def _replacement(
+        self, each: _Swapped, at: tuple[tuple[int, float], ...], strengths: Tensor
+    ) -> tuple[dict[str, Any], str, Any]:
         """(where, under which name, what) is put in place while the changes act."""
-        if each.is_cast_at_use:
-            # The host copies the parameter itself to where it pages it in from: that must stay what it is
-            name = f"{each.parameter}_function"
-            functions = getattr(each.module, name, None) or ()
-            return vars(each.module), name, [*functions, each.at_use(strengths)]
-        own = each.module._parameters[each.parameter]
+        if functions := self._access.functions_at_use(each.module, each.parameter):
+            # The parameter itself is copied to where it is used, or is changed there: it must stay what it is
+            before = getattr(each.module, functions, None) or ()
+            return vars(each.module), functions, [*before, each.function_at_use(strengths)]
+        own = own_parameter(each.module, each.parameter)
         if each.own is None or each.own() is not own:
-            self._shelf.forget(each)
+            self._cache.forget(each)
             each.own = weakref.ref(own)
         # Merged weights are written over where they are; tensors of inference mode do not count how often they are
-        written = None if own.is_inference() else own._version
-        made = self._shelf.take(each, (at, own.device, written), lambda: each.made(strengths))
-        return each.module._parameters, each.parameter, nn.Parameter(made, requires_grad=False)
+        version = None if own.is_inference() else own._version
+        changed = self._cache.get(each, (at, own.device, version), lambda: each.changed(strengths))
+        return each.module._parameters, each.parameter, nn.Parameter(changed, requires_grad=False)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """A dtype for what changes have made of a parameter: its own, or float32 where that is one of storage alone."""
+    """Return a dtype for a changed parameter: its own, or float32 where that is for storage only, as float8."""
     return dtype if dtype.itemsize > 1 else torch.float32

@@ -1,4 +1,4 @@
-"""How one merged weight is made: W0 + B diag(s) A, with one rounding, and changed when strengths change."""
+"""How one merged parameter is made: W0 + B diag(s) A, with one rounding, and updated when strengths change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..changes import LowRank
 from .layer_kinds import flat_weight
-from .weight_changes import ModuleChanges, Patch, on, own_weight, parameters_of, worked_out
+from .module_changes import ModuleChanges, Patch, apply_changes, of_parameter, parameters_of
+from .parameters import ParameterAccess
 
 # What can be merged. Every update of a merged weight rounds it once more, by half a unit in the last place of what it
 # was or of what it becomes. After so many it is built anew from the layer's own weight: the error stays below
@@ -19,17 +20,18 @@ UPDATES = {torch.float32: 64, torch.float16: 3, torch.bfloat16: 3}
 # Coming back from strengths so many times larger it is built anew at once, or that size's rounding would stay
 FURTHEST = {torch.float32: 64.0, torch.float16: 2.0, torch.bfloat16: 2.0}
 _SMALL = 0.5  # strengths below are as this one: the model's weight, not the slider's change, has the size there
-Layers = Sequence[tuple[nn.Module, str, ModuleChanges]]
+Layers = Sequence[tuple[nn.Module, str, ModuleChanges]]  # modules, their names in messages, and what acts on them
 
 
 @dataclass
-class Merging:
-    """One parameter with changes: whose it is, and what acts on it.
+class MergedParameter:
+    """One parameter to merge changes into: whose it is, and what acts on it.
 
     down, up: the low-rank changes concatenated, (sum of ranks, in * kernel) and (out, sum of ranks).
-    columns: the slider of each of their channels. others: the changes that are no such product, of which nothing
-    is kept: they are worked out while the weight is built. bound: all of the changes, in order, where one depends on
-    those before it. layer: its name in messages.
+    sliders: the slider of each of their channels, (sum of ranks,).
+    others: the changes that are no such products; they are worked out while the weight is built, and not kept.
+    dependent: all of the changes, in order, if one depends on those before it; else empty.
+    layer: the module's name in messages. access: how the model's parameters are read.
     """
 
     module: nn.Module
@@ -37,56 +39,62 @@ class Merging:
     layer: str
     down: Tensor | None
     up: Tensor | None
-    columns: Tensor
+    sliders: Tensor
     others: ModuleChanges
-    bound: ModuleChanges
+    dependent: ModuleChanges
+    access: ParameterAccess
 
     @property
     def own(self) -> nn.Parameter:
-        """The layer's own weight, as long as no merged one stands in for it."""
-        return self.module._parameters[self.name]
+        """The layer's own parameter, as long as no merged one is in its place."""
+        own = self.module._parameters[self.name]
+        assert own is not None  # `can_merge` has seen to it
+        return own
 
 
-def mergings_of(module: nn.Module, layer: str, changes: ModuleChanges) -> Iterator[Merging]:
-    """One for each parameter of a layer that the changes touch."""
+def merged_parameters(
+    module: nn.Module, layer: str, changes: ModuleChanges, access: ParameterAccess
+) -> Iterator[MergedParameter]:
+    """Yield one for each parameter of a layer that the changes are of."""
     for name in sorted(_names(changes)):
-        own = on(name, changes)
+        own = of_parameter(name, changes)
         if any(isinstance(c, Patch) and c.relative for _, c in own):
-            yield Merging(module, name, layer, None, None, torch.tensor([], dtype=torch.long), (), own)
+            none = torch.tensor([], dtype=torch.long)
+            yield MergedParameter(module, name, layer, None, None, none, (), own, access)
             continue
         low_rank = [(i, c) for i, c in own if isinstance(c, LowRank)]
         others = tuple((i, c) for i, c in own if not isinstance(c, LowRank))
-        columns = [i for i, c in low_rank for _ in range(c.rank)]
+        sliders = torch.tensor([i for i, c in low_rank for _ in range(c.rank)], dtype=torch.long)
         down = torch.cat([c.down.detach().flatten(1) for _, c in low_rank]) if low_rank else None
         up = torch.cat([c.up.detach().flatten(1) for _, c in low_rank], dim=1) if low_rank else None
-        yield Merging(module, name, layer, down, up, torch.tensor(columns, dtype=torch.long), others, ())
+        yield MergedParameter(module, name, layer, down, up, sliders, others, (), access)
 
 
 def comes_from_far(before: Tensor, after: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a slider's strength, of (sliders,) each, has become so small that the rounding before it counts."""
+    """Return True if a strength, of (sliders,), has become so small that the rounding before it counts."""
     return bool((before.abs() > FURTHEST[dtype] * after.abs().clamp(min=_SMALL)).any())
 
 
 def bytes_needed(layers: Layers) -> int:
-    """The memory that a set of merged weights of these layers takes."""
+    """Return the memory that one set of merged weights of these layers takes."""
     return sum(own.numel() * own.element_size() for own in _touched(layers))
 
 
 def bytes_to_build(layers: Layers) -> int:
-    """The memory beside them that making them takes: the sliders' products, and a float32 copy of one weight."""
-    products = sum(
-        t.numel() * max(t.element_size(), module._parameters["weight"].element_size())
-        for module, _, changes in layers
-        for _, change in changes
-        if isinstance(change, LowRank)
-        for t in (change.down, change.up)
-    )
+    """Return the memory that building them takes beside: the sliders' products, and one weight in float32."""
+    products = 0
+    for module, _, changes in layers:
+        for _, change in changes:
+            weight = module._parameters.get("weight")
+            if isinstance(change, LowRank) and weight is not None:
+                size = weight.element_size()
+                products += sum(t.numel() * max(t.element_size(), size) for t in (change.down, change.up))
     singles = (4 * own.numel() for own in _touched(layers) if own.dtype != torch.float32)
     return products + max(singles, default=0)
 
 
 def can_merge(layers: Layers) -> bool:
-    """Whether every weight that these changes touch is a plain floating-point tensor of its layer's own."""
+    """Return True if every parameter that these changes are of is a plain floating-point tensor of its layer."""
     for module, _, changes in layers:
         for name in _names(changes):
             weight = module._parameters.get(name)
@@ -95,45 +103,48 @@ def can_merge(layers: Layers) -> bool:
     return True
 
 
-def build(merging: Merging, kept: nn.Parameter | None, strengths: Tensor) -> nn.Parameter:
-    """W0 + B diag(s) A, with one rounding; or the changes one after the other where they do not add up.
+def build(parameter: MergedParameter, kept: nn.Parameter | None, strengths: Tensor) -> nn.Parameter:
+    """Make W0 + B diag(s) A, with one rounding; or apply the changes one by one if they do not add up.
 
     kept: a merged weight to be written over, if it has the right form. strengths: (sliders,).
     """
-    own, merged = merging.own, kept
-    if kept is None or (kept.shape, kept.dtype, kept.device) != (own.shape, own.dtype, own.device):
+    own, merged = parameter.own, kept
+    if merged is None or (merged.shape, merged.dtype, merged.device) != (own.shape, own.dtype, own.device):
         merged = nn.Parameter(torch.empty_like(own), requires_grad=False)
-    if merging.bound:
-        start = own_weight(merging.module, merging.name, own.device)
+    if parameter.dependent:
+        start = parameter.access.value(parameter.module, parameter.name, own.device)
         start = start.clone() if start.data_ptr() == own.data_ptr() else start
-        merged.copy_(worked_out(start, merging.name, merging.bound, strengths, merging.layer))
+        merged.copy_(apply_changes(start, parameter.name, parameter.dependent, strengths, parameter.layer))
     else:
-        _add(merging, merged, own.detach(), strengths, strengths[merging.columns] != 0)
+        _add(parameter, merged, own.detach(), strengths, strengths[parameter.sliders] != 0)
     return merged
 
 
-def change_by(merging: Merging, merged: nn.Parameter, strengths: Tensor, before: Tensor) -> None:
-    """merged <- merged + B diag(ds) A for the sliders whose strengths have changed."""
+def update(parameter: MergedParameter, merged: nn.Parameter, strengths: Tensor, before: Tensor) -> None:
+    """Bring a merged weight from strengths to others: merged <- merged + B diag(ds) A.
+
+    strengths, before: (sliders,).
+    """
     by = strengths - before
-    if any(by[i] for i, _ in merging.bound):
-        build(merging, merged, strengths)
+    if any(by[i] for i, _ in parameter.dependent):
+        build(parameter, merged, strengths)
         return
-    active = by[merging.columns] != 0
-    if active.any() or any(by[i] for i, _ in merging.others):
-        _add(merging, merged, merged, by, active)
+    active = by[parameter.sliders] != 0
+    if active.any() or any(by[i] for i, _ in parameter.others):
+        _add(parameter, merged, merged, by, active)
 
 
-def _touched(layers: Layers) -> list[nn.Parameter]:
-    """The parameters that these changes touch, each once."""
-    touched = {(m, n) for m, _, changes in layers for n in _names(changes) if m._parameters.get(n) is not None}
-    return [module._parameters[name] for module, name in touched]
+def _touched(layers: Layers) -> list[Tensor]:
+    """The parameters that these changes are of, each once."""
+    found = {(m, n): m._parameters.get(n) for m, _, changes in layers for n in _names(changes)}
+    return [own for own in found.values() if own is not None]
 
 
 def _names(changes: ModuleChanges) -> set[str]:
     return {name for _, change in changes for name in parameters_of(change)}
 
 
-def _add(merging: Merging, merged: Tensor, base: Tensor, strengths: Tensor, active: Tensor) -> None:
+def _add(parameter: MergedParameter, merged: Tensor, base: Tensor, strengths: Tensor, active: Tensor) -> None:
     """merged <- base + B diag(s) A over the active channels, plus what the other changes add."""
     # Half precision is added up in float32 and rounded once
     single = merged.dtype == torch.float32
@@ -141,20 +152,22 @@ def _add(merging: Merging, merged: Tensor, base: Tensor, strengths: Tensor, acti
     if single and base is not merged:
         total.copy_(base)
     if active.any():
-        _add_products(merging, total, strengths, active, single)
-    worked_out(total, merging.name, merging.others, strengths, merging.layer)
+        _add_products(parameter, total, strengths, active, single)
+    apply_changes(total, parameter.name, parameter.others, strengths, parameter.layer)
     if total is not merged:
         merged.copy_(total)
 
 
-def _add_products(merging: Merging, total: Tensor, strengths: Tensor, active: Tensor, single: bool) -> None:
-    """total <- total + B diag(s) A over the active channels. single: whether the model is in float32."""
-    if merging.down.device != total.device or single:
-        dtype = torch.float32 if single else merging.down.dtype
-        merging.down, merging.up = (t.to(total.device, dtype) for t in (merging.down, merging.up))
-    down, up = merging.down, merging.up
+def _add_products(parameter: MergedParameter, total: Tensor, strengths: Tensor, active: Tensor, single: bool) -> None:
+    """total <- total + B diag(s) A over the active channels. single: True if the model is in float32."""
+    down, up = parameter.down, parameter.up
+    assert down is not None and up is not None  # or no channel could be active
+    if down.device != total.device or single:
+        dtype = torch.float32 if single else down.dtype
+        down, up = (t.to(total.device, dtype) for t in (down, up))
+        parameter.down, parameter.up = down, up
     if not active.all():
         chosen = torch.nonzero(active).flatten().to(total.device)
         down, up = down[chosen], up[:, chosen]
-    s = strengths[merging.columns[active]].to(total.device)
+    s = strengths[parameter.sliders[active]].to(total.device)
     flat_weight(total).addmm_(up.float() * s, down.float())

@@ -102,7 +102,7 @@ def test_out_of_memory_by_rows(model, monkeypatch, module, name, at):
 
 
 @pytest.mark.parametrize("at", [1, 7])
-@pytest.mark.parametrize("name", ["_add", "_add_products", "worked_out", "flat_weight"])
+@pytest.mark.parametrize("name", ["_add", "_add_products", "apply_changes", "flat_weight"])
 def test_out_of_memory_while_merging_goes_by_rows(model, monkeypatch, caplog, name, at):
     """In the middle of building, low-rank or not: the run goes on by rows, and the next one merges."""
     acted = apply_sliders(model, stack_on(model), "merged")

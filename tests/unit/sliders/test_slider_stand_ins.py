@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from concept_sliders.comfy_host.parameters import COMFY_PARAMETERS
 from concept_sliders.sliders.changes import Dense
 from concept_sliders.sliders.equation.hooks import SliderHooks
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class Block(nn.Module):
 
 
 class Paged(nn.Module):
-    """An embedding whose weight comes from elsewhere, and has functions on its way, as in the host."""
+    """An embedding whose weight comes from elsewhere, and has functions on its way, as in ComfyUI."""
 
     weight_function: list = []
 
@@ -43,7 +44,7 @@ def seed():
 
 
 def bank_of(module: nn.Module, *changes: Dense) -> SliderHooks:
-    return SliderHooks({module: list(enumerate(changes))}, {module: "blocks.0"})
+    return SliderHooks({module: list(enumerate(changes))}, {module: "blocks.0"}, COMFY_PARAMETERS)
 
 
 def at(*strengths: float) -> Tensor:
