@@ -3,7 +3,8 @@
 
     python3 dev.py demo                 train a slider in the real ComfyUI and turn it
     python3 dev.py train RECIPE [...]    train a slider by a recipe: a slider's file, or JSON
-    python3 dev.py test [tier ...]      the tests: unit, host, server, browser
+    python3 dev.py test [tier ...]      the tests: unit, host, server, browser; without a tier, the checks too
+    python3 dev.py check                style, types and what the Comfy registry checks
     python3 dev.py bench NAME [...]     one of the benchmarks in bench/
     python3 dev.py serve                a running ComfyUI with this pack in it
     python3 dev.py run SCRIPT [...]     a script, by the host's Python
@@ -38,17 +39,21 @@ def script(name: str, arguments: list[str]) -> int:
 
 
 def demo(options: argparse.Namespace) -> int:
-    return script("devtools/library.py", ["cli.demo", *options.rest])
+    return script("cli/library.py", ["cli.demo", *options.rest])
 
 
 def test(options: argparse.Namespace) -> int:
     return checks.run(host.find(say), options.tiers, options.rest, say)
 
 
+def check(options: argparse.Namespace) -> int:
+    return checks.run_checks(host.find(say), say)
+
+
 def train(options: argparse.Namespace) -> int:
     # Ctrl-C is for the trainer alone: it stops, and writes what it has learned
     signal.signal(signal.SIGINT, lambda *_: None)
-    return script("devtools/library.py", ["cli.train", *options.rest])
+    return script("cli/library.py", ["cli.train", *options.rest])
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -63,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def module(options: argparse.Namespace) -> int:
-    return script("devtools/library.py", [options.name, *options.rest])
+    return script("cli/library.py", [options.name, *options.rest])
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -90,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     command("train", train, "train a slider by a recipe: a slider's file, or JSON", passes_on=True)
     testing = command("test", test, "run the tests; arguments after -- go to pytest")
     testing.add_argument("tiers", nargs="*", metavar="tier", help=f"of {', '.join(checks.TIERS)}; default: all")
+    command("check", check, "check style, types and what the Comfy registry checks")
     benching = command("bench", bench, "run one of the benchmarks in bench/", passes_on=True)
     benching.add_argument("name")
     serving = command("serve", serve, "start ComfyUI with this pack in it")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "devtools"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "cli"))
 import library  # noqa: F401  (makes ComfyUI and the pack importable)
 
 import comfy.ldm.models.autoencoder

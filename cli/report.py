@@ -39,8 +39,8 @@ def summary(effects: dict[str, Effect]) -> str:
     ]
     if free := effects.get("free"):
         lines.append(
-            f"without holding them fixed: glasses {free.movements['glasses']:.1%}, others {free.mean_movement:.1%}, "
-            f"age span {free.span:.2f} (aim: glasses at most half as much when held)"
+            f"without preserved phrases: glasses {free.movements['glasses']:.1%}, others {free.mean_movement:.1%}, "
+            f"age span {free.span:.2f} (aim: glasses at most half as much when preserved)"
         )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -54,7 +54,7 @@ def table(effects: dict[str, Effect]) -> str:
         moved = held.means[-1, index] - held.means[0, index]
         row = [name.replace("_", " "), *(f"{v:.2f}" for v in held.means[:, index]), f"{moved:+.2f}"]
         rows.append(row + ([f"{free.means[-1, index] - free.means[0, index]:+.2f}"] if free else []))
-    head += ["moved, nothing held"] if free else []
+    head += ["moved, nothing preserved"] if free else []
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 

@@ -1,4 +1,4 @@
-"""`dev.py test`: style, types and the registry's validator, then the tiers of tests."""
+"""`dev.py test` and `check`: style, types and the registry's validator, then the tiers of tests."""
 
 from __future__ import annotations
 
@@ -37,6 +37,15 @@ def run(
         code = subprocess.call(command, cwd=root, env=host.environment())
         if code != 0:
             failed.append("pytest")
+    if failed:
+        say(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def run_checks(host: Host, say: Callable[[str], None]) -> int:
+    """Run all but the tests."""
+    demand_tools(host, TOOLS)
+    failed = lint(host, say)
     if failed:
         say(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

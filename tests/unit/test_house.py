@@ -1,10 +1,10 @@
 """The rooms of the pack: who may import whom, and who may know ComfyUI."""
 
-import ast
 import sys
 from pathlib import Path
 
 import pytest
+from concept_sliders.devtools.architecture import COMFYUI, imported
 
 ROOT = Path(__file__).parents[2]
 BELOW = {  # the rooms that a room may import, beside itself
@@ -16,25 +16,8 @@ BELOW = {  # the rooms that a room may import, beside itself
     "cli": ("devtools", "training", "inversion", "comfy_host", "sliders", "pocket"),
     "devtools": (),
 }
-WITHOUT_COMFYUI = ("sliders", "training", "inversion")
-COMFYUI = (
-    *("comfy", "comfy_api", "comfy_extras", "comfyui_version", "comfy_kitchen", "comfy_aimdo"),
-    *("folder_paths", "latent_preview", "nodes", "server"),
-)
+WITHOUT_COMFYUI = ("sliders", "training", "inversion", "devtools")
 OURS = "concept_sliders"
-
-
-def imported(source: str, package: tuple[str, ...]) -> set[str]:
-    """The modules that a source text in a package of ours imports, dotted; ours begin with `concept_sliders`."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = (OURS, *package)[: len(package) + 2 - node.level] if node.level else ()
-            base = (*above, *([node.module] if node.module else []))
-            found |= {".".join((*base, alias.name)) for alias in node.names}
-    return found
 
 
 def wrong(source: str, package: tuple[str, ...]) -> set[str]:
@@ -59,14 +42,15 @@ def test_a_room_imports_what_is_below_it(room):
 
 def test_what_dev_py_loads_is_of_the_standard_library():
     files = [ROOT / "dev.py", *(ROOT / "devtools").glob("*.py")]
-    loaded = {
-        name.split(".")[0]
-        for path in files
-        for statement in ast.parse(path.read_text(encoding="utf-8")).body
-        if not isinstance(statement, ast.FunctionDef)
-        for name in imported(ast.unparse(statement), ("devtools",))
-    }
-    assert loaded - sys.stdlib_module_names == {OURS, "devtools"}
+    found = {name for path in files for name in imported(path.read_text(encoding="utf-8"), ("devtools",))}
+    assert {name.split(".")[0] for name in found} - sys.stdlib_module_names == {OURS, "devtools"}
+
+
+def test_the_archive_has_all_that_nodes_need():
+    left_out = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
+    needed = ("nodes", *BELOW["nodes"], "web", "recipes", "example_workflows")
+    assert [name for name in needed if f"/{name}/" in left_out] == []
+    assert all((ROOT / path.strip("/")).exists() for path in left_out if path.startswith("/"))
 
 
 @pytest.mark.parametrize(

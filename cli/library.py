@@ -1,4 +1,4 @@
-"""ComfyUI as a library: runs a module of the pack inside it, `HOSTPYTHON devtools/library.py pocket.train ...`.
+"""ComfyUI as a library: runs a module of the pack inside it, `python cli/library.py pocket.train ...`.
 
 The set-up is at module level so that worker processes, which import this file again, have it too.
 """
@@ -17,7 +17,7 @@ def enter() -> None:
 
     ComfyUI parses `sys.argv` when it is first imported, so its own arguments stand there meanwhile.
     """
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "devtools")]
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "cli")]
     pack = types.ModuleType("concept_sliders")
     pack.__path__ = [str(ROOT)]
     sys.modules["concept_sliders"] = pack
