@@ -25,13 +25,13 @@ from concept_sliders.training.run import Watch, train_slider
 log = logging.getLogger("bench")
 CONCEPT = Concept("person", "old person", "young person")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "memory.md"
-# (title, pictures a step, settings of the recipe)
+# (title, images a step, settings of the recipe)
 SETTINGS = [
     ("rank 4", 1, {}),
     ("rank 16", 1, {"rank": 16}),
     ("batch 2", 2, {}),
-    ("blocks twice", 1, {"memory": GRADIENT_CHECKPOINTING}),
-    ("blocks twice, batch 2", 2, {"memory": GRADIENT_CHECKPOINTING}),
+    ("gradient checkpointing", 1, {"memory": GRADIENT_CHECKPOINTING}),
+    ("gradient checkpointing, batch 2", 2, {"memory": GRADIENT_CHECKPOINTING}),
 ]
 HEAD = """# Memory of training
 

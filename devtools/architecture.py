@@ -69,7 +69,7 @@ def arrows(rooms: Iterable[str], root: Path = ROOT) -> dict[str, set[str]]:
 
 
 def levels(below: Mapping[str, set[str]]) -> dict[str, int]:
-    """Return how high each room stands: above the highest room it imports; one that imports none, just below its users.
+    """Return how high each room stands: above all it imports; one that imports none, just below its users.
 
     Raises ValueError for a circle.
     """

@@ -9,12 +9,11 @@ import comfy.model_base
 import pytest
 from comfy.model_base import BaseModel
 from concept_sliders.comfy_host.batch_entries import BATCH_FIRST_NETWORKS, network_of
-from concept_sliders.tests.support.families import FAMILIES, in_short, table
+from concept_sliders.tests.support.families import FAMILIES, table
 from concept_sliders.tests.support.family_checks import CHECKS, Subject
 from concept_sliders.tests.support.known_gaps import REASONS
 
-README = Path(__file__).parents[3] / "README.md"
-PAGE = README.parent / "docs" / "families.md"
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 # Networks with layers whose first dimension is not the batch, or that see all rows at once
 ROWS_TOGETHER = {
     f"comfy.ldm.{name}"
@@ -30,7 +29,6 @@ ROWS_TOGETHER = {
         "pixeldit.model.PixDiT_T2I",
     )
 }
-BEGIN, END = "<!-- families -->", "<!-- end of families -->"
 
 
 def families(check):
@@ -117,14 +115,4 @@ def test_table_is_up_to_date(outcome, subject):
     page = table(results, REASONS, [each.__name__ for each in every if each not in seen])
     if os.environ.get("CONCEPT_SLIDERS_WRITE_TABLES") == "1":
         PAGE.write_text(page, encoding="utf-8")
-        before, _, after = _around_the_table()
-        README.write_text(f"{before}{BEGIN}\n{in_short(page)}\n{END}{after}", encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == page
-    assert _around_the_table()[1].strip() == in_short(page)
-
-
-def _around_the_table():
-    """The README before its table of families, the table, and the README after it."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    table, _, after = rest.partition(END)
-    return before, table, after

@@ -13,7 +13,8 @@ def test_every_node_has_a_help_page_and_a_place_in_the_readme(node):
     schema = node.define_schema()
     page = (PACK / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {schema.display_name}\n") and len(page) > 100
-    assert f"| {schema.display_name} |" in (PACK / "README.md").read_text(encoding="utf-8")
+    readme = (PACK / "README.md").read_text(encoding="utf-8")
+    assert f"[{schema.display_name}](web/docs/{schema.node_id}.md)" in readme
     assert schema.node_id.startswith("ConceptSliders") and schema.category.startswith("sliders")
 
 

@@ -21,7 +21,8 @@ def test_rooms_that_import_each_other_are_named():
 
 
 def test_imports_are_read_from_every_module(tmp_path):
-    for path, text in (("sliders/formats/x.py", "from ...training import loop\nfrom ..gate import Gate"), ("training/y.py", "")):
+    up = "from ...training import loop\nfrom ..gate import Gate"
+    for path, text in (("sliders/formats/x.py", up), ("training/y.py", "")):
         file = tmp_path / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
