@@ -34,13 +34,14 @@ from .batch_entries import (
 )
 from .cond_uncond import cond_or_uncond_of, track_prompts
 from .errors import is_out_of_memory
-from .match import KEY, ComfyPatch, Match, match_slider
+from .match import Match, match_slider
 from .memory import Holding
 from .mode_choice import MODES, room_beside, steady_part
 from .model_caches import uncompiled
-from .model_state import Run, state_of
+from .model_state import KEY, Run, state_of
 from .parameters import COMFY_PARAMETERS
 from .prompt_layers import patch_prompt_layers, prepares_prompts
+from .weight_adapters import ComfyPatch
 
 
 def apply_sliders(model: ModelPatcher, stack: Stack, mode: str = MODES[0]) -> ModelPatcher:

@@ -14,8 +14,8 @@ from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from .apply import acting_on
-from .match import KEY
 from .model_caches import COMPILED
+from .model_state import KEY
 
 COMFYUI_VERSION = comfyui_version.__version__
 _PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device)

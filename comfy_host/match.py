@@ -20,10 +20,9 @@ from ..sliders.formats.kinds import BIAS, DOWN, UP
 from ..sliders.formats.layer_names import known_name, listed
 from ..sliders.formats.shape_checks import check_bias, check_fits, part_shape
 from ..sliders.slider import Slider
-from .model_state import ModelState
+from .model_state import state_of
 from .weight_adapters import ComfyPatch, tensors_by_key
 
-KEY = "concept_sliders"
 _WEIGHT = ".weight"
 _BIASES = (BIAS, "b_norm")
 Target = str | tuple  # an entry of the host's key maps: a key, or (key, offset[, function])
@@ -52,13 +51,6 @@ class Match:
     def relative(self) -> bool:
         """Whether any of the changes depends on the weight it changes."""
         return any(isinstance(c, ComfyPatch) and c.relative for changes in self.layers.values() for c in changes)
-
-
-def state_of(base_model: BaseModel) -> ModelState:
-    """What sliders keep for this module tree; it lives and goes with the tree."""
-    if not hasattr(base_model, KEY):
-        setattr(base_model, KEY, ModelState())
-    return getattr(base_model, KEY)
 
 
 def match_slider(model: ModelPatcher, slider: Slider) -> Match:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary, ref
 
+from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
 from ..sliders.equation.hooks import SliderHooks
@@ -16,6 +17,7 @@ from ..sliders.equation.merged_weights import MergedWeights
 from .model_caches import PromptCache
 from .parameters import COMFY_PARAMETERS
 
+KEY = "concept_sliders"  # of what the pack attaches to ComfyUI's models
 T = TypeVar("T")
 # One stack is turned again and again; a second one is that of another clone of the model in the same graph
 _KEPT_STACKS = 2
@@ -110,3 +112,10 @@ class ModelState:
         self.merged.drop()
         self.prompt_cache.clear()
         self._banks.clear()
+
+
+def state_of(base_model: BaseModel) -> ModelState:
+    """Return what sliders keep for this module tree; it lives and goes with the tree."""
+    if not hasattr(base_model, KEY):
+        setattr(base_model, KEY, ModelState())
+    return getattr(base_model, KEY)
