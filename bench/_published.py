@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.training.loop import Training
-from concept_sliders.training.trainable_layers import NewLayers
+from concept_sliders.training.trainable_layers import TrainableLayers
 from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
-from concept_sliders.training.samples import Point
+from concept_sliders.training.samples import Sample
 from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.comfy_host.predictor import classifier_free
 from torch import Tensor
@@ -28,13 +28,13 @@ STEPS = 50  # of a trajectory
 GUIDANCE = 3.0
 
 
-class PublishedPoints:
-    """One point a trajectory. doubled: ask in doubled batches as well, half of which is thrown away."""
+class PublishedSamples:
+    """One sample a trajectory. doubled: ask in doubled batches as well, half of which is thrown away."""
 
     def __init__(
         self,
         denoiser: Denoiser,
-        layers: NewLayers,
+        layers: TrainableLayers,
         recipe: TextualRecipe,
         shape: tuple[int, ...],
         generator: torch.Generator,
@@ -45,7 +45,7 @@ class PublishedPoints:
         self.steps: int | None = None  # of every trajectory, instead of a random number
 
     @torch.no_grad()
-    def __next__(self) -> Point:
+    def __next__(self) -> Sample:
         (concept,), generator = self.recipe.concepts, self.generator
         sign = 1.0
         if self.recipe.both_signs:
@@ -63,7 +63,7 @@ class PublishedPoints:
         d_target, d_more, d_less = (self._asked(x, sigmas[steps], prompt) for prompt in (concept.target, more, less))
         change = textual_change(d_more[None], d_less[None])
         target = textual_target(d_target, change, concept.signed_eta * sign)
-        return Point(x, sigmas[steps], target, strengths, concept.target)
+        return Sample(x, sigmas[steps], target, strengths, concept.target)
 
     def _asked(self, x: Tensor, sigma: Tensor, prompt: str) -> Tensor:
         return self.denoiser(x, sigma, [prompt, ""] if self.doubled else [prompt])[0]
@@ -78,10 +78,10 @@ class PublishedPoints:
 class PublishedTraining(Training):
     """Trains in doubled batches, too."""
 
-    def _part(self, point: Point, rows: Tensor) -> float:
-        with self.layers.acting(point.strengths.repeat(2, 1)):
-            d_prompt, d_empty = self.denoiser(point.x, point.sigma, [point.prompt, ""])
-            loss = prediction_loss(classifier_free(d_prompt, d_empty, 1.0), point.target)
+    def _part(self, sample: Sample, rows: Tensor) -> float:
+        with self.layers.acting(sample.strengths.repeat(2, 1)):
+            d_prompt, d_empty = self.denoiser(sample.x, sample.sigma, [sample.prompt, ""])
+            loss = prediction_loss(classifier_free(d_prompt, d_empty, 1.0), sample.target)
             loss.backward()
         return loss.item()
 
@@ -96,17 +96,17 @@ class PublishedVisualTraining(Training):
     encode: Callable[[], object]
     clock: Callable[[], float]
 
-    def _part(self, point: Point, rows: Tensor) -> float:
-        total, prompts = 0.0, [point.prompt, point.prompt]
-        for row in range(len(point.x)):
+    def _part(self, sample: Sample, rows: Tensor) -> float:
+        total, prompts = 0.0, [sample.prompt, sample.prompt]
+        for row in range(len(sample.x)):
             with self._spending("encoding"):
                 self.encode()
-            x, strengths = point.x[row : row + 1], point.strengths[row : row + 1]
+            x, strengths = sample.x[row : row + 1], sample.strengths[row : row + 1]
             with self._spending("unused predictions"), torch.no_grad():
-                self.denoiser(x, point.sigma, prompts)
+                self.denoiser(x, sample.sigma, prompts)
             with self.layers.acting(strengths.repeat(2, 1)):
-                d = classifier_free(*self.denoiser(x, point.sigma, prompts), 1.0)
-                loss = prediction_loss(d, point.target[row : row + 1])
+                d = classifier_free(*self.denoiser(x, sample.sigma, prompts), 1.0)
+                loss = prediction_loss(d, sample.target[row : row + 1])
                 loss.backward()
             total += loss.item()
         with self._spending("garbage"):

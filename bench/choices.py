@@ -31,8 +31,8 @@ from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.pairs.image_sets import pairs_from_batches, prepare
 from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
-from concept_sliders.training.run import Watch, train_slider, train_visual
-from concept_sliders.training.visual_samples import encoded
+from concept_sliders.training.run import RunOptions, train_textual, train_visual
+from concept_sliders.training.visual_samples import encode_sets
 from PIL import Image
 from torch import Tensor
 
@@ -139,13 +139,13 @@ class Studio:
 
     @torch.inference_mode()  # as the host runs its nodes
     def _trained(self, recipe: TextualRecipe | VisualRecipe) -> Slider:
-        watch = Watch(preview_every=0, checkpoints=self.folder)  # a longer run goes on from a shorter one
+        run_options = RunOptions(preview_every=0, checkpoints=self.folder)  # a longer run goes on from a shorter one
         if isinstance(recipe, TextualRecipe):
             latents = torch.zeros(BATCH, 24, 16, 16)
-            return train_slider(self.model, self._said(recipe.prompts()), recipe, latents, "age", watch).slider
-        sets = encoded(drawn_pairs(), self.vae.encode, self.model.model.process_latent_in)
+            return train_textual(self.model, self._said(recipe.prompts()), recipe, latents, "age", run_options).slider
+        sets = encode_sets(drawn_pairs(), self.vae.encode, self.model.model.process_latent_in)
         recipe = replace(recipe, sets=len(sets))
-        return train_visual(self.model, self._said([PERSON]), recipe, sets, "drawn age", watch).slider
+        return train_visual(self.model, self._said([PERSON]), recipe, sets, "drawn age", run_options).slider
 
     @torch.inference_mode()
     def sweep(self, slider: Slider, people: int) -> Tensor:

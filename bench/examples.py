@@ -26,8 +26,8 @@ from concept_sliders.sliders.stack import Stack
 from concept_sliders.cli.train import read_recipe
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
-from concept_sliders.training.run import Trained, train_slider, train_visual
-from concept_sliders.training.visual_samples import encoded
+from concept_sliders.training.run import Trained, train_textual, train_visual
+from concept_sliders.training.visual_samples import encode_sets
 from torch import Tensor
 
 PERSON = "portrait of a person"
@@ -47,11 +47,13 @@ class Studio:
 
     @torch.inference_mode()
     def textual(self, recipe: TextualRecipe) -> Trained:
-        return train_slider(self.model, self._said(recipe.prompts()), recipe, torch.zeros(BATCH, 24, 16, 16), "words")
+        return train_textual(
+            self.model, self._said(recipe.prompts()), recipe, torch.zeros(BATCH, 24, 16, 16), "words"
+        )
 
     @torch.inference_mode()
     def visual(self, recipe: VisualRecipe) -> Trained:
-        sets = encoded(
+        sets = encode_sets(
             read_pairs(draw_pairs.FOLDER / "pocket_shirt"), self.vae.encode, self.model.model.process_latent_in
         )
         return train_visual(self.model, self._said([draw_pairs.PROMPT]), recipe, sets, "pairs")

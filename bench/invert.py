@@ -33,11 +33,11 @@ from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.autograd import differentiable
 from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.training.loop import Training
-from concept_sliders.training.trainable_layers import NewLayers
-from concept_sliders.training.samples import Point
+from concept_sliders.training.trainable_layers import TrainableLayers
+from concept_sliders.training.samples import Sample
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.comfy_host.refetched_weights import refetched
-from concept_sliders.training.run import Watch, train_slider
+from concept_sliders.training.run import RunOptions, train_textual
 from concept_sliders.comfy_host.borrow import for_autograd
 
 log = logging.getLogger("bench")
@@ -45,14 +45,14 @@ BOUND = 2.5  # times the floor, the aim
 CONCEPT = Concept("person", "old person", "young person")
 
 
-class OnePoint:
-    """Points of a training: this one, again and again."""
+class OneSample:
+    """Samples of a training: this one, again and again."""
 
-    def __init__(self, point: Point):
-        self.point = point
+    def __init__(self, sample: Sample):
+        self.sample = sample
 
-    def __next__(self) -> Point:
-        return self.point
+    def __next__(self) -> Sample:
+        return self.sample
 
     def state(self) -> dict:
         return {}
@@ -133,7 +133,7 @@ class Bench:
         with borrowed(self.model):
             denoiser = Denoiser(self.model, {"": for_autograd(self.prompts[0])})
             sigma, x = torch.tensor(0.5, device=denoiser.device), self.latents.to(denoiser.device)
-            layers = NewLayers(self.model, TextualRecipe(concepts=(CONCEPT,)), torch.Generator().manual_seed(0))
+            layers = TrainableLayers(self.model, TextualRecipe(concepts=(CONCEPT,)), torch.Generator().manual_seed(0))
             sizes, hooks = self.saved()
             with differentiable(False), layers.acting(torch.ones(1, 1)), hooks:
                 denoiser(x, sigma, [""])
@@ -165,7 +165,7 @@ class Bench:
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, samples_per_rollout=2)
         prompts = dict.fromkeys((*CONCEPT.prompts(), ""), self.prompts[0])
         with torch.inference_mode(), peak_memory(self.model.load_device) as peak:
-            train_slider(self.model, prompts, recipe, self.latents, "memory", Watch(preview_every=0))
+            train_textual(self.model, prompts, recipe, self.latents, "memory", RunOptions(preview_every=0))
         return {
             "inner step, run": inverting,
             "training step, run": peak.bytes,
@@ -186,11 +186,13 @@ class Bench:
 
     def training_peak(self, denoiser: Denoiser, x: torch.Tensor, sigma: torch.Tensor) -> int:
         """The same of a training step, from a fresh slider on."""
-        point = Point(x, sigma, torch.zeros_like(x), torch.ones(1, 1, device=x.device), "")
+        sample = Sample(x, sigma, torch.zeros_like(x), torch.ones(1, 1, device=x.device), "")
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=1)
         with peak_memory(denoiser.device) as peak:
-            layers = NewLayers(self.model, recipe, torch.Generator().manual_seed(0))
-            Training(denoiser, layers, OnePoint(point), recipe, torch.Generator()).run(lambda: False, lambda *_: None)
+            layers = TrainableLayers(self.model, recipe, torch.Generator().manual_seed(0))
+            Training(denoiser, layers, OneSample(sample), recipe, torch.Generator()).run(
+                lambda: False, lambda *_: None
+            )
         return peak.bytes
 
     def saved(self) -> tuple[dict[int, int], AbstractContextManager]:

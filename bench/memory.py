@@ -20,7 +20,7 @@ import torch
 from _live import peak_memory
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept, TextualRecipe
-from concept_sliders.training.run import Watch, train_slider
+from concept_sliders.training.run import RunOptions, train_textual
 
 log = logging.getLogger("bench")
 CONCEPT = Concept("person", "old person", "young person")
@@ -48,7 +48,7 @@ def measured(model, conditionings: dict, empty: Callable[[int], torch.Tensor], b
     recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, samples_per_rollout=2, **settings)
     latents = empty(batch)
     with torch.inference_mode(), peak_memory(model.load_device) as peak:
-        train_slider(model, conditionings, recipe, latents, "memory", Watch(preview_every=0))
+        train_textual(model, conditionings, recipe, latents, "memory", RunOptions(preview_every=0))
     return peak.bytes / 2**20
 
 

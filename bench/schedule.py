@@ -2,7 +2,7 @@
 
     python3 dev.py bench schedule [--steps 150] [--seeds 5]
 
-Equal iterations, equal everything but where training points come from. Reports the span along age and the movement
+Equal iterations, equal everything but where training samples come from. Reports the span along age and the movement
 of everything else, as mean and spread over training seeds, and draws a curve for every training. Ours runs twice:
 as the nodes' defaults have it, and without the two things it does differently from the paper (`SCHEDULES`). Every
 training is kept in the output folder with its figures, so that a bench that was stopped goes on.
@@ -20,7 +20,7 @@ import _models
 import nodes
 import numpy as np
 import torch
-from _published import PublishedPoints
+from _published import PublishedSamples
 from concept_sliders.comfy_host.text_encoders import encode_prompts
 from concept_sliders.pocket.measure import Effect, effect
 from concept_sliders.pocket.model import load_pocket
@@ -33,7 +33,7 @@ from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training import run
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.textual_samples import TextualPoints
+from concept_sliders.training.textual_samples import TextualSamples
 from PIL import Image, ImageDraw
 
 log = logging.getLogger("bench")
@@ -47,12 +47,12 @@ AGE = Concept(
 STRENGTHS = (-1.5, -0.75, 0.0, 0.75, 1.5)
 MEASURED = tuple(name for name in COLUMNS if name not in STYLES)
 GATE, SAMPLING_STEPS, GUIDANCE, FIRST_SEED = Gate(0.1), 20, 3.0, 70_000
-# (where points come from, settings of the recipe): "ours, as the paper" asks for the target without the held phrases
+# (where samples come from, settings of the recipe): "ours, as the paper" asks for the target without the held phrases
 # and rolls out with the bare model alone
 SCHEDULES = {
-    "published": (PublishedPoints, {}),
-    "ours": (TextualPoints, {}),
-    "ours, as the paper": (TextualPoints, {"preserve_in_target": False, "on_policy_rollouts": 0.0}),
+    "published": (PublishedSamples, {}),
+    "ours": (TextualSamples, {}),
+    "ours, as the paper": (TextualSamples, {"preserve_in_target": False, "on_policy_rollouts": 0.0}),
 }
 COLOURS = {"published": "grey", "ours": "royalblue", "ours, as the paper": "darkorange"}
 
@@ -76,7 +76,7 @@ class Studio:
 
     def train(self, schedule: str, recipe: TextualRecipe) -> tuple[Slider, float]:
         shape, began = (self.batch, 24, 16, 16), _models.now()
-        points, settings = SCHEDULES[schedule]
+        samples, settings = SCHEDULES[schedule]
         recipe = replace(recipe, **settings)
         with torch.inference_mode():
             trained = run.train(
@@ -85,9 +85,9 @@ class Studio:
                 recipe,
                 torch.zeros(shape),
                 schedule,
-                lambda denoiser, layers, generator: points(denoiser, layers, recipe, shape, generator),
+                lambda denoiser, layers, generator: samples(denoiser, layers, recipe, shape, generator),
                 AGE.target,
-                watch=run.Watch(preview_every=0),
+                run_options=run.RunOptions(preview_every=0),
             )
         return trained.slider, _models.now() - began
 

@@ -24,17 +24,17 @@ from typing import NamedTuple
 import _models
 import comfy.model_management
 import torch
-from _published import STEPS, PublishedPoints, PublishedTraining, PublishedVisualTraining
+from _published import STEPS, PublishedSamples, PublishedTraining, PublishedVisualTraining
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.autograd import differentiable
 from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.training.loop import Training
-from concept_sliders.training.trainable_layers import NewLayers
+from concept_sliders.training.trainable_layers import TrainableLayers
 from concept_sliders.training.recipe import VISUAL_METHODS, Concept, TextualRecipe, VisualRecipe
 from concept_sliders.comfy_host.gradient_checkpointing import checkpointed
-from concept_sliders.training.textual_samples import POOL, TextualPoints
-from concept_sliders.training.visual_samples import LatentSet, VisualPoints
+from concept_sliders.training.textual_samples import POOL, TextualSamples
+from concept_sliders.training.visual_samples import LatentSet, VisualSamples
 
 log = logging.getLogger("bench")
 CONCEPT = Concept("person", "old person", "young person")
@@ -107,15 +107,15 @@ class Bench:
         """
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=10**6)
         generator = torch.Generator().manual_seed(0)
-        layers = NewLayers(self.model, recipe, generator)
-        points = PublishedPoints(self.denoiser, layers, recipe, self.shape, generator, doubled=True)
-        published = PublishedTraining(self.denoiser, layers, points, recipe, generator)
+        layers = TrainableLayers(self.model, recipe, generator)
+        samples = PublishedSamples(self.denoiser, layers, recipe, self.shape, generator, doubled=True)
+        published = PublishedTraining(self.denoiser, layers, samples, recipe, generator)
         # a rollout of a fixed length, the mean of the published ones, so that few iterations are enough
-        points.steps = STEPS // 2
+        samples.steps = STEPS // 2
         before = self._cost(published, published_iterations)
         for phrases in hold:
             recipe = replace(recipe, concepts=(replace(CONCEPT, preserve=PHRASES[:phrases]),))
-            own = TextualPoints(self.denoiser, layers, recipe, self.shape, generator)
+            own = TextualSamples(self.denoiser, layers, recipe, self.shape, generator)
             # from a full pool on, whole trajectories, half of them with the slider on
             ours = self._cost(Training(self.denoiser, layers, own, recipe, generator), own_iterations, warm=POOL)
             self._note(f"textual, {phrases} held", before, ours)
@@ -124,12 +124,12 @@ class Bench:
         latents = torch.randn(2, *self.shape[1:])
         sets = [LatentSet(latents, (-1.0, 1.0), CONCEPT.target)]
         generator = torch.Generator().manual_seed(0)
-        layers = NewLayers(self.model, VisualRecipe(), generator)
+        layers = TrainableLayers(self.model, VisualRecipe(), generator)
         recipes = {method: VisualRecipe(steps=10**6, method=method) for method in VISUAL_METHODS}
 
         def training(kind: type[Training], method: str) -> Training:
-            points = VisualPoints(self.denoiser, sets, recipes[method], generator)
-            return kind(self.denoiser, layers, points, recipes[method], generator)
+            samples = VisualSamples(self.denoiser, sets, recipes[method], generator)
+            return kind(self.denoiser, layers, samples, recipes[method], generator)
 
         published = training(PublishedVisualTraining, "noise")
         published.encode, published.clock = torch.no_grad()(self.encode), _models.now
@@ -179,7 +179,7 @@ class Bench:
     def _memory(self) -> None:
         """Bytes that a training step keeps for backward, weights of the model not counted."""
         recipe = TextualRecipe(concepts=(CONCEPT,))
-        layers = NewLayers(self.model, recipe, torch.Generator().manual_seed(0))
+        layers = TrainableLayers(self.model, recipe, torch.Generator().manual_seed(0))
         weights = {t.untyped_storage().data_ptr() for t in self.model.model.parameters()}
         kept = {}
         for name in ("once", "twice"):

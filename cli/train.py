@@ -28,14 +28,12 @@ from ..comfy_host.borrow import ModelLost
 from ..comfy_host.identity import family
 from ..comfy_host.latents import to_model_scale
 from ..sliders.formats.slider_files import load_slider, save_slider
-from ..training.header_facts import Facts, facts_from
 from ..training.loop import Progress
 from ..training.pairs.folders import read_pairs
 from ..training.pairs.image_sets import STEP
-from ..training.recipe import EncoderRecipe, Recipe, TextualRecipe, recipe_from
-from ..training.run import Trained, Watch, train_slider, train_visual
-from ..training.text_encoder import train_encoder
-from ..training.visual_samples import encoded
+from ..training.recipe import EncoderRecipe, Recipe, RunRecord, TextualRecipe, recipe_from, run_record_from
+from ..training.run import RunOptions, Trained, train_text_encoder, train_textual, train_visual
+from ..training.visual_samples import encode_sets
 from .model_files import add_options, load_models
 
 POCKET_SIZE, SIZE = 64, 512
@@ -62,17 +60,17 @@ def read_recipe(path: Path) -> Recipe:
     return _read(path)[0]
 
 
-def _read(path: Path) -> tuple[Recipe, Facts]:
+def _read(path: Path) -> tuple[Recipe, RunRecord]:
     """(the recipe, what else the file says of a slider)."""
     try:
         values = read_values(path)
-        return recipe_from(values), facts_from(values)
+        return recipe_from(values), run_record_from(values)
     except ValueError as error:
         raise ValueError(f"{path} holds no recipe: {error}") from error
 
 
 @torch.inference_mode()  # as the host runs its nodes
-def train(recipe: Recipe, facts: Facts, options: argparse.Namespace) -> Trained | None:
+def train(recipe: Recipe, facts: RunRecord, options: argparse.Namespace) -> Trained | None:
     """facts: how the recipe's slider was trained, where it is one's."""
     model, clip, vae = load_models(options, recipe)
     if not isinstance(recipe, EncoderRecipe):
@@ -84,21 +82,21 @@ def train(recipe: Recipe, facts: Facts, options: argparse.Namespace) -> Trained 
             bar.update(done.steps - bar.n)
             bar.set_postfix(loss=f"{done.losses[-1]:.3g}")
 
-        watch = Watch(progress=progress, preview_every=0, checkpoints=options.checkpoints)
+        run_options = RunOptions(progress=progress, preview_every=0, checkpoints=options.checkpoints)
         if isinstance(recipe, EncoderRecipe):
-            return train_encoder(clip, recipe, name, watch)
+            return train_text_encoder(clip, recipe, name, run_options)
         if isinstance(recipe, TextualRecipe):
             conditionings = _encoded(clip, recipe.prompts())
-            return train_slider(model, conditionings, recipe, _latents(model, facts, options), name, watch)
+            return train_textual(model, conditionings, recipe, _latents(model, facts, options), name, run_options)
         if options.pairs is None:
             raise ValueError("The recipe is of a visual slider: say where its pictures are, with --pairs FOLDER.")
         side = options.size or _side(facts, vae) or _size(options)
         pairs = read_pairs(options.pairs, prompt=_prompt(facts, options), side=side, step=min(STEP, side))
-        sets = encoded(pairs, vae.encode, to_model_scale(model))
-        return train_visual(model, _encoded(clip, [one.prompt for one in pairs]), recipe, sets, name, watch)
+        sets = encode_sets(pairs, vae.encode, to_model_scale(model))
+        return train_visual(model, _encoded(clip, [one.prompt for one in pairs]), recipe, sets, name, run_options)
 
 
-def for_family(of_model: str, facts: Facts, options: argparse.Namespace) -> Facts:
+def for_family(of_model: str, facts: RunRecord, options: argparse.Namespace) -> RunRecord:
     """The facts without a size in another family's latents, which stand for other sizes in pixels; says so."""
     if options.size is not None or not facts.latent_shape or facts.family == of_model:
         return facts
@@ -109,7 +107,7 @@ def for_family(of_model: str, facts: Facts, options: argparse.Namespace) -> Fact
     return replace(facts, latent_shape=())
 
 
-def _latents(model, facts: Facts, options: argparse.Namespace) -> torch.Tensor:
+def _latents(model, facts: RunRecord, options: argparse.Namespace) -> torch.Tensor:
     """(B, C, ...) empty latents: as many and as large as the options say, else as the recipe's slider had them."""
     batch = options.batch or facts.batch
     if options.size is None and facts.latent_shape:
@@ -118,7 +116,7 @@ def _latents(model, facts: Facts, options: argparse.Namespace) -> torch.Tensor:
     return comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, 4, side, side), 8)
 
 
-def _side(facts: Facts, vae) -> int | None:
+def _side(facts: RunRecord, vae) -> int | None:
     """Of the square that has the area of the pictures that the recipe's slider was trained on, in pixels."""
     if not facts.latent_shape:
         return None
@@ -126,7 +124,7 @@ def _side(facts: Facts, vae) -> int | None:
     return round(math.sqrt(height * width) * vae.spacial_compression_encode())
 
 
-def _prompt(facts: Facts, options: argparse.Namespace) -> str:
+def _prompt(facts: RunRecord, options: argparse.Namespace) -> str:
     """Of scenes without a caption: the one that all scenes of the recipe's slider had."""
     if options.prompt is not None:
         return options.prompt
@@ -211,7 +209,7 @@ def main() -> int:
     return reported(trained, recipe, facts, options.out)
 
 
-def reported(trained: Trained, recipe: Recipe, facts: Facts, out: Path) -> int:
+def reported(trained: Trained, recipe: Recipe, facts: RunRecord, out: Path) -> int:
     """Says what is not as asked for; the exit code, 0 for a whole run."""
     progress, made = trained.progress, trained.slider.info.recipe
     if facts.pairs and made.get("pairs") != facts.pairs:

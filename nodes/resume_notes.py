@@ -17,7 +17,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..sliders.formats.atomic_write import written_whole
-from ..training.checkpoint import plain_name
+from ..training.resume import plain_name
 
 
 def checkpoint_folder() -> Path:

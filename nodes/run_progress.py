@@ -23,7 +23,7 @@ from ..inversion.inversion_run import InversionProgress, ReportProgress
 from ..training.early_stop import Embed
 from ..training.loop import Progress
 from ..training.recipe import Recipe
-from ..training.run import Watch
+from ..training.run import RunOptions
 from .image_strip import draw_strip
 from .resume_notes import checkpoint_folder
 
@@ -39,7 +39,7 @@ def watch_training(
     checkpoint_every: int = 0,
     clip_vision: ClipVisionModel | None = None,
     node_id: str | None = None,
-) -> Watch:
+) -> RunOptions:
     """Make what a training run reports to: ComfyUI's progress bar, text and preview strips on the node, checkpoints.
 
     model: the one that is trained on; None shows no images.
@@ -60,7 +60,7 @@ def watch_training(
             preview = ("JPEG", _strip(model, latents, vae, text, STRENGTHS), LARGEST_PREVIEW)
         bar.update_absolute(done.steps, steps, preview)
 
-    return Watch(
+    return RunOptions(
         progress=progress,
         checkpoints=checkpoint_folder() if checkpoint_every else None,
         checkpoint_every=checkpoint_every,
@@ -72,7 +72,7 @@ def watch_training(
 def _image_embedding(
     clip_vision: ClipVisionModel | None, model: ModelPatcher | None, recipe: Recipe, vae: VAE | None
 ) -> tuple[Embed | None, str]:
-    """What the early stop embeds predicted images with, and a hash of it; see `Watch`."""
+    """What the early stop embeds predicted images with, and a hash of it; see `RunOptions`."""
     if clip_vision is None:
         return None, ""
     if not recipe.patience:

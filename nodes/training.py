@@ -8,9 +8,8 @@ from ..comfy_host.text_encoders import encode_prompts
 from ..sliders.stack import Stack
 from ..training.pairs.image_sets import ImagePairs
 from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
-from ..training.run import Trained, Watch, train_slider, train_visual
-from ..training.text_encoder import train_encoder
-from ..training.visual_samples import encoded
+from ..training.run import RunOptions, Trained, train_text_encoder, train_textual, train_visual
+from ..training.visual_samples import encode_sets
 from .resume_notes import fingerprint, node_id_of, note_stopped
 from .run_progress import told, watch_training
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
@@ -127,9 +126,9 @@ class TrainSlider(io.ComfyNode):
             recipe = TextualRecipe(concepts=concept, **settings)
         must_be(TextualRecipe, recipe)
         conditionings = encode_prompts(clip, recipe.prompts())
-        watch = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
-        trained = train_slider(model, conditionings, recipe, fit_latent(model, latent), called(name), watch)
-        return handed_on(trained, recipe, name, cls, watch)
+        run_options = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
+        trained = train_textual(model, conditionings, recipe, fit_latent(model, latent), called(name), run_options)
+        return handed_on(trained, recipe, name, cls, run_options)
 
 
 class TrainVisualSlider(io.ComfyNode):
@@ -188,10 +187,10 @@ class TrainVisualSlider(io.ComfyNode):
             recipe = VisualRecipe(sets=len(pairs), **settings)
         must_be(VisualRecipe, recipe)
         conditionings = encode_prompts(clip, {one.prompt: None for one in pairs})
-        sets = encoded(pairs, vae.encode, to_model_scale(model))
-        watch = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
-        trained = train_visual(model, conditionings, recipe, sets, called(name), watch)
-        return handed_on(trained, recipe, name, cls, watch)
+        sets = encode_sets(pairs, vae.encode, to_model_scale(model))
+        run_options = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
+        trained = train_visual(model, conditionings, recipe, sets, called(name), run_options)
+        return handed_on(trained, recipe, name, cls, run_options)
 
 
 class TrainTextEncoderSlider(io.ComfyNode):
@@ -242,8 +241,8 @@ class TrainTextEncoderSlider(io.ComfyNode):
         if recipe is None:
             recipe = EncoderRecipe(concepts=concept, **settings)
         must_be(EncoderRecipe, recipe)
-        watch = watch_training(None, recipe, checkpoint_every=checkpoint_every, node_id=node_id_of(cls))
-        return handed_on(train_encoder(clip, recipe, called(name), watch), recipe, name, cls, watch)
+        run_options = watch_training(None, recipe, checkpoint_every=checkpoint_every, node_id=node_id_of(cls))
+        return handed_on(train_text_encoder(clip, recipe, called(name), run_options), recipe, name, cls, run_options)
 
 
 _NODES = {
@@ -265,11 +264,11 @@ def called(name: str) -> str:
 
 
 def handed_on(
-    trained: Trained | None, recipe: Recipe, name: str, node: type[io.ComfyNode], watch: Watch
+    trained: Trained | None, recipe: Recipe, name: str, node: type[io.ComfyNode], run_options: RunOptions
 ) -> io.NodeOutput:
     if trained is None:
         raise InterruptProcessingException()  # cancelled before there was anything to keep
     node_id = node_id_of(node)
-    if trained.progress.stopped and watch.checkpoints:  # without them a second run could not go on with it
+    if trained.progress.stopped and run_options.checkpoints:  # without them a second run could not go on with it
         note_stopped(name, node_id, trained.progress.steps, recipe.steps)
     return io.NodeOutput(Stack.of(trained.slider), ui=told(trained.progress, recipe.steps, node_id))

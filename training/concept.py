@@ -17,7 +17,7 @@ class Concept:
     preserve: phrases p to leave as they are, such as "male" and "female"; each is joined to c+ and to c-.
     eta: guidance of the edit; it sets how far strength 1 goes, above 0.
     erase: strength 1 takes the attribute away (-eta) instead of bringing more of it.
-    weight: how often a point of this concept is trained on, against the other concepts of a slider; above 0.
+    weight: how often a sample of this concept is trained on, against the other concepts of a slider; above 0.
     Raises ValueError if a field is of another type, more or less says nothing, both say the same, a phrase is empty
     or repeated, or eta or weight is not above 0.
     """

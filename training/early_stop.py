@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..comfy_host.errors import RECOVERABLE_ERRORS, describe_error, is_out_of_memory
 from ..comfy_host.preview_budget import Looks
-from .previews import HalfDone
+from .previews import PreviewSampler
 
 Embed = Callable[[Tensor], Tensor]  # (N, C, ...) clean latents -> (N, E)
 
 
-class Reach:
+class EarlyStop:
     """Tells when a slider has stopped to reach further: the early stop of a run.
 
     Every `every` steps it measures how far foreseen images lie apart between strength -1 and +1: by the cosine
@@ -33,7 +33,7 @@ class Reach:
 
     def __init__(
         self,
-        half_done: HalfDone,
+        half_done: PreviewSampler,
         patience: int,
         every: int = 20,
         embed: Embed | None = None,

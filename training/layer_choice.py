@@ -16,7 +16,7 @@ _TIME = re.compile(r"\.(time_embed|timestep_embed|to_timestep_embed|t_embedder|t
 CHOICES = ("all but cross-attention", "self-attention", "cross-attention", "attention", "all")
 
 
-def choose(paths: Iterable[str], choice: str, pattern: str = "") -> list[str]:
+def choose_layers(paths: Iterable[str], choice: str, pattern: str = "") -> list[str]:
     """The paths of the modules a choice takes and the regular expression `pattern` is found in, in their order.
 
     Raises ValueError if the choice is unknown, or takes no layer of the model.
@@ -29,7 +29,7 @@ def choose(paths: Iterable[str], choice: str, pattern: str = "") -> list[str]:
         why = ""
         if choice == "cross-attention":
             why = " It attends to the prompt and to the picture at once: that is 'self-attention' here."
-        raise ValueError(f"None of the model's {len(paths)} layers is {choice!r}; choose other layers.{why}")
+        raise ValueError(f"None of the model's {len(paths)} layers is {choice!r}; choose_layers other layers.{why}")
     found = [path for path in chosen if re.search(pattern, path)]
     if not found:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The training loop: points in, a slider out; whatever happens, the last good state is kept."""
+"""The training loop: samples in, a slider out; whatever happens, the last good state is kept."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ..comfy_host.errors import is_out_of_memory
 from ..comfy_host.gradient_checkpointing import checkpointed
 from ..comfy_host.memory import free_unused
 from ..comfy_host.refetched_weights import refetched
-from .fallback import Drawn, LastGood
 from .objectives import prediction_loss
 from .recipe import GRADIENT_CHECKPOINTING
-from .samples import Point, Points
+from .samples import Sample, SampleSource
+from .snapshot import RandomState, Snapshot
 
 if TYPE_CHECKING:
     from ..comfy_host.denoiser import Denoiser
-    from .early_stop import Reach
+    from .early_stop import EarlyStop
     from .recipe import Recipe
-    from .trainable_layers import NewLayers
+    from .trainable_layers import TrainableLayers
 
 _EXPLODED = 1000.0  # times the median of the losses before
 # A loss beyond this many medians may be the noise level's, or the beginning of an explosion: not a state to keep
@@ -62,13 +62,13 @@ class Training:
     def __init__(
         self,
         denoiser: Denoiser,
-        layers: NewLayers,
-        points: Points,
+        layers: TrainableLayers,
+        samples: SampleSource,
         recipe: Recipe,
         generator: torch.Generator,
-        reach: Reach | None = None,
+        reach: EarlyStop | None = None,
     ):
-        self.denoiser, self.layers, self.points = denoiser, layers, points
+        self.denoiser, self.layers, self.samples = denoiser, layers, samples
         self.recipe, self.generator, self.reach = recipe, generator, reach
         self.progress = Progress()
         self._parameters = layers.parameters()
@@ -81,13 +81,13 @@ class Training:
         self._recompute = recipe.memory == GRADIENT_CHECKPOINTING
         self._changing = False  # whether the optimiser is at work
         self._carefully = False  # unless the model turns out to need it, see `autograd`
-        self._good = LastGood(self._parameters, self._optimizer)
+        self._good = Snapshot(self._parameters, self._optimizer)
         self._is_good()
 
     def run(
         self,
         should_stop: Callable[[], bool],
-        after_step: Callable[[Progress, Point], None],
+        after_step: Callable[[Progress, Sample], None],
         cancelled: type[BaseException] | tuple = (),
     ) -> Progress:
         """Train up to the recipe's number of steps.
@@ -103,10 +103,10 @@ class Training:
                 if self._is_done() or should_stop():
                     break
                 with self._undone_if_cut_off():
-                    point = self._step()
-                if point is not None:
+                    sample = self._step()
+                if sample is not None:
                     self._look()
-                    after_step(self.progress, point)
+                    after_step(self.progress, sample)
             except cancelled:
                 break
         self.progress.stopped = not self.progress.still and self.progress.steps < self.recipe.steps
@@ -119,7 +119,7 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "generator": self.generator.get_state(),
-            "points": self.points.state(),
+            "samples": self.samples.state(),
             "losses": list(self.progress.losses),
             "still": self.progress.still,
             "at_once": self._at_once,
@@ -139,7 +139,7 @@ class Training:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
-        self.points.restore(state["points"])
+        self.samples.restore(state["samples"])
         self.progress.losses, self.progress.still = list(state["losses"]), state["still"]
         self._at_once, self.denoiser.at_once = state["at_once"], state["asked_at_once"]
         self._recompute = self._recompute or state["recompute"]
@@ -169,28 +169,28 @@ class Training:
             elif not whole:
                 self._draw_again(begun)
 
-    def _drawn(self) -> Drawn:
-        return Drawn(self.generator.get_state(), self.points.state())
+    def _drawn(self) -> RandomState:
+        return RandomState(self.generator.get_state(), self.samples.state())
 
-    def _draw_again(self, drawn: Drawn) -> None:
-        """The points from there on are yet to come; what a step has left of its gradient is dropped."""
+    def _draw_again(self, drawn: RandomState) -> None:
+        """The samples from there on are yet to come; what a step has left of its gradient is dropped."""
         self.generator.set_state(drawn.generator)
-        self.points.restore(drawn.points)
+        self.samples.restore(drawn.samples)
         self._optimizer.zero_grad()
 
-    def _is_good(self, drawn: Drawn | None = None) -> None:
+    def _is_good(self, drawn: RandomState | None = None) -> None:
         """The parameters as they are. drawn: what had been drawn when they came to be."""
         self._good.keep(self.progress.steps, drawn or self._drawn(), self._scaler.state_dict())
 
-    def _step(self) -> Point | None:
+    def _step(self) -> Sample | None:
         """One optimiser step; None where the state it started from turned out to be no good."""
         drawn = self._drawn()
-        point = next(self.points)
-        loss = self._gradient(point)
+        sample = next(self.samples)
+        loss = self._gradient(sample)
         self._scaler.unscale_(self._optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, 1.0))
         if self._is_bad(loss, norm):
-            self._break_off(point, loss, norm)
+            self._break_off(sample, loss, norm)
             return None
         if self._is_sound(loss):
             self._is_good(drawn)
@@ -200,35 +200,35 @@ class Training:
         self._changing = False
         self._optimizer.zero_grad()
         self.progress.losses.append(loss)
-        return point
+        return sample
 
-    def _gradient(self, point: Point) -> float:
-        """The loss of a point, after its backward pass; in parts where memory or the model asks for it."""
+    def _gradient(self, sample: Sample) -> float:
+        """The loss of a sample, after its backward pass; in parts where memory or the model asks for it."""
         while True:
             try:
-                return sum(self._part(point, rows) for rows in self._parts(point.strengths))
+                return sum(self._part(sample, rows) for rows in self._parts(sample.strengths))
             except RuntimeError as error:
                 self._optimizer.zero_grad()
                 if is_out_of_memory(error):
-                    self._make_do(len(point.x), error)
+                    self._make_do(len(sample.x), error)
                 elif self._carefully:
                     raise
                 else:
                     self._carefully = True
             free_unused()
 
-    def _part(self, point: Point, rows: Tensor) -> float:
+    def _part(self, sample: Sample, rows: Tensor) -> float:
         """The loss of some of the rows, weighed by their number, after its backward pass."""
-        share = len(rows) / len(point.x)
+        share = len(rows) / len(sample.x)
         with ExitStack() as during:
             during.enter_context(differentiable(self._carefully))
-            during.enter_context(self.layers.acting(point.strengths[rows]))
+            during.enter_context(self.layers.acting(sample.strengths[rows]))
             during.enter_context(refetched(self.denoiser.model))
             if self._recompute:
                 during.enter_context(checkpointed(self.denoiser.network))
-            prediction = self.denoiser(point.x[rows], point.sigma, [point.prompt])[0]
-            mask = point.mask[rows] if point.mask is not None and len(point.mask) > 1 else point.mask
-            loss = share * prediction_loss(prediction, point.target[rows], mask)
+            prediction = self.denoiser(sample.x[rows], sample.sigma, [sample.prompt])[0]
+            mask = sample.mask[rows] if sample.mask is not None and len(sample.mask) > 1 else sample.mask
+            loss = share * prediction_loss(prediction, sample.target[rows], mask)
             self._scaler.scale(loss).backward()
         return loss.item()
 
@@ -266,12 +266,12 @@ class Training:
         before = self.progress.losses[-_JUDGED_BY:]
         return not before or loss <= _SOUND * statistics.median(before)
 
-    def _break_off(self, point: Point, loss: float, norm: float) -> None:
+    def _break_off(self, sample: Sample, loss: float, norm: float) -> None:
         """Back to the state that last gave a sound step. Raises FloatingPointError if that is the first."""
         gradient = "" if math.isfinite(norm) or not math.isfinite(loss) else f", its gradient {norm:.3g}"
         self.progress.broken = (
             f"Training broke down at step {self.progress.steps + 1} of {self.recipe.steps}, noise level "
-            f"{float(point.sigma):.3g}: the loss is {loss:.3g}{gradient}. A lower learning rate than "
+            f"{float(sample.sigma):.3g}: the loss is {loss:.3g}{gradient}. A lower learning rate than "
             f"{self.recipe.learning_rate:g} may help."
         )
         if not self._good.steps:

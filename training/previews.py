@@ -12,13 +12,13 @@ from ..comfy_host.preview_budget import Looks
 
 if TYPE_CHECKING:
     from ..comfy_host.denoiser import Denoiser
-    from .trainable_layers import NewLayers
+    from .trainable_layers import TrainableLayers
 
 LEVEL = 0.4  # of sampling: noisy enough to change, clear enough to see
 STEPS = 20  # of that sampling
 
 
-class HalfDone:
+class PreviewSampler:
     """The same latents, denoised halfway by the frozen model, finished in one step at any strength.
 
     prompt: what they show. count: how many of them. seed: of their noise. shape: (C, ...) of a latent.
@@ -27,7 +27,7 @@ class HalfDone:
     def __init__(
         self,
         denoiser: Denoiser,
-        layers: NewLayers,
+        layers: TrainableLayers,
         prompt: str,
         shape: tuple[int, ...],
         seed: int,
@@ -65,7 +65,7 @@ class Strip:
     begun: the step that the run goes on from. steps: the one that it ends with.
     """
 
-    def __init__(self, half_done: HalfDone, looks: Looks, every: int, begun: int, steps: int):
+    def __init__(self, half_done: PreviewSampler, looks: Looks, every: int, begun: int, steps: int):
         self.half_done, self.looks, self.every = half_done, looks, every
         self.begun, self.steps = begun, steps
         self._last = begun

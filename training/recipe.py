@@ -6,14 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import Any
 
 from .concept import Concept
-from .header_facts import FACTS
 from .layer_choice import CHOICES
-from .validation import check_types, made_of
+from .validation import check_types, from_values
 
 VISUAL_METHODS = ("noise", "ADDifT")
 GRADIENT_CHECKPOINTING = "gradient checkpointing"
@@ -174,6 +173,44 @@ class VisualRecipe(Recipe):
         return self.less, self.more
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """How far a run went, and what it was given.
+
+    latent_shape: (C, ..., h, w) of the latents trained at. batch: how many a step; a visual slider's, in its largest
+    set. scenes: the prompts of a visual slider's pictures. pairs: a hash of these pictures. family, base_model_hash:
+    of the model trained on, as `SliderInfo` has them.
+    Raises ValueError, naming the field, for a value of another type or out of range.
+    """
+
+    steps_done: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    latent_shape: tuple[int, ...] = ()
+    batch: int = 1
+    scenes: tuple[str, ...] = ()
+    pairs: str = ""
+    family: str = ""
+    base_model_hash: str = ""
+
+    def __post_init__(self) -> None:
+        check_types(self, "A trained slider")
+        if self.batch < 1:
+            raise ValueError(f"A trained slider: batch must be at least 1, got {self.batch}.")
+        if self.latent_shape and (len(self.latent_shape) < 3 or min(self.latent_shape) < 1):
+            got = list(self.latent_shape)
+            raise ValueError(f"A trained slider: latent_shape must be channels, height and width or more, got {got}.")
+
+
+RUN_RECORD_FIELDS = tuple(each.name for each in fields(RunRecord))
+
+
+def run_record_from(values: Mapping[str, Any]) -> RunRecord:
+    """The facts among the values that a slider's header has; what it does not say is as by default."""
+    return from_values(
+        RunRecord, {name: values[name] for name in RUN_RECORD_FIELDS if name in values}, "trained slider"
+    )
+
+
 _KINDS = {"textual": TextualRecipe, "visual": VisualRecipe, "encoder": EncoderRecipe}
 
 
@@ -184,13 +221,13 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"A recipe is a set of named values, got a {type(values).__name__}.")
-    values = {name: value for name, value in values.items() if name not in FACTS}
+    values = {name: value for name, value in values.items() if name not in RUN_RECORD_FIELDS}
     kind = values.pop("kind", "textual")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"A recipe is one of {', '.join(_KINDS)}; got {kind!r}.")
     if isinstance(concepts := values.get("concepts"), list):
-        values["concepts"] = [made_of(Concept, each, "concept") for each in concepts]
-    return made_of(_KINDS[kind], values, f"{kind} recipe")
+        values["concepts"] = [from_values(Concept, each, "concept") for each in concepts]
+    return from_values(_KINDS[kind], values, f"{kind} recipe")
 
 
 def _ends_of(concepts: tuple[Concept, ...]) -> tuple[str, str]:

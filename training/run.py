@@ -19,26 +19,28 @@ from ..comfy_host.errors import RECOVERABLE_ERRORS, InterruptProcessingException
 from ..comfy_host.identity import COMFYUI_VERSION, digest_of, family, modifications_of, weights_hash
 from ..comfy_host.latents import Shapes, check_has_all_parts, check_latents_fit, image_part, packed
 from ..comfy_host.preview_budget import SHARE, Looks
+from ..comfy_host.text_encoders import CLIP, TextEncoder, encoder_layer_names
 from ..sliders.slider import Slider, SliderInfo
-from .early_stop import Embed, Reach
+from .early_stop import EarlyStop, Embed
 from .loop import Progress, Training
-from .previews import HalfDone, Strip
-from .recipe import Recipe, TextualRecipe, VisualRecipe
-from .resume import Keeper
-from .samples import Point, Points
-from .textual_samples import TextualPoints
-from .trainable_layers import NewLayers
-from .visual_samples import LatentSet, VisualPoints
+from .previews import PreviewSampler, Strip
+from .recipe import EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
+from .resume import RunCheckpoint
+from .samples import Sample, SampleSource
+from .text_encoder_samples import EncoderSamples
+from .textual_samples import TextualSamples
+from .trainable_layers import TrainableLayers
+from .visual_samples import LatentSet, VisualSamples
 
 USEFUL_RANGE = (-1.5, 1.5)  # a first guess: what strengths mean is set by eta
 PROBED = 4  # latents that the early stop looks at
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
-MakePoints = Callable[[Denoiser, NewLayers, torch.Generator], Points]
+MakeSamples = Callable[[Denoiser, TrainableLayers, torch.Generator], SampleSource]
 
 
 @dataclass(frozen=True)
-class Watch:
+class RunOptions:
     """What a run asks and tells.
 
     progress: told after every step how it goes, with (3, C, ...) clean latents at strength -1, 0 and +1 now and then;
@@ -69,13 +71,13 @@ class Trained:
     progress: Progress
 
 
-def train_slider(
+def train_textual(
     patcher: ModelPatcher,
     conditionings: Mapping[str, list],
     recipe: TextualRecipe,
     latents: Tensor,
     name: str,
-    watch: Watch | None = None,
+    run_options: RunOptions | None = None,
 ) -> Trained | None:
     """Train a textual slider on the model in place.
 
@@ -89,13 +91,24 @@ def train_slider(
 
     latents, shapes = packed(latents)
 
-    def points(denoiser: Denoiser, layers: NewLayers, generator: torch.Generator) -> TextualPoints:
-        return TextualPoints(denoiser, layers, recipe, tuple(latents.shape), generator)
+    def samples(denoiser: Denoiser, layers: TrainableLayers, generator: torch.Generator) -> TextualSamples:
+        return TextualSamples(denoiser, layers, recipe, tuple(latents.shape), generator)
 
     phrases = max(len(concept.phrases) for concept in recipe.concepts)
     questions = 2 + 3 * min(recipe.phrases_per_sigma or phrases, phrases)  # of guidance; the target and both ends
     prompt = recipe.concepts[0].target
-    return train(patcher, conditionings, recipe, latents, name, points, prompt, questions, shapes=shapes, watch=watch)
+    return train(
+        patcher,
+        conditionings,
+        recipe,
+        latents,
+        name,
+        samples,
+        prompt,
+        questions,
+        shapes=shapes,
+        run_options=run_options,
+    )
 
 
 def train_visual(
@@ -104,24 +117,35 @@ def train_visual(
     recipe: VisualRecipe,
     sets: Sequence[LatentSet],
     name: str,
-    watch: Watch | None = None,
+    run_options: RunOptions | None = None,
 ) -> Trained | None:
-    """Train a visual slider on the model in place; as `train_slider`, but on images.
+    """Train a visual slider on the model in place; as `train_textual`, but on images.
 
-    conditionings: the host's CONDITIONING for every prompt of the sets. sets: see `visual_samples.encoded`.
+    conditionings: the host's CONDITIONING for every prompt of the sets. sets: see `visual_samples.encode_sets`.
     """
     for one in sets:
         check_latents_fit(patcher, one.latents)
 
-    def points(denoiser: Denoiser, layers: NewLayers, generator: torch.Generator) -> VisualPoints:
-        return VisualPoints(denoiser, sets, recipe, generator)
+    def samples(denoiser: Denoiser, layers: TrainableLayers, generator: torch.Generator) -> VisualSamples:
+        return VisualSamples(denoiser, sets, recipe, generator)
 
     largest = max((one.latents for one in sets), key=Tensor.numel, default=torch.zeros(1))
     pictures = [(one.latents, one.strengths, one.mask) for one in sets]
     data = [pictures, [one.prompt for one in sets]]
     prompt = sets[0].prompt if sets else ""
     facts = {"scenes": list(dict.fromkeys(one.prompt for one in sets)), "pairs": digest_of(pictures)}
-    return train(patcher, conditionings, recipe, largest, name, points, prompt, data=data, facts=facts, watch=watch)
+    return train(
+        patcher,
+        conditionings,
+        recipe,
+        largest,
+        name,
+        samples,
+        prompt,
+        data=data,
+        facts=facts,
+        run_options=run_options,
+    )
 
 
 def train(
@@ -130,57 +154,90 @@ def train(
     recipe: Recipe,
     latents: Tensor,
     name: str,
-    make_points: MakePoints,
+    make_samples: MakeSamples,
     preview_prompt: str,
     questions: int = 1,
     data: Any = None,
     facts: Mapping[str, Any] | None = None,
     shapes: Shapes = None,
-    watch: Watch | None = None,
+    run_options: RunOptions | None = None,
 ) -> Trained | None:
-    """Train a slider on points of any kind; see `train_slider`.
+    """Train a slider on samples of any kind; see `train_textual`.
 
     preview_prompt: what the previews show. questions: predictions per latent that are asked for in one batch.
-    data: what the points are made of beside the recipe, to tell runs apart, see `digest_of`. facts: for the slider's
+    data: what the samples are made of beside the recipe, to tell runs apart, see `digest_of`. facts: for the slider's
         header, what it was given. shapes: of the parts that the latents are packed of; what is looked at is the
         pictures.
     """
     check_has_all_parts(patcher.model, shapes)
-    watch = watch or Watch()
+    run_options = run_options or RunOptions()
     generator = torch.Generator().manual_seed(recipe.seed)
     memory = patcher.model.memory_required([latents.shape[0] * questions, *latents.shape[1:]])
     with borrowed(patcher, memory_required=int(memory)) as loan:
-        layers = NewLayers(patcher, recipe, generator)
+        layers = TrainableLayers(patcher, recipe, generator)
         denoiser = Denoiser(patcher, {p: for_autograd(c) for p, c in conditionings.items()}, shapes)
-        look = partial(HalfDone, denoiser, layers, preview_prompt, tuple(latents.shape[1:]), recipe.seed)
-        looks = Looks(watch.preview_share)
-        embed = watch.embed and _given_back(loan, watch.embed, shapes)
-        reach = Reach(look(PROBED), recipe.patience, embed=embed, looks=looks)
-        training = Training(denoiser, layers, make_points(denoiser, layers, generator), recipe, generator, reach)
+        look = partial(PreviewSampler, denoiser, layers, preview_prompt, tuple(latents.shape[1:]), recipe.seed)
+        looks = Looks(run_options.preview_share)
+        embed = run_options.embed and _given_back(loan, run_options.embed, shapes)
+        reach = EarlyStop(look(PROBED), recipe.patience, embed=embed, looks=looks)
+        training = Training(denoiser, layers, make_samples(denoiser, layers, generator), recipe, generator, reach)
         model_hash = weights_hash(patcher)
         sampling = denoiser.sampling
-        looks_through = watch.embed_hash if recipe.patience and embed else None
+        looks_through = run_options.embed_hash if recipe.patience and embed else None
         frozen = (model_hash, denoiser.dtype, type(sampling), vars(sampling), modifications_of(patcher))
         given = (tuple(latents.shape), shapes, conditionings, data, looks_through)
-        keeper = Keeper(watch, training, name, digest_of(recipe.digest(), frozen, given))
+        keeper = RunCheckpoint(run_options, training, name, digest_of(recipe.digest(), frozen, given))
         keeper.go_on()
         begun = training.progress.steps
-        strip = Strip(look(), looks, watch.preview_every, begun, recipe.steps)
-        shown = Shown(loan, strip, looks, watch, shapes)
+        strip = Strip(look(), looks, run_options.preview_every, begun, recipe.steps)
+        shown = Shown(loan, strip, looks, run_options, shapes)
 
-        def after_step(progress: Progress, point: Point) -> None:
+        def after_step(progress: Progress, sample: Sample) -> None:
             keeper.after_step()
             shown.after_step(progress)
 
         with keeper.kept_in_any_case():
             # the host's layers raise it as soon as the user cancels, and take the cancel back by doing so
-            progress = training.run(watch.should_stop, after_step, cancelled=InterruptProcessingException)
+            progress = training.run(run_options.should_stop, after_step, cancelled=InterruptProcessingException)
         if not progress.steps:
             return None
         progress.looks = looks.share
         size = image_part(latents, shapes).shape[1:]
         facts = {"latent_shape": list(size), "batch": len(latents), **(facts or {})}
         info = info_of(recipe, progress, family(patcher), model_hash, facts)
+        return Trained(Slider(name, layers.finished(), info), progress)
+
+
+def train_text_encoder(
+    clip: CLIP, recipe: EncoderRecipe, name: str, run_options: RunOptions | None = None
+) -> Trained | None:
+    """Train a slider of the text encoder, in place; no diffusion model is needed.
+
+    Returns None if it was stopped before the first step. Raises ValueError for layers the encoder does not have and
+    prompts that cannot be compared, FloatingPointError if training diverges at once.
+    """
+    run_options = run_options or RunOptions()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with borrowed(clip.patcher):
+        layers = TrainableLayers(clip.patcher, recipe, generator, encoder_layer_names(clip))
+        encoder = TextEncoder(clip)
+        samples = EncoderSamples(encoder, recipe, generator)
+        training = Training(encoder, layers, samples, recipe, generator)
+        model_hash = weights_hash(clip.patcher)
+        # the encodings, too: they are others with other settings of the CLIP, such as the layer they are taken from
+        digest = digest_of(recipe.digest(), model_hash, encoder.dtype, modifications_of(clip.patcher), samples.lines)
+        keeper = RunCheckpoint(run_options, training, name, digest)
+
+        def after_step(progress, sample: Sample) -> None:
+            keeper.after_step()
+            run_options.progress(progress, None)
+
+        keeper.go_on()
+        with keeper.kept_in_any_case():
+            progress = training.run(run_options.should_stop, after_step, cancelled=InterruptProcessingException)
+        if not progress.steps:
+            return None
+        info = info_of(recipe, progress, type(clip.cond_stage_model).__name__, model_hash)
         return Trained(Slider(name, layers.finished(), info), progress)
 
 
@@ -197,7 +254,7 @@ def _given_back(loan: Loan, embed: Embed, shapes: Shapes) -> Embed:
 def info_of(
     recipe: Recipe, progress: Progress, of_family: str, model_hash: str, facts: Mapping[str, Any] | None = None
 ) -> SliderInfo:
-    """What the slider's file will say. facts: some of `header_facts.Facts`, what the run was given."""
+    """What the slider's file will say. facts: some of `recipe.RunRecord`, what the run was given."""
     less, more = recipe.ends
     return SliderInfo(
         less=less,
@@ -212,19 +269,19 @@ def info_of(
 class Shown:
     """The previews of a run. One that fails, for want of memory say, is the last: the run goes on without."""
 
-    def __init__(self, loan: Loan, strip: Strip, looks: Looks, watch: Watch, shapes: Shapes):
-        self.loan, self.strip, self.looks, self.watch, self.shapes = loan, strip, looks, watch, shapes
+    def __init__(self, loan: Loan, strip: Strip, looks: Looks, run_options: RunOptions, shapes: Shapes):
+        self.loan, self.strip, self.looks, self.run_options, self.shapes = loan, strip, looks, run_options, shapes
         self._failed = False
 
     def after_step(self, progress: Progress) -> None:
         if self._failed or not self.strip.is_due(progress.steps):
-            self.watch.progress(progress, None)
+            self.run_options.progress(progress, None)
             return
         try:
             with self.looks.timed():
                 latents = image_part(self.strip.latents(progress.steps), self.shapes)
                 with self.loan.returned():
-                    self.watch.progress(progress, latents)
+                    self.run_options.progress(progress, latents)
         except RECOVERABLE_ERRORS as error:
             self._failed = True
             logging.warning("Training goes on without previews, as one failed: %s", describe_error(error))

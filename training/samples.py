@@ -1,4 +1,4 @@
-"""What one training step learns from, and where such points come from."""
+"""What one training step learns from, and where such samples come from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Point:
+class Sample:
     """One thing to learn: at (x, sigma), with the slider at `strengths`, the prediction at `prompt` is `target`.
 
     x, target: (B, C, ...), the target in the linear form d = (x - denoised) / sigma. sigma: a scalar.
@@ -24,13 +24,13 @@ class Point:
     mask: Tensor | None = None
 
 
-class Points(Protocol):
-    """An endless source of points. All its randomness comes from one generator, which its owner keeps.
+class SampleSource(Protocol):
+    """An endless source of samples. All its randomness comes from one generator, which its owner keeps.
 
     state, restore: what it holds beside the generator, as tensors and plain values, so that a run can be continued.
     """
 
-    def __next__(self) -> Point: ...
+    def __next__(self) -> Sample: ...
 
     def state(self) -> dict[str, Any]: ...
 

@@ -1,8 +1,9 @@
-"""Training points of a textual slider (Concept Sliders, arXiv 2311.12092)."""
+"""Training samples of a textual slider (Concept Sliders, arXiv 2311.12092)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -12,25 +13,24 @@ from torch import Tensor
 from ..comfy_host.predictor import classifier_free
 from .objectives import textual_change, textual_target
 from .recipe import Concept, TextualRecipe
-from .rollouts import roll_out
-from .samples import Point
+from .samples import Sample
 
 if TYPE_CHECKING:
     from ..comfy_host.denoiser import Denoiser
-    from .trainable_layers import NewLayers
+    from .trainable_layers import TrainableLayers
 
 
-# Trajectories that points are taken from in turn
+# Trajectories that samples are taken from in turn
 POOL = 4
 
 
-class TextualPoints:
-    """Endless training points: the noise levels of trajectories, with the frozen model's answers there.
+class TextualSamples:
+    """Endless training samples: the noise levels of trajectories, with the frozen model's answers there.
 
     A trajectory passes through every noise level, and what the frozen model says at a frozen latent does not change:
-    so one rollout gives `recipe.samples_per_rollout` points, each level at one sign of the slider and then at the
+    so one rollout gives `recipe.samples_per_rollout` samples, each level at one sign of the slider and then at the
     other.
-    Points one after the other come from different trajectories: `POOL` of them take turns, and when one is used up
+    Samples one after the other come from different trajectories: `POOL` of them take turns, and when one is used up
     another is rolled out in its place. The first ones are cut short, each to another length, so that never many end
     together: at batch 1 a slider would otherwise learn from one picture for many steps, and forget the one before.
     Of the phrases held fixed, `recipe.phrases_per_sigma` are asked about at a level. Where there are more they take
@@ -44,7 +44,7 @@ class TextualPoints:
     def __init__(
         self,
         denoiser: Denoiser,
-        layers: NewLayers,
+        layers: TrainableLayers,
         recipe: TextualRecipe,
         shape: tuple[int, ...],
         generator: torch.Generator,
@@ -53,9 +53,9 @@ class TextualPoints:
         self.shape, self.generator = shape, generator
         self._weights = torch.tensor([concept.weight for concept in recipe.concepts])
         self._pool: list[dict[str, Any]] = []
-        self._turn = 0  # whose point is next
+        self._turn = 0  # whose sample is next
 
-    def __next__(self) -> Point:
+    def __next__(self) -> Sample:
         if self._turn == len(self._pool):  # the pool is still being filled
             self._pool.append(self._rolled_out(-(-self.recipe.samples_per_rollout * (self._turn + 1) // POOL)))
         elif not self._pool[self._turn]["waiting"]:
@@ -71,7 +71,7 @@ class TextualPoints:
         self._turn = state["turn"]
         self._pool = [{**held, "waiting": [tuple(visit) for visit in held["waiting"]]} for held in state["pool"]]
 
-    def _point(self, held: dict[str, Any], level: int, flip: int) -> Point:
+    def _point(self, held: dict[str, Any], level: int, flip: int) -> Sample:
         """A level of a trajectory; flip: +1 or -1, a factor of its rows' signs."""
         device, concept = self.denoiser.device, self.recipe.concepts[held["concept"]]
         signs = held["signs"] * flip
@@ -79,10 +79,10 @@ class TextualPoints:
         eta = concept.signed_eta * signs.view(-1, *(1 for _ in self.shape[1:]))
         target = textual_target(held["d_target"][level], held["d_change"][level], eta)
         x, sigma = held["x"][level].to(device), held["sigmas"][level].to(device)
-        return Point(x, sigma, target.to(device), signs[:, None].to(device), concept.target)
+        return Sample(x, sigma, target.to(device), signs[:, None].to(device), concept.target)
 
     def _rolled_out(self, count: int) -> dict[str, Any]:
-        """A new trajectory of one of the concepts for `count` points, with everything asked about that they need."""
+        """A new trajectory of one of the concepts for `count` samples, with everything asked about that they need."""
         recipe, generator, device = self.recipe, self.generator, self.denoiser.device
         chosen = int(torch.multinomial(self._weights, 1, generator=generator))
         noise = torch.randn(self.shape, generator=generator).to(device)
@@ -126,7 +126,7 @@ class TextualPoints:
             yield turn
 
     def _visits(self, count: int, own: bool) -> list[tuple[int, int]]:
-        """(level, factor of the signs) of `count` points to come: no level a third time before all had two.
+        """(level, factor of the signs) of `count` samples to come: no level a third time before all had two.
 
         Half of the levels come at one sign first, the others at the other. A picture that the slider has made at a
         sign is learned from at that sign.
@@ -153,20 +153,20 @@ class _Rollout:
     """The guided prediction along a trajectory, which keeps the frozen model's answers on the way.
 
     Everything asked about at a noise level goes to the model in one batch: the target and the empty prompt, with the
-    slider at `strengths`, (B,), and without it the target and both ends of the concept where a point will be, with
+    slider at `strengths`, (B,), and without it the target and both ends of the concept where a sample will be, with
     the phrases that `phrases` gives for the level.
     """
 
     def __init__(
         self,
-        points: TextualPoints,
+        samples: TextualSamples,
         concept: Concept,
         strengths: Tensor,
         visits: list[tuple[int, int]],
         phrases: Iterator[list[int]],
     ):
-        self.points, self.strengths, self.concept, self.phrases = points, strengths, concept, phrases
-        self.guidance, self.holds_target = points.recipe.guidance, points.recipe.preserve_in_target
+        self.samples, self.strengths, self.concept, self.phrases = samples, strengths, concept, phrases
+        self.guidance, self.holds_target = samples.recipe.guidance, samples.recipe.preserve_in_target
         self.visited = {level for level, _ in visits}
         self.d_target: list[Tensor] = []
         self.d_change: list[Tensor] = []
@@ -178,7 +178,7 @@ class _Rollout:
         frozen = self._frozen_prompts() if len(self.d_target) in self.visited else []
         strengths = torch.zeros(len(guiding) + len(frozen), len(x), 1, device=x.device)
         strengths[: len(guiding)] = self.strengths[:, None]
-        answers = self.points.denoiser.predict(x, sigma, [*guiding, *frozen], self.points.layers, strengths)
+        answers = self.samples.denoiser.predict(x, sigma, [*guiding, *frozen], self.samples.layers, strengths)
         self._keep(answers[0], answers[len(guiding) :])
         return classifier_free(answers[0], answers[1], self.guidance) if len(guiding) > 1 else answers[0]
 
@@ -193,7 +193,7 @@ class _Rollout:
         return [*targets, *more, *less]
 
     def _keep(self, d_guiding: Tensor, frozen: Tensor) -> None:
-        """The two terms of the target at this level; zeros where no point will be."""
+        """The two terms of the target at this level; zeros where no sample will be."""
         if not len(frozen):
             self.d_target.append(torch.zeros_like(d_guiding))
             self.d_change.append(torch.zeros_like(d_guiding))
@@ -201,3 +201,28 @@ class _Rollout:
         d_targets, d_more, d_less = frozen.split([len(frozen) - 2 * self.ends, self.ends, self.ends])
         self.d_target.append(d_targets.mean(dim=0) if len(d_targets) else d_guiding)
         self.d_change.append(textual_change(d_more, d_less))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """x: (K, B, C, ...), the latents met on the way. sigmas: (K,), their noise levels, falling."""
+
+    x: Tensor
+    sigmas: Tensor
+
+
+def roll_out(
+    guided: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor, scale_noise: Callable
+) -> Trajectory:
+    """Euler's method along d: x <- x + (sigma_next - sigma) * d(x, sigma).
+
+    guided: the frozen model's guided prediction d(x, sigma) for latents (B, C, ...) at one noise level.
+    noise: (B, C, ...), standard normal. sigmas: (K + 1,), falling; the last is not entered.
+    scale_noise: the model's own map from noise to the latent at the first noise level.
+    """
+    x = scale_noise(sigmas[0], noise)
+    met = []
+    for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+        met.append(x)
+        x = x + (following - sigma) * guided(x, sigma)
+    return Trajectory(torch.stack(met), sigmas[:-1])

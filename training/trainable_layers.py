@@ -14,11 +14,11 @@ from ..comfy_host.prompt_layers import prepares_prompts
 from ..sliders.changes import Adapter, Change, Dense, LowRank
 from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.layer_kinds import is_linear, weight_shape
-from .layer_choice import choose
+from .layer_choice import choose_layers
 from .recipe import Recipe
 
 
-class NewLayers:
+class TrainableLayers:
     """A new slider's changes, on the model that is borrowed, as the recipe asks for them.
 
     names: the names in a file of the layers that may be trained, by path; the diffusion model's if not given, but for
@@ -41,7 +41,7 @@ class NewLayers:
         modules = {path: patcher.model.get_submodule(path) for path in names}
         paths = [path for path, module in modules.items() if recipe.convolutions or is_linear(module)]
         placed = {}
-        for path in choose(paths, recipe.layers, recipe.pattern):
+        for path in choose_layers(paths, recipe.layers, recipe.pattern):
             shape = weight_shape(modules[path], path)
             self.by_name[names[path]] = change = _fresh(shape, recipe, generator, patcher.load_device)
             placed[modules[path]] = [(0, change)]

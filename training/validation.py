@@ -17,7 +17,7 @@ def check_types(described: Any, title: str) -> None:
             raise ValueError(f"{title}: {each.name} must be {allowed}, got {value!r}.")
 
 
-def made_of(kind: type[Described], values: Any, title: str) -> Described:
+def from_values(kind: type[Described], values: Any, title: str) -> Described:
     """The dataclass with these values, lists as tuples. Raises ValueError for fields it lacks or does not have."""
     if not isinstance(values, Mapping):
         raise ValueError(f"A {title} is a set of named values, got {values!r}.")

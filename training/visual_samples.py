@@ -1,4 +1,4 @@
-"""Training points of a visual slider: images of the same scene at several strengths.
+"""Training samples of a visual slider: images of the same scene at several strengths.
 
 Symbols: x0_i the clean latent of image i and s_i its strength; n the noise, the same for all images of a set; x_i
 the latent of image i at noise level sigma; D the frozen model's denoised estimate, d = (x - D(x)) / sigma its
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .recipe import VisualRecipe
-from .samples import Point
+from .samples import Sample
 
 if TYPE_CHECKING:
     from ..comfy_host.denoiser import Denoiser
@@ -56,7 +56,7 @@ class LatentSet:
         return small.reshape(1, *(1 for _ in others), height, width)
 
 
-def encoded(
+def encode_sets(
     sets: Iterable[ImageSet], encode: Callable[[Tensor], Tensor], scale: Callable[[Tensor], Tensor]
 ) -> list[LatentSet]:
     """Image sets as latents.
@@ -77,8 +77,8 @@ def encoded(
     ]
 
 
-class VisualPoints:
-    """Endless training points: a set, a noise level and a noise at a time, with all images of the set as rows.
+class VisualSamples:
+    """Endless training samples: a set, a noise level and a noise at a time, with all images of the set as rows.
 
     Every set comes once, in random order, before one comes again. Methods, by `recipe.method`:
 
@@ -133,7 +133,7 @@ class VisualPoints:
         self._sigmas = sigmas[min(start, len(sigmas) - 1) : max(end, start + 1)]
         self._waiting: list[int] = []
 
-    def __next__(self) -> Point:
+    def __next__(self) -> Sample:
         if not self._waiting:
             self._waiting = torch.randperm(len(self.sets), generator=self.generator).tolist()
         one = self.sets[self._waiting.pop(0)]
@@ -151,7 +151,7 @@ class VisualPoints:
             strengths = strengths - strengths[teacher]
         rows = self._learns(strengths)
         mask = one.mask_for_latents()
-        return Point(
+        return Sample(
             x[rows],
             sigma,
             target[rows],

@@ -11,7 +11,7 @@ from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.latents import packed
 from concept_sliders.tests.support.tiny import difference
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.run import train_slider
+from concept_sliders.training.run import train_textual
 
 if TYPE_CHECKING:
     from concept_sliders.tests.support.family_checks import Subject
@@ -48,7 +48,7 @@ def trains(subject: Subject) -> str:
     with torch.inference_mode():
         with borrowed(subject.model):
             asked_in_batches(subject, conditionings, prompts)
-        trained = train_slider(subject.model, conditionings, RECIPE, subject.family.empty(2), "trained")
+        trained = train_textual(subject.model, conditionings, RECIPE, subject.family.empty(2), "trained")
     assert trained.progress.steps == RECIPE.steps
     assert all(torch.isfinite(torch.tensor(trained.progress.losses)))
     learned = sum(bool(layer.up.any()) for layer in trained.slider.layers.values())

@@ -9,19 +9,19 @@ from concept_sliders.sliders.slider import Slider
 from concept_sliders.training import run as training_run
 from concept_sliders.training.recipe import Concept, TextualRecipe
 from concept_sliders.training.run import Trained
-from concept_sliders.training.textual_samples import TextualPoints
+from concept_sliders.training.textual_samples import TextualSamples
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 LATENTS = torch.zeros(1, 24, 8, 8)
 
 
 def train_on(model: ModelPatcher, clip: CLIP) -> Callable[..., Trained | None]:
-    """run(watch, steps, latents, points, **settings of the recipe)."""
+    """run(run_options, steps, latents, samples, **settings of the recipe)."""
     with torch.inference_mode():
         prompts = (*CONCEPT.prompts(), "")
         conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 
-    def run(watch=None, steps=8, latents=LATENTS, points=TextualPoints, **settings):
+    def run(run_options=None, steps=8, latents=LATENTS, samples=TextualSamples, **settings):
         settings = {"rollout_steps": 3, "samples_per_rollout": 5, "learning_rate": 2e-3, **settings}
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=steps, **settings)
         with torch.inference_mode():
@@ -31,9 +31,9 @@ def train_on(model: ModelPatcher, clip: CLIP) -> Callable[..., Trained | None]:
                 recipe,
                 latents,
                 "age",
-                lambda denoiser, layers, random: points(denoiser, layers, recipe, tuple(latents.shape), random),
+                lambda denoiser, layers, random: samples(denoiser, layers, recipe, tuple(latents.shape), random),
                 CONCEPT.target,
-                watch=watch,
+                run_options=run_options,
             )
 
     return run

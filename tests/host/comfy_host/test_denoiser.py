@@ -9,7 +9,7 @@ from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny import difference
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.trainable_layers import NewLayers
+from concept_sliders.training.trainable_layers import TrainableLayers
 
 RECIPE = TextualRecipe(concepts=(Concept("a", "b", "c"),), rank=2, layers="all")
 HALF = torch.tensor([[1, 1, 1, 0, 0, 0, 0]])
@@ -75,7 +75,7 @@ def test_each_prompt_keeps_its_strengths(asked):
     family = FAMILIES["Qwen-Image"]
     conditionings = {p: family.conditioning(seed, 2 * seed) for seed, p in enumerate("abc")}
     denoiser, x, sigma, _ = asked("Qwen-Image", conditionings)
-    layers = NewLayers(denoiser.patcher, RECIPE, torch.Generator().manual_seed(0))
+    layers = TrainableLayers(denoiser.patcher, RECIPE, torch.Generator().manual_seed(0))
     for parameter in layers.parameters():
         parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
     strengths = torch.tensor([[1.0, -1.0], [0.0, 0.0], [0.5, 2.0]])[..., None]

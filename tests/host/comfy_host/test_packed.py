@@ -5,7 +5,7 @@ import torch
 from concept_sliders.comfy_host.latents import packed
 from concept_sliders.tests.support.family_checks import Subject
 from concept_sliders.tests.support.family_training import CONCEPT, RECIPE
-from concept_sliders.training.run import Watch, train_slider
+from concept_sliders.training.run import RunOptions, train_textual
 
 
 @pytest.fixture(scope="module")
@@ -13,17 +13,17 @@ def subject(tmp_path_factory):
     return Subject("LTX 2", tmp_path_factory.mktemp("packed"))
 
 
-def trained(subject, latents, watch=None):
+def trained(subject, latents, run_options=None):
     prompts = (*CONCEPT.prompts(), "")
     conditionings = {prompt: subject.family.conditioning(seed) for seed, prompt in enumerate(prompts)}
     with torch.inference_mode():
-        return train_slider(subject.model, conditionings, RECIPE, latents, "trained", watch)
+        return train_textual(subject.model, conditionings, RECIPE, latents, "trained", run_options)
 
 
 def test_previews_and_the_early_stop_see_the_pictures(subject):
     seen = []
-    watch = Watch(progress=lambda _, latents: seen.append(latents), preview_every=1, preview_share=1.0)
-    slider = trained(subject, subject.family.empty(2), watch).slider
+    run_options = RunOptions(progress=lambda _, latents: seen.append(latents), preview_every=1, preview_share=1.0)
+    slider = trained(subject, subject.family.empty(2), run_options).slider
     previews = [latents for latents in seen if latents is not None]
     assert previews and all(latents.shape == (3, *subject.family.latent) for latents in previews)
     assert slider.info.recipe["latent_shape"] == list(subject.family.latent) and slider.info.recipe["batch"] == 2

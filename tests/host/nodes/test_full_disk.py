@@ -12,8 +12,8 @@ from concept_sliders.nodes.resume_notes import fingerprint, note_stopped
 from concept_sliders.nodes.training import TrainSlider
 from concept_sliders.tests.support.full_disk import full_disk
 from concept_sliders.tests.support.short_runs import CONCEPT, LATENTS, same, train_on
-from concept_sliders.training import checkpoint, loop
-from concept_sliders.training.run import Watch
+from concept_sliders.training import loop, resume
+from concept_sliders.training.run import RunOptions
 
 NODE = "7"
 
@@ -27,17 +27,17 @@ def train(pocket):
 def test_a_checkpoint_on_a_full_disk_is_an_os_error_and_leaves_what_was_there(tmp_path, part):
     file, other = tmp_path / "age.pt", tmp_path / "whole.pt"
     state = {"parameters": [torch.randn(1000) for _ in range(70)]}
-    checkpoint.store(other, state)
-    checkpoint.store(file, {"losses": [1.0]})
+    resume.store(other, state)
+    resume.store(file, {"losses": [1.0]})
     with full_disk(int(part * other.stat().st_size)), pytest.raises(OSError, match="as on a full disk"):
-        checkpoint.store(file, state)
-    assert checkpoint.restored(file) == {"losses": [1.0]}
+        resume.store(file, state)
+    assert resume.restored(file) == {"losses": [1.0]}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["age.pt", "whole.pt"]
 
 
 def test_a_run_on_a_full_disk_trains_to_its_end(train, tmp_path, caplog):
     with full_disk(20_000):
-        trained = train(Watch(checkpoints=tmp_path, checkpoint_every=3))
+        trained = train(RunOptions(checkpoints=tmp_path, checkpoint_every=3))
     assert trained.progress.steps == 8 and same(trained.slider, train().slider)
     assert caplog.text.count("Training goes on, but its checkpoint") == 3  # at 3, 6, and the end
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.recipe import TextualRecipe
-from concept_sliders.training.run import train_slider
+from concept_sliders.training.run import train_textual
 
 import nodes
 
@@ -54,7 +54,7 @@ def test_the_pocket_repair_recipe_moves_between_bad_and_good_pictures():
         model, clip, vae = load_pocket()
         recipe = read_recipe(FOLDER / "pocket_repair.json")
         said = {prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in recipe.prompts()}
-        slider = train_slider(model, said, recipe, torch.zeros(2, 24, 16, 16), "repair").slider
+        slider = train_textual(model, said, recipe, torch.zeros(2, 24, 16, 16), "repair").slider
         swept = apply_sliders(model, Stack.of(slider).swept(0, (-1.5, 1.5), PEOPLE))
         latent = {"samples": torch.zeros(2 * PEOPLE, 24, 16, 16), "batch_index": [i // 2 for i in range(2 * PEOPLE)]}
         target = said[recipe.concepts[0].target]

@@ -7,9 +7,9 @@ from concept_sliders.nodes.run_progress import watch_training
 from concept_sliders.nodes.training import TrainSlider
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.support.tiny_vision import tiny_vision
-from concept_sliders.training.early_stop import Reach
+from concept_sliders.training.early_stop import EarlyStop
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.run import PROBED, Watch, train_slider
+from concept_sliders.training.run import PROBED, RunOptions, train_textual
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 LATENTS = torch.zeros(1, 24, 8, 8)
@@ -28,18 +28,18 @@ def train(pocket):
         prompts = (*CONCEPT.prompts(), "")
         conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 
-    def run(watch=None, **settings):
+    def run(run_options=None, **settings):
         settings = {"rollout_steps": 3, "samples_per_rollout": 6, "steps": 200, "rank": 1, **settings}
         with torch.inference_mode():
             recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
-            return train_slider(model, conditionings, recipe, LATENTS, "age", watch)
+            return train_textual(model, conditionings, recipe, LATENTS, "age", run_options)
 
     return run
 
 
 def readings(values, patience):
     """When a run ends whose reach is measured so, one value every 20 steps."""
-    reach, left = Reach(None, patience), list(values)
+    reach, left = EarlyStop(None, patience), list(values)
     reach.measure = lambda: left.pop(0)
     return next((step for step in range(1, 20 * len(values) + 1) if reach.is_reached(step)), None)
 
@@ -65,7 +65,7 @@ def test_a_slider_that_learns_nothing_ends_early_and_one_that_learns_does_not(tr
 def test_reach_grows_with_the_slider_and_is_nothing_at_first(train):
     looks = []
 
-    class Looking(Reach):
+    class Looking(EarlyStop):
         def measure(self):
             looks.append(super().measure())
             return looks[-1]
@@ -73,15 +73,15 @@ def test_reach_grows_with_the_slider_and_is_nothing_at_first(train):
     import concept_sliders.training.run as run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "Reach", Looking)
+        patch.setattr(run, "EarlyStop", Looking)
         train(learning_rate=2e-3, patience=50, steps=60)
     assert len(looks) == 3 and 0 < looks[0] < looks[1] < looks[2]
 
 
 def test_a_run_that_ended_early_has_ended_when_it_is_taken_up_again(train, tmp_path):
     settings = {"learning_rate": 1e-9, "patience": 1}
-    first = train(Watch(checkpoints=tmp_path), **settings)
-    again = train(Watch(checkpoints=tmp_path), **settings)
+    first = train(RunOptions(checkpoints=tmp_path), **settings)
+    again = train(RunOptions(checkpoints=tmp_path), **settings)
     assert first.progress.steps == again.progress.steps == 40 and again.progress.still
 
 
@@ -138,8 +138,8 @@ def test_what_is_seen_decides_and_not_the_latents(train):
 
     learning = {"learning_rate": 2e-3, "patience": 2, "steps": 60}
     assert not train(**learning).progress.still
-    assert train(Watch(embed=blind), **{**learning, "steps": 80}).progress.steps == 60
-    assert not train(Watch(embed=turning), **{**learning, "learning_rate": 1e-9}).progress.still
+    assert train(RunOptions(embed=blind), **{**learning, "steps": 80}).progress.steps == 60
+    assert not train(RunOptions(embed=turning), **{**learning, "learning_rate": 1e-9}).progress.still
     assert len(seen) == 6 and seen[0].shape == (PROBED, *LATENTS.shape[1:])
 
 

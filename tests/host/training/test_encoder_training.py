@@ -11,7 +11,7 @@ from concept_sliders.pocket.show import Sampling, sample
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.recipe import Concept, EncoderRecipe
-from concept_sliders.training.text_encoder import train_encoder
+from concept_sliders.training.run import train_text_encoder
 
 AGE = Concept("portrait of a person", "portrait of a very old person", "portrait of a very young person")
 
@@ -25,7 +25,7 @@ def pocket():
 def trained(pocket, concept=AGE, **settings):
     with torch.inference_mode():
         recipe = EncoderRecipe(concepts=(concept,), **{"steps": 150, "learning_rate": 2e-3, **settings})
-        return train_encoder(pocket[1], recipe, "age")
+        return train_text_encoder(pocket[1], recipe, "age")
 
 
 @pytest.fixture(scope="module")

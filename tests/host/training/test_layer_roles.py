@@ -6,7 +6,7 @@ from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.training.layer_choice import CHOICES, choose
+from concept_sliders.training.layer_choice import CHOICES, choose_layers
 
 # They attend to the prompt and to the picture in one
 JOINT = (
@@ -46,10 +46,10 @@ def test_roles(family):
     for choice in CHOICES:
         if choice == "cross-attention" and family.startswith(JOINT) and family != "Hunyuan3D 2.1":
             with pytest.raises(ValueError, match="attends to the prompt and to the picture at once"):
-                choose(paths, choice)
+                choose_layers(paths, choice)
             taken[choice] = set()
         else:
-            taken[choice] = set(choose(paths, choice))
+            taken[choice] = set(choose_layers(paths, choice))
     assert taken["all"] == set(paths)
     assert taken["self-attention"] | taken["cross-attention"] == taken["attention"]
     assert not taken["self-attention"] & taken["cross-attention"]
@@ -94,7 +94,7 @@ def test_layers_are_fed_by_what_their_role_says(family):
     def fed_by(changed, path):
         return path in base and not torch.equal(base[path], changed[path])
 
-    cross, own = (choose(paths, choice) for choice in ("cross-attention", "self-attention"))
+    cross, own = (choose_layers(paths, choice) for choice in ("cross-attention", "self-attention"))
     prompt_alone = [path for path in cross if path in base and not fed_by(pictured, path)]
     assert len(prompt_alone) >= 1 and all(fed_by(prompted, path) for path in prompt_alone)
     picture = [path for path in cross if fed_by(pictured, path)]

@@ -11,7 +11,7 @@ from concept_sliders.tests.support.tiny_vae import film_vae, picture_vae
 from concept_sliders.training.pairs.image_sets import ImagePairs, ImageSet
 from concept_sliders.training.recipe import VisualRecipe
 from concept_sliders.training.run import train_visual
-from concept_sliders.training.visual_samples import LatentSet, encoded
+from concept_sliders.training.visual_samples import LatentSet, encode_sets
 
 PAIR = ImageSet(tuple(torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(3))), (-1.0, 1.0))
 BELONGS = "Training: the VAE belongs to another model. It gave latents of "
@@ -42,7 +42,7 @@ def test_the_node_says_so():
 )
 def test_pictures_and_films_are_told_apart(family, vae, gave, takes):
     with torch.inference_mode(), pytest.raises(ValueError, match=f"{BELONGS}{gave}.* takes {takes}"):
-        encoded([PAIR], vae().encode, to_model_scale(built(family)))
+        encode_sets([PAIR], vae().encode, to_model_scale(built(family)))
 
 
 def test_latents_that_were_scaled_elsewhere_are_looked_at_too():

@@ -13,7 +13,7 @@ from concept_sliders.sliders.formats.slider_files import load_slider, save_slide
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.objectives import textual_change, textual_target
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.run import Watch, train_slider
+from concept_sliders.training.run import RunOptions, train_textual
 
 CONCEPT = Concept(
     "portrait of a person", "very old person", "very young person", ("with glasses", "without glasses"), eta=2.0
@@ -40,9 +40,9 @@ def recipe(**changes):
     return TextualRecipe(concepts=(CONCEPT,), **settings)
 
 
-def train(pocket, conditionings, watch=None, **changes):
+def train(pocket, conditionings, run_options=None, **changes):
     with torch.inference_mode():
-        return train_slider(pocket[0], conditionings, recipe(**changes), LATENTS, "age", watch)
+        return train_textual(pocket[0], conditionings, recipe(**changes), LATENTS, "age", run_options)
 
 
 def state(model):
@@ -79,7 +79,7 @@ def test_weights_are_untouched_after_an_error(pocket, conditionings, failing):
             raise MemoryError("no room")
 
     with pytest.raises(MemoryError):
-        train(pocket, conditionings, Watch(progress=fail))
+        train(pocket, conditionings, RunOptions(progress=fail))
     assert_untouched(pocket[0].model, before)
 
 
@@ -93,8 +93,10 @@ def test_an_error_inside_the_model_leaves_no_trace(pocket, conditionings):
 
 def test_cancelling_keeps_what_was_learned(pocket, conditionings):
     before, done = state(pocket[0].model), []
-    watch = Watch(should_stop=lambda: len(done) == 2, progress=lambda progress, preview: done.append(progress.steps))
-    trained = train(pocket, conditionings, watch, steps=50)
+    run_options = RunOptions(
+        should_stop=lambda: len(done) == 2, progress=lambda progress, preview: done.append(progress.steps)
+    )
+    trained = train(pocket, conditionings, run_options, steps=50)
     assert trained.progress.stopped and trained.progress.steps == 2
     assert trained.slider.info.recipe["steps_done"] == 2
     assert any(layer.up.any() for layer in trained.slider.layers.values())
@@ -107,14 +109,14 @@ def test_a_cancel_that_the_hosts_layers_notice_keeps_what_was_learned(pocket, co
     def cancel_at_the_second(progress, preview):
         comfy.model_management.interrupt_current_processing(progress.steps == 2)
 
-    trained = train(pocket, conditionings, Watch(progress=cancel_at_the_second), steps=50)
+    trained = train(pocket, conditionings, RunOptions(progress=cancel_at_the_second), steps=50)
     assert trained.progress.stopped and trained.progress.steps == 2
     assert not comfy.model_management.processing_interrupted()
     assert_untouched(pocket[0].model, before)
 
 
 def test_cancelling_before_the_first_step_gives_nothing(pocket, conditionings):
-    assert train(pocket, conditionings, Watch(should_stop=lambda: True)) is None
+    assert train(pocket, conditionings, RunOptions(should_stop=lambda: True)) is None
 
 
 def test_no_second_copy_of_a_weight_is_made(pocket, conditionings):
@@ -124,7 +126,7 @@ def test_no_second_copy_of_a_weight_is_made(pocket, conditionings):
     def look(progress, preview):
         seen.append({name: p.data_ptr() for name, p in model.named_parameters()})
 
-    train(pocket, conditionings, Watch(progress=look), steps=1)
+    train(pocket, conditionings, RunOptions(progress=look), steps=1)
     assert seen == [pointers]
 
 
@@ -176,8 +178,10 @@ def test_a_run_that_breaks_down_at_once_says_where(pocket, conditionings):
 
 def test_a_preview_shows_three_strengths(pocket, conditionings):
     previews = []
-    watch = Watch(progress=lambda progress, preview: previews.append(preview), preview_every=2, preview_share=1.0)
-    train(pocket, conditionings, watch)
+    run_options = RunOptions(
+        progress=lambda progress, preview: previews.append(preview), preview_every=2, preview_share=1.0
+    )
+    train(pocket, conditionings, run_options)
     # the second time it is due it may be too soon: previews take a small share of the time only
     assert previews[0] is None and previews[2] is None
     less, base, more = previews[1]

@@ -11,9 +11,9 @@ from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.short_runs import same, train_on
-from concept_sliders.training import checkpoint
-from concept_sliders.training.run import Watch
-from concept_sliders.training.textual_samples import TextualPoints
+from concept_sliders.training import resume
+from concept_sliders.training.run import RunOptions
+from concept_sliders.training.textual_samples import TextualSamples
 
 
 class Injected(Exception):
@@ -44,8 +44,8 @@ def failing_at(call: int, real, after: bool = False):
 @pytest.mark.parametrize(
     ("owner", "name", "after"),
     [
-        (TextualPoints, "__next__", False),
-        (TextualPoints, "__next__", True),
+        (TextualSamples, "__next__", False),
+        (TextualSamples, "__next__", True),
         (torch.Tensor, "backward", True),
         (torch.optim.AdamW, "step", True),  # the parameters have changed, and the run does not know
     ],
@@ -56,9 +56,9 @@ def test_a_run_goes_on_from_the_step_that_failed(train, tmp_path, monkeypatch, o
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing_at(6, getattr(owner, name), after))
         with pytest.raises(Injected):
-            train(Watch(checkpoints=tmp_path))
+            train(RunOptions(checkpoints=tmp_path))
     seen = []
-    again = train(Watch(progress=lambda progress, _: seen.append(progress.steps), checkpoints=tmp_path))
+    again = train(RunOptions(progress=lambda progress, _: seen.append(progress.steps), checkpoints=tmp_path))
     assert seen == [6, 7, 8]
     assert again.progress.losses == whole.progress.losses and same(again.slider, whole.slider)
 
@@ -67,25 +67,25 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(train, tmp_pat
     def full(path, state):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "store", full)
-    trained = train(Watch(checkpoints=tmp_path, checkpoint_every=3))
+    monkeypatch.setattr(resume, "store", full)
+    trained = train(RunOptions(checkpoints=tmp_path, checkpoint_every=3))
     assert trained.progress.steps == 8 and same(trained.slider, train().slider)
     assert caplog.text.count("No space left on device") == 3  # at 3, 6, and the end
 
 
-class Growing(TextualPoints):
+class Growing(TextualSamples):
     """Whose losses grow from the 61st on: to tens and hundreds of times, then beyond what is an explosion."""
 
     met = 0
 
     def __next__(self):
-        point, self.met = super().__next__(), self.met + 1
+        sample, self.met = super().__next__(), self.met + 1
         factor = {61: 0.2, 62: 0.6, 63: 0.6, 64: 1e4}.get(self.met, 0.0)
-        return replace(point, target=point.target + factor)
+        return replace(sample, target=sample.target + factor)
 
 
 def test_an_explosion_that_takes_some_steps_is_fallen_back_from_as_a_whole(train):
-    trained = train(steps=80, points=Growing)
+    trained = train(steps=80, samples=Growing)
     assert "broke down at step 64 of 80" in trained.progress.broken
     assert trained.progress.steps == len(trained.progress.losses) == 59  # what a step learned may be what broke it
     assert same(trained.slider, train(steps=59).slider)
@@ -102,14 +102,14 @@ def test_what_acts_on_the_model_tells_runs_apart(pocket, tmp_path):
     """A run must not go on against another frozen model."""
     model, clip, _ = pocket
     age = load_slider(Path(pocket_files.__file__).parent / "sliders" / "pocket_age.safetensors")
-    once = train_on(model, clip)(Watch(checkpoints=tmp_path), steps=4)
+    once = train_on(model, clip)(RunOptions(checkpoints=tmp_path), steps=4)
     models = [
         apply_sliders(model, Stack.of(age, 0.5)),
         apply_sliders(model, Stack.of(age, 1.0)),
         apply_sliders(model, Stack.of(age, 1.0, Gate(0.3))),
     ]
     for others, acted in enumerate(models, start=1):
-        trained = train_on(acted, clip)(Watch(checkpoints=tmp_path), steps=4)
+        trained = train_on(acted, clip)(RunOptions(checkpoints=tmp_path), steps=4)
         assert len(list(tmp_path.iterdir())) == others + 1
         assert not same(trained.slider, once.slider)
 

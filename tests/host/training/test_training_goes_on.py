@@ -5,8 +5,7 @@ import pytest
 import torch
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.training.recipe import Concept, EncoderRecipe, VisualRecipe
-from concept_sliders.training.run import Watch, train_visual
-from concept_sliders.training.text_encoder import train_encoder
+from concept_sliders.training.run import RunOptions, train_text_encoder, train_visual
 from concept_sliders.training.visual_samples import LatentSet
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", ("smiling", "frowning"))
@@ -21,7 +20,7 @@ def pocket():
 
 @pytest.fixture(scope="module")
 def train(pocket):
-    """`train(kind, watch, **settings)`: a whole run of that kind."""
+    """`train(kind, run_options, **settings)`: a whole run of that kind."""
     model, clip, _ = pocket
     generator = torch.Generator().manual_seed(0)
     sets = [
@@ -31,12 +30,12 @@ def train(pocket):
     with torch.inference_mode():
         said = {CONCEPT.target: clip.encode_from_tokens_scheduled(clip.tokenize(CONCEPT.target))}
 
-    def run(kind, watch=None, **settings):
+    def run(kind, run_options=None, **settings):
         settings = {"steps": STEPS, "learning_rate": 2e-3, "rank": 2, **settings}
         with torch.inference_mode():
             if kind == "encoder":
-                return train_encoder(clip, EncoderRecipe(concepts=(CONCEPT,), **settings), "age", watch)
-            return train_visual(model, said, VisualRecipe(method=kind, **settings), sets, "age", watch)
+                return train_text_encoder(clip, EncoderRecipe(concepts=(CONCEPT,), **settings), "age", run_options)
+            return train_visual(model, said, VisualRecipe(method=kind, **settings), sets, "age", run_options)
 
     return run
 
@@ -66,9 +65,9 @@ def test_a_cancelled_run_goes_on_to_the_slider_of_one_that_never_stopped(train, 
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     whole = train(kind)
-    stopped = train(kind, Watch(progress=cancel, checkpoints=tmp_path))
+    stopped = train(kind, RunOptions(progress=cancel, checkpoints=tmp_path))
     assert stopped.progress.stopped and stopped.progress.steps == stop_at
-    again = train(kind, Watch(checkpoints=tmp_path))
+    again = train(kind, RunOptions(checkpoints=tmp_path))
     assert again.progress.losses == whole.progress.losses and same(again.slider, whole.slider)
 
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.support.short_runs import CONCEPT, LATENTS, same, train_on
-from concept_sliders.training import checkpoint
+from concept_sliders.training import resume
 from concept_sliders.training.recipe import EncoderRecipe
-from concept_sliders.training.run import Watch
-from concept_sliders.training.text_encoder import train_encoder
-from concept_sliders.training.textual_samples import TextualPoints
+from concept_sliders.training.run import RunOptions, train_text_encoder
+from concept_sliders.training.textual_samples import TextualSamples
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
@@ -36,9 +35,11 @@ def test_a_run_that_goes_on_after_a_crash_equals_one_that_never_stopped(train, t
             raise Crash
 
     with pytest.raises(Crash):
-        train(Watch(progress=crash, checkpoints=tmp_path, checkpoint_every=1))
+        train(RunOptions(progress=crash, checkpoints=tmp_path, checkpoint_every=1))
     resumed_at = []
-    again = train(Watch(progress=lambda p, _: resumed_at.append(p.steps), checkpoints=tmp_path, checkpoint_every=0))
+    again = train(
+        RunOptions(progress=lambda p, _: resumed_at.append(p.steps), checkpoints=tmp_path, checkpoint_every=0)
+    )
     assert resumed_at == list(range(crash_at + 1, 9))
     assert again.progress.losses == whole.progress.losses
     assert same(again.slider, whole.slider)
@@ -46,15 +47,15 @@ def test_a_run_that_goes_on_after_a_crash_equals_one_that_never_stopped(train, t
 
 def test_a_cancelled_run_goes_on_where_it_stopped_and_a_finished_one_goes_further(train, tmp_path):
     whole, done = train(steps=12), []
-    cancel = Watch(
+    cancel = RunOptions(
         should_stop=lambda: len(done) == 4,
         progress=lambda *_: done.append(1),
         checkpoints=tmp_path,
         checkpoint_every=100,
     )
     assert train(cancel).progress.stopped
-    assert train(Watch(checkpoints=tmp_path)).progress.steps == 8
-    assert same(train(Watch(checkpoints=tmp_path), steps=12).slider, whole.slider)
+    assert train(RunOptions(checkpoints=tmp_path)).progress.steps == 8
+    assert same(train(RunOptions(checkpoints=tmp_path), steps=12).slider, whole.slider)
 
 
 def test_a_cancel_inside_the_model_leaves_a_checkpoint_that_goes_on_exactly(train, tmp_path):
@@ -63,8 +64,8 @@ def test_a_cancel_inside_the_model_leaves_a_checkpoint_that_goes_on_exactly(trai
     def cancel(progress, preview):
         comfy.model_management.interrupt_current_processing(progress.steps == 5)
 
-    assert train(Watch(progress=cancel, checkpoints=tmp_path)).progress.steps == 5
-    assert same(train(Watch(checkpoints=tmp_path)).slider, whole.slider)
+    assert train(RunOptions(progress=cancel, checkpoints=tmp_path)).progress.steps == 5
+    assert same(train(RunOptions(checkpoints=tmp_path)).slider, whole.slider)
 
 
 def interrupted_at(progress_steps):
@@ -79,14 +80,14 @@ def interrupted_at(progress_steps):
 
 def test_a_cancel_that_the_progress_bar_notices_keeps_the_step(train, tmp_path):
     whole = train()
-    stopped = train(Watch(progress=interrupted_at(5), checkpoints=tmp_path))
+    stopped = train(RunOptions(progress=interrupted_at(5), checkpoints=tmp_path))
     assert stopped.progress.stopped and stopped.progress.steps == 5
     assert same(stopped.slider, train(steps=5).slider)
-    assert same(train(Watch(checkpoints=tmp_path)).slider, whole.slider)
+    assert same(train(RunOptions(checkpoints=tmp_path)).slider, whole.slider)
 
 
 def test_a_cancel_after_the_last_step_is_none(train):
-    assert not train(Watch(progress=interrupted_at(8))).progress.stopped
+    assert not train(RunOptions(progress=interrupted_at(8))).progress.stopped
 
 
 @pytest.fixture
@@ -113,10 +114,10 @@ def test_a_cancel_in_a_preview_keeps_the_step(train, tmp_path, press_after):
     whole, shown = train(), []
     release = press_after(5)
     previews = {"preview_every": 5, "preview_share": 1.0}
-    stopped = train(Watch(progress=lambda _, x: shown.append(x is not None), **previews, checkpoints=tmp_path))
+    stopped = train(RunOptions(progress=lambda _, x: shown.append(x is not None), **previews, checkpoints=tmp_path))
     release()
     assert stopped.progress.stopped and stopped.progress.steps == 5 and shown == [False] * 4
-    assert same(train(Watch(checkpoints=tmp_path)).slider, whole.slider)
+    assert same(train(RunOptions(checkpoints=tmp_path)).slider, whole.slider)
 
 
 def test_a_cancel_in_a_look_of_the_early_stop_keeps_the_step_and_the_look_is_made_up_for(
@@ -127,17 +128,17 @@ def test_a_cancel_in_a_look_of_the_early_stop_keeps_the_step_and_the_look_is_mad
     whole = train(**settings).progress
     assert whole.still and whole.steps == 40
     release = press_after(20)
-    stopped = train(Watch(checkpoints=tmp_path), **settings).progress
+    stopped = train(RunOptions(checkpoints=tmp_path), **settings).progress
     release()
     assert stopped.stopped and stopped.steps == 20
-    again = train(Watch(checkpoints=tmp_path), **settings).progress
+    again = train(RunOptions(checkpoints=tmp_path), **settings).progress
     assert again.still and again.losses == whole.losses
 
 
 def test_a_gradient_that_is_no_number_spoils_neither_the_slider_nor_the_checkpoint(train, tmp_path):
     """The loss is sound: such a gradient would go into the optimiser and stay there."""
 
-    class Spoiled(TextualPoints):
+    class Spoiled(TextualSamples):
         met = 0
 
         def __next__(self):
@@ -147,36 +148,36 @@ def test_a_gradient_that_is_no_number_spoils_neither_the_slider_nor_the_checkpoi
             return super().__next__()
 
     whole = train()
-    broken = train(Watch(checkpoints=tmp_path, checkpoint_every=1), points=Spoiled)
+    broken = train(RunOptions(checkpoints=tmp_path, checkpoint_every=1), samples=Spoiled)
     assert broken.progress.steps == 4 and broken.progress.stopped
     assert re.search(r"step 6 of 8, .*: the loss is [\d.e-]+, its gradient nan", broken.progress.broken)
     assert same(broken.slider, train(steps=4).slider)
-    again = train(Watch(checkpoints=tmp_path))
+    again = train(RunOptions(checkpoints=tmp_path))
     assert again.progress.losses == whole.progress.losses and same(again.slider, whole.slider)
 
 
 def test_one_that_breaks_down_right_after_going_on_keeps_what_the_checkpoint_has(train, tmp_path):
-    class Spoiled(TextualPoints):
+    class Spoiled(TextualSamples):
         def __next__(self):
             return replace(super().__next__(), target=torch.tensor(float("nan")).expand(LATENTS.shape))
 
-    train(Watch(checkpoints=tmp_path), steps=4)
-    broken = train(Watch(checkpoints=tmp_path), points=Spoiled)
+    train(RunOptions(checkpoints=tmp_path), steps=4)
+    broken = train(RunOptions(checkpoints=tmp_path), samples=Spoiled)
     assert broken.progress.steps == 4 and broken.progress.broken
-    assert same(train(Watch(checkpoints=tmp_path)).slider, train().slider)
+    assert same(train(RunOptions(checkpoints=tmp_path)).slider, train().slider)
 
 
 def test_what_memory_had_room_for_is_remembered(train, tmp_path):
     """A run that goes on in as few pictures at once as it had to equals one that never stopped."""
     two = {"latents": torch.zeros(2, 24, 8, 8)}
     whole = train(steps=4, **two)
-    train(Watch(checkpoints=tmp_path), steps=3, **two)
+    train(RunOptions(checkpoints=tmp_path), steps=3, **two)
     (file,) = tmp_path.iterdir()
-    state = checkpoint.restored(file)
+    state = resume.restored(file)
     assert (state["at_once"], state["asked_at_once"], state["recompute"]) == (None, None, False)
-    checkpoint.store(file, {**state, "at_once": 1, "asked_at_once": 2, "recompute": True})
-    again = train(Watch(checkpoints=tmp_path), steps=4, **two)
-    kept = checkpoint.restored(file)
+    resume.store(file, {**state, "at_once": 1, "asked_at_once": 2, "recompute": True})
+    again = train(RunOptions(checkpoints=tmp_path), steps=4, **two)
+    kept = resume.restored(file)
     assert (kept["at_once"], kept["asked_at_once"], kept["recompute"]) == (1, 2, True)
     torch.testing.assert_close(*(torch.tensor(run.progress.losses) for run in (again, whole)), rtol=1e-4, atol=0)
     for name, layer in whole.slider.layers.items():
@@ -184,43 +185,43 @@ def test_what_memory_had_room_for_is_remembered(train, tmp_path):
 
 
 def test_blocks_run_twice_make_the_same_slider_and_go_on_with_each_others_checkpoints(train, tmp_path):
-    once = train(Watch(checkpoints=tmp_path), steps=5)
+    once = train(RunOptions(checkpoints=tmp_path), steps=5)
     twice = train(steps=5, memory="gradient checkpointing")
     for name, layer in once.slider.layers.items():
         # Adam divides by each gradient's own size: where one is next to nothing, rounding in it is seen at full step
         apart = (layer.up - twice.slider.layers[name].up).norm()
         assert apart < 1e-3 * layer.up.norm(), name
-    assert train(Watch(checkpoints=tmp_path), memory="gradient checkpointing").progress.steps == 8
+    assert train(RunOptions(checkpoints=tmp_path), memory="gradient checkpointing").progress.steps == 8
     assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("changed", [{"seed": 3}, {"rank": 2}, {"latents": torch.zeros(2, 24, 8, 8)}])
 def test_another_run_is_kept_apart(train, tmp_path, changed):
-    train(Watch(checkpoints=tmp_path), steps=2)
-    other = train(Watch(checkpoints=tmp_path), steps=4, **changed)
+    train(RunOptions(checkpoints=tmp_path), steps=2)
+    other = train(RunOptions(checkpoints=tmp_path), steps=4, **changed)
     assert len(list(tmp_path.iterdir())) == 2
     assert same(other.slider, train(steps=4, **changed).slider)
 
 
 def test_fewer_steps_than_have_been_kept_begin_anew(train, tmp_path):
-    train(Watch(checkpoints=tmp_path), steps=5)
-    again = train(Watch(checkpoints=tmp_path), steps=3)
+    train(RunOptions(checkpoints=tmp_path), steps=5)
+    again = train(RunOptions(checkpoints=tmp_path), steps=3)
     assert again.progress.steps == 3 and same(again.slider, train(steps=3).slider)
     seen = []  # and the longer run is still there to go on with
-    further = train(Watch(progress=lambda p, _: seen.append(p.steps), checkpoints=tmp_path))
+    further = train(RunOptions(progress=lambda p, _: seen.append(p.steps), checkpoints=tmp_path))
     assert seen == [6, 7, 8] and same(further.slider, train().slider)
-    kept = train(Watch(progress=lambda p, _: seen.append(0), checkpoints=tmp_path), steps=3)
+    kept = train(RunOptions(progress=lambda p, _: seen.append(0), checkpoints=tmp_path), steps=3)
     assert same(kept.slider, again.slider) and seen == [6, 7, 8]
 
 
 def test_damaged_checkpoints_are_named(train, tmp_path):
-    train(Watch(checkpoints=tmp_path), steps=2)
+    train(RunOptions(checkpoints=tmp_path), steps=2)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     for broken in (b"", b"PK nonsense", whole[: len(whole) // 2]):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match=r"age \w+\.pt cannot be read"):
-            train(Watch(checkpoints=tmp_path), steps=4)
+            train(RunOptions(checkpoints=tmp_path), steps=4)
 
 
 @pytest.mark.parametrize("letter", ["n", "\N{CJK UNIFIED IDEOGRAPH-8001}"])
@@ -231,7 +232,7 @@ def test_a_name_too_long_for_a_file_is_cut_there_and_nowhere_else(pocket, tmp_pa
     def run(steps):
         with torch.inference_mode():
             recipe = EncoderRecipe(concepts=(CONCEPT,), steps=steps, rank=1)
-            return train_encoder(clip, recipe, name, Watch(checkpoints=tmp_path)).slider
+            return train_text_encoder(clip, recipe, name, RunOptions(checkpoints=tmp_path)).slider
 
     assert run(3).name == name
     assert same(run(2), run(2)) and not same(run(2), run(3))
@@ -240,10 +241,10 @@ def test_a_name_too_long_for_a_file_is_cut_there_and_nowhere_else(pocket, tmp_pa
 
 def test_checkpoints_are_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "age.pt"
-    checkpoint.store(file, {"losses": [1.0]})
+    resume.store(file, {"losses": [1.0]})
     with pytest.raises(AttributeError):
-        checkpoint.store(file, {"losses": lambda: None})  # what cannot be stored
-    assert checkpoint.restored(file) == {"losses": [1.0]}
+        resume.store(file, {"losses": lambda: None})  # what cannot be stored
+    assert resume.restored(file) == {"losses": [1.0]}
     assert [path.name for path in tmp_path.iterdir()] == ["age.pt"]
 
 
@@ -251,14 +252,14 @@ def test_checkpoints_are_written_whole_or_not_at_all(tmp_path):
 def test_a_run_that_breaks_down_keeps_the_last_good_state(train, wrong):
     """What was learned in the step before is given up as well: it may be what broke it."""
 
-    class Spoiled(TextualPoints):
+    class Spoiled(TextualSamples):
         met = 0
 
         def __next__(self):
-            point, self.met = super().__next__(), self.met + 1
-            return replace(point, target=point.target + wrong) if self.met == 60 else point
+            sample, self.met = super().__next__(), self.met + 1
+            return replace(sample, target=sample.target + wrong) if self.met == 60 else sample
 
-    trained = train(steps=80, points=Spoiled)
+    trained = train(steps=80, samples=Spoiled)
     assert trained.progress.steps == 58 and trained.progress.stopped
     assert re.match(r"Training broke down at step 60 of 80, noise level [\d.]+: the loss is", trained.progress.broken)
     assert same(trained.slider, train(steps=58).slider)

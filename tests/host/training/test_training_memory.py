@@ -15,24 +15,24 @@ from concept_sliders.sliders.equation.layer_kinds import can_act_on
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.training.loop import Training
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.samples import Point
-from concept_sliders.training.trainable_layers import NewLayers
+from concept_sliders.training.samples import Sample
+from concept_sliders.training.trainable_layers import TrainableLayers
 
 PROMPT = "portrait of a person"
 RECIPE = TextualRecipe(concepts=(Concept(PROMPT, "old person", "young person"),), rank=2, layers="all")
 
 
-class Points:
-    """Always the same point."""
+class Samples:
+    """Always the same sample."""
 
     def __init__(self, rows, shape, device="cpu"):
         generator = torch.Generator().manual_seed(0)
         x, target = (torch.randn(rows, *shape, generator=generator).to(device) for _ in range(2))
         strengths = torch.tensor([[1.0], [-1.0]]).repeat(rows // 2, 1)
-        self.point = Point(x, torch.tensor(0.6), target, strengths, PROMPT)
+        self.sample = Sample(x, torch.tensor(0.6), target, strengths, PROMPT)
 
     def __next__(self):
-        return self.point
+        return self.sample
 
     def state(self):
         return {}
@@ -48,17 +48,17 @@ def pocket():
         return model, {PROMPT: clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))}
 
 
-def gradients(model, conditionings, points, prepare=None, recipe=RECIPE, shapes=None):
+def gradients(model, conditionings, samples, prepare=None, recipe=RECIPE, shapes=None):
     """The gradients of one step, and the training that made them."""
     with borrowed(model):
-        layers = NewLayers(model, recipe, torch.Generator().manual_seed(1))
+        layers = TrainableLayers(model, recipe, torch.Generator().manual_seed(1))
         for change in layers.by_name.values():  # at zero the down-projections would learn nothing yet
             torch.nn.init.constant_(change.up, 0.01)
         plain = {prompt: for_autograd(conditioning) for prompt, conditioning in conditionings.items()}
-        training = Training(Denoiser(model, plain, shapes), layers, points, recipe, torch.Generator())
+        training = Training(Denoiser(model, plain, shapes), layers, samples, recipe, torch.Generator())
         if prepare:
             prepare(training)
-        training._gradient(points.point)
+        training._gradient(samples.sample)
         return [p.grad.clone() for p in layers.parameters() if p.grad is not None], training
 
 
@@ -94,12 +94,12 @@ class Room:
 @pytest.mark.parametrize(("room", "asked"), [(4, [4]), (3, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])
 def test_fewer_pictures_at_once_give_the_same_gradient(pocket, caplog, room, asked, full):
     model, conditionings = pocket
-    points = Points(4, (24, 8, 8))
-    whole, _ = gradients(model, conditionings, points)
+    samples = Samples(4, (24, 8, 8))
+    whole, _ = gradients(model, conditionings, samples)
     short = Room(model, room, full=full)
     try:
         with caplog.at_level(logging.WARNING):
-            parts, _ = gradients(model, conditionings, points)
+            parts, _ = gradients(model, conditionings, samples)
     finally:
         short.handle.remove()
     assert short.asked == asked
@@ -109,12 +109,12 @@ def test_fewer_pictures_at_once_give_the_same_gradient(pocket, caplog, room, ask
 
 def test_blocks_are_run_twice_before_giving_up(pocket, caplog):
     model, conditionings = pocket
-    points = Points(2, (24, 8, 8))
-    whole, _ = gradients(model, conditionings, points)
+    samples = Samples(2, (24, 8, 8))
+    whole, _ = gradients(model, conditionings, samples)
     short = Room(model, 0, times=2)  # two pictures, then one, then with blocks run twice
     try:
         with caplog.at_level(logging.WARNING):
-            parts, training = gradients(model, conditionings, points)
+            parts, training = gradients(model, conditionings, samples)
     finally:
         short.handle.remove()
     assert "blocks run again in backward" in caplog.text and training._recompute
@@ -126,7 +126,7 @@ def test_a_single_picture_without_room_is_an_error(pocket):
     short = Room(model, 0)
     try:
         with pytest.raises(torch.OutOfMemoryError):
-            gradients(model, conditionings, Points(2, (24, 8, 8)))
+            gradients(model, conditionings, Samples(2, (24, 8, 8)))
     finally:
         short.handle.remove()
     assert not any("forward" in vars(module) for module in model.model.modules())
@@ -138,7 +138,7 @@ def test_questions_are_asked_in_fewer_at_once_too(pocket, full):
     x = torch.randn(3, 24, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma = torch.tensor(0.5)
     with borrowed(model):
-        layers = NewLayers(model, RECIPE, torch.Generator().manual_seed(1))
+        layers = TrainableLayers(model, RECIPE, torch.Generator().manual_seed(1))
         for change in layers.by_name.values():
             torch.nn.init.constant_(change.up, 0.01)
         strengths = torch.tensor([0.0, 1.0, -1.0, 1.0, 0.0, 0.5]).view(2, 3, 1)
@@ -161,13 +161,13 @@ def test_blocks_run_twice_give_the_same_gradient_on(family):
         model = FAMILIES[family].build()
         conditionings = {PROMPT: FAMILIES[family].conditioning(1)}
         latents, shapes = packed(FAMILIES[family].empty(1))
-    points = Points(2, latents.shape[1:])
-    whole, _ = gradients(model, conditionings, points, shapes=shapes)
+    samples = Samples(2, latents.shape[1:])
+    whole, _ = gradients(model, conditionings, samples, shapes=shapes)
 
     def recompute(training):
         training._recompute = True
 
-    twice, _ = gradients(model, conditionings, points, recompute, shapes=shapes)
+    twice, _ = gradients(model, conditionings, samples, recompute, shapes=shapes)
     close(whole, twice)
 
 
@@ -185,7 +185,7 @@ def test_blocks_run_twice_keep_less_for_backward(pocket):
     model, conditionings = pocket
     kept = {}
     with borrowed(model):
-        layers = NewLayers(model, RECIPE, torch.Generator().manual_seed(1))
+        layers = TrainableLayers(model, RECIPE, torch.Generator().manual_seed(1))
         denoiser, x = Denoiser(model, conditionings), torch.randn(1, 24, 16, 16)
         for name in ("once", "twice"):
             sizes = {}
@@ -210,9 +210,9 @@ def test_half_precision_trains_without_overflow():
         half.model.diffusion_model.dtype = torch.float16
         conditionings = {PROMPT: FAMILIES["SD 1"].conditioning(1)}
         shape = FAMILIES["SD 1"].empty(1).shape[1:]
-    points = Points(2, shape)
-    exact, _ = gradients(single, conditionings, points)
-    rounded, training = gradients(half, conditionings, points)
+    samples = Samples(2, shape)
+    exact, _ = gradients(single, conditionings, samples)
+    rounded, training = gradients(half, conditionings, samples)
     assert training.denoiser.dtype == torch.float16 and training._scaler.get_scale() > 1
     one, other = (torch.cat([g.flatten() for g in grads]) for grads in (exact, rounded))
     other = other / training._scaler.get_scale()

@@ -8,14 +8,14 @@ import torch
 from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.refetched_weights import refetched
-from concept_sliders.tests.host.training.test_training_memory import PROMPT, Points, close, gradients
+from concept_sliders.tests.host.training.test_training_memory import PROMPT, Samples, close, gradients
 from concept_sliders.tests.host.training.test_training_precisions import typed_model
 from concept_sliders.tests.support.paging import DynamicOnTheCpu
 from concept_sliders.tests.support.tiny import FAMILIES, condition, tiny_model, traces
 from concept_sliders.training import loop
 from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept, TextualRecipe
-from concept_sliders.training.run import Watch, train_slider
-from concept_sliders.training.trainable_layers import NewLayers
+from concept_sliders.training.run import RunOptions, train_textual
+from concept_sliders.training.trainable_layers import TrainableLayers
 
 
 class Buffer:
@@ -47,18 +47,18 @@ def paged(model):
 
 
 def given(family):
-    return Points(2, (FAMILIES[family][2], 8, 8)), {PROMPT: condition(family, 1)}
+    return Samples(2, (FAMILIES[family][2], 8, 8)), {PROMPT: condition(family, 1)}
 
 
 @pytest.mark.parametrize("settings", [{}, {"memory": GRADIENT_CHECKPOINTING}], ids=["once", "blocks twice"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_weights_that_stay_where_they_are(family, settings):
-    points, conditionings = given(family)
+    samples, conditionings = given(family)
     recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young"),), rank=2, layers="all", **settings)
-    plain, _ = gradients(tiny_model(family), conditionings, points, recipe=recipe)
+    plain, _ = gradients(tiny_model(family), conditionings, samples, recipe=recipe)
     model = tiny_model(family)
     buffer = paged(model)
-    close(plain, gradients(model, conditionings, points, recipe=recipe)[0])
+    close(plain, gradients(model, conditionings, samples, recipe=recipe)[0])
     layers = [module for module in model.model.modules() if getattr(module, "weight_function", None)]
     assert buffer.fetched > 1.5 * len(layers) > 15
     assert not any("forward" in vars(module) for module in model.model.modules())
@@ -66,12 +66,12 @@ def test_gradients_are_those_of_weights_that_stay_where_they_are(family, setting
 
 def test_without_fetching_them_again_they_are_wrong(monkeypatch):
     """The buffer of this test is as treacherous as it should be."""
-    points, conditionings = given("SD15")
-    plain, _ = gradients(tiny_model("SD15"), conditionings, points)
+    samples, conditionings = given("SD15")
+    plain, _ = gradients(tiny_model("SD15"), conditionings, samples)
     model = tiny_model("SD15")
     paged(model)
     monkeypatch.setattr(loop, "refetched", nullcontext)
-    wrong, _ = gradients(model, conditionings, points)
+    wrong, _ = gradients(model, conditionings, samples)
     with pytest.raises(AssertionError):
         close(plain, wrong)
 
@@ -97,7 +97,7 @@ def test_of_weights_that_are_cast_no_copy_is_kept_for_backward():
         with torch.inference_mode(), borrowed(model):
             weights = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
             recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young"),), rank=1)
-            layers = NewLayers(model, recipe, torch.Generator().manual_seed(1))
+            layers = TrainableLayers(model, recipe, torch.Generator().manual_seed(1))
             denoiser = Denoiser(model, {PROMPT: condition(family, 1)})
             hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
             with layers.acting(torch.ones(1, 1)), hooks, refetched(model.model):
@@ -107,7 +107,7 @@ def test_of_weights_that_are_cast_no_copy_is_kept_for_backward():
     assert kept["cast"] < 1.5 * kept["plain"]
 
 
-def trained(model, family, watch=None, **settings):
+def trained(model, family, run_options=None, **settings):
     """A run of three steps."""
     settings = {
         "rank": 2,
@@ -121,7 +121,7 @@ def trained(model, family, watch=None, **settings):
     conditionings = {p: condition(family, seed) for seed, p in enumerate(recipe.prompts())}
     with torch.inference_mode():
         latents = torch.zeros(2, FAMILIES[family][2], 8, 8)
-        return train_slider(model, conditionings, recipe, latents, "trained", watch)
+        return train_textual(model, conditionings, recipe, latents, "trained", run_options)
 
 
 def test_a_model_that_the_host_keeps_in_part_off_the_device_trains():
@@ -152,8 +152,10 @@ def test_the_hosts_own_paging_patcher_trains_the_same_slider(family, settings):
     with torch.inference_mode():
         model, still = DynamicOnTheCpu.of(tiny_model(family)), tiny_model(family)
     before, looks = held(model), []
-    watch = Watch(progress=lambda _, latents: looks.append(latents is not None), preview_every=1, preview_share=1.0)
-    paged_run, run = (trained(each, family, watch, **settings) for each in (model, still))
+    run_options = RunOptions(
+        progress=lambda _, latents: looks.append(latents is not None), preview_every=1, preview_share=1.0
+    )
+    paged_run, run = (trained(each, family, run_options, **settings) for each in (model, still))
     assert sum(getattr(module, "comfy_cast_weights", False) for module in model.model.modules()) > 15
     assert looks[0] and looks[3]
     assert paged_run.slider.info.base_model_hash == run.slider.info.base_model_hash

@@ -14,8 +14,7 @@ from concept_sliders.tests.support.paging import CPU, DynamicOnTheCpu, load_all,
 from concept_sliders.tests.support.short_runs import CONCEPT
 from concept_sliders.tests.support.tiny import random_slider, tensors_of, tiny_model
 from concept_sliders.training.recipe import EncoderRecipe
-from concept_sliders.training.run import Watch
-from concept_sliders.training.text_encoder import train_encoder
+from concept_sliders.training.run import RunOptions, train_text_encoder
 
 FAMILY = "SD15"
 
@@ -55,8 +54,12 @@ def test_one_loaded_in_part_goes_on_from_the_checkpoint_of_one_loaded_in_full(tm
         model.partially_unload(CPU, model.model_size() // 2)
         assert len(model.backup) > 5 and sum(bool(m.weight_function) for m in weighty(model)) > 5
     told = []
-    watch = Watch(progress=lambda done, _: told.append(done.steps), checkpoints=tmp_path)
-    made = [trained(whole, FAMILY, watch), trained(part, FAMILY, watch, steps=5), trained(other, FAMILY, watch)]
+    run_options = RunOptions(progress=lambda done, _: told.append(done.steps), checkpoints=tmp_path)
+    made = [
+        trained(whole, FAMILY, run_options),
+        trained(part, FAMILY, run_options, steps=5),
+        trained(other, FAMILY, run_options),
+    ]
     assert told == [1, 2, 3, 4, 5, 1, 2, 3]  # another LoRA is another training
     assert len(list(tmp_path.iterdir())) == 2
     assert {each.slider.info.base_model_hash for each in made} == {weights_hash(tiny_model(FAMILY))}
@@ -75,5 +78,5 @@ def test_a_slider_of_patched_text_encoders_has_the_hash_of_the_bare_ones():
         )[1]
         comfy.model_management.load_models_gpu([patched.patcher])
         assert patched.patcher.backup
-        slider = train_encoder(patched, EncoderRecipe(concepts=(CONCEPT,), steps=1, rank=1), "age").slider
+        slider = train_text_encoder(patched, EncoderRecipe(concepts=(CONCEPT,), steps=1, rank=1), "age").slider
     assert slider.info.base_model_hash == bare

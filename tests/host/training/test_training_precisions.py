@@ -5,10 +5,10 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from concept_sliders.tests.host.comfy_host.test_quantised import FORMATS, quantised_model
-from concept_sliders.tests.host.training.test_training_memory import PROMPT, Points, gradients
+from concept_sliders.tests.host.training.test_training_memory import PROMPT, Samples, gradients
 from concept_sliders.tests.support.tiny import FAMILIES, condition, tiny_model
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.run import train_slider
+from concept_sliders.training.run import train_textual
 
 RECIPE = TextualRecipe(
     concepts=(Concept("a person", "an old person", "a young person"),),
@@ -46,7 +46,7 @@ def assert_trains(model, family):
     conditionings = {p: condition(family, seed) for seed, p in enumerate(RECIPE.prompts())}
     with torch.inference_mode():
         latents = torch.zeros(2, FAMILIES[family][2], 8, 8)
-        trained = train_slider(model, conditionings, RECIPE, latents, "trained")
+        trained = train_textual(model, conditionings, RECIPE, latents, "trained")
     assert trained.progress.steps == 3 and not trained.progress.broken
     assert all(torch.isfinite(torch.tensor(trained.progress.losses)))
     learned = [bool(layer.up.any()) for layer in trained.slider.layers.values()]
@@ -57,9 +57,9 @@ def assert_trains(model, family):
 
 
 def assert_gradients_are_those_of_float32(model, single, family, tolerance):
-    points, conditionings = Points(2, (FAMILIES[family][2], 8, 8)), {PROMPT: condition(family, 1)}
-    exact, _ = gradients(single, conditionings, points)
-    rounded, training = gradients(model, conditionings, points)
+    samples, conditionings = Samples(2, (FAMILIES[family][2], 8, 8)), {PROMPT: condition(family, 1)}
+    exact, _ = gradients(single, conditionings, samples)
+    rounded, training = gradients(model, conditionings, samples)
     one, other = (torch.cat([g.flatten() for g in grads]) for grads in (exact, rounded))
     other = other / training._scaler.get_scale() if training._scaler.is_enabled() else other
     assert float((one - other).norm() / one.norm()) < tolerance

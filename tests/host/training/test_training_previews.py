@@ -19,7 +19,7 @@ from concept_sliders.tests.support.tiny_vae import film_vae, picture_vae
 from concept_sliders.training.loop import Progress
 from concept_sliders.training.pairs.image_sets import pairs_from_batches
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.run import Watch, train_slider
+from concept_sliders.training.run import RunOptions, train_textual
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 BY_OTHER_CODE = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError)
@@ -92,11 +92,11 @@ def train(pocket):
         prompts = (*CONCEPT.prompts(), "")
         conditionings = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 
-    def run(watch, **settings):
+    def run(run_options, **settings):
         settings = {"rollout_steps": 2, "samples_per_rollout": 6, "rank": 1, **settings}
         with torch.inference_mode():
             recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
-            return train_slider(model, conditionings, recipe, torch.zeros(1, CHANNELS, 8, 8), "age", watch)
+            return train_textual(model, conditionings, recipe, torch.zeros(1, CHANNELS, 8, 8), "age", run_options)
 
     return run
 
@@ -111,15 +111,15 @@ def test_what_becomes_of_a_preview_counts_as_part_of_it(train):
             time.sleep(1.0)
 
     began = time.monotonic()
-    progress = train(Watch(progress=slow, preview_every=1), steps=100).progress
+    progress = train(RunOptions(progress=slow, preview_every=1), steps=100).progress
     assert shown == [1] or SHARE * (time.monotonic() - began) > len(shown) - 1
     assert 1.0 / (time.monotonic() - began) - 0.05 < progress.looks < 1
 
 
 def test_a_preview_in_a_run_of_a_hundred_steps_takes_less_than_one_in_twenty_of_its_time(train):
     shown = []
-    watch = Watch(progress=lambda p, x: shown.append(p.steps) if x is not None else None)
-    progress = train(watch, steps=100).progress
+    run_options = RunOptions(progress=lambda p, x: shown.append(p.steps) if x is not None else None)
+    progress = train(run_options, steps=100).progress
     assert shown[0] == 20 and progress.looks < 0.05
 
 
@@ -129,11 +129,11 @@ def test_looks_of_the_early_stop_leave_no_time_for_previews(train):
         return latents.flatten(1)
 
     shown = []
-    watch = Watch(
+    run_options = RunOptions(
         progress=lambda p, x: shown.append(p.steps) if x is not None else None, preview_every=21, embed=slow_embed
     )
     began = time.monotonic()
-    progress = train(watch, steps=22, patience=50).progress  # it looks twice at step 20
+    progress = train(run_options, steps=22, patience=50).progress  # it looks twice at step 20
     assert progress.looks > 2.0 / (time.monotonic() - began) - 0.05
     assert shown == [] or SHARE * (time.monotonic() - began) > 2.0
 
@@ -157,10 +157,10 @@ class Moved:
 def test_after_a_look_the_model_is_loaded_and_lent_again(pocket, train):
     """While it lasts the weights are the host's own, and it works in its own mode."""
     before = {n: (id(p), p.data_ptr(), p.clone()) for n, p in pocket[0].model.named_parameters()}
-    watch = Moved(pocket[0])
-    assert train(Watch(progress=watch, preview_every=2, preview_share=1.0), steps=3).progress.steps == 3
-    assert watch.loaded == [True, True, False, True]
-    assert watch.own == [False, True, False] and watch.mode == [False, True, False]
+    run_options = Moved(pocket[0])
+    assert train(RunOptions(progress=run_options, preview_every=2, preview_share=1.0), steps=3).progress.steps == 3
+    assert run_options.loaded == [True, True, False, True]
+    assert run_options.own == [False, True, False] and run_options.mode == [False, True, False]
     for name, p in pocket[0].model.named_parameters():
         assert (id(p), p.data_ptr()) == before[name][:2] and torch.equal(p, before[name][2]), name
 
@@ -195,7 +195,7 @@ def test_a_look_that_fails_leaves_the_model_as_it_was(pocket, train, caplog, err
         if latents is not None:
             raise error("no room for a picture")
 
-    trained = train(Watch(progress=fail, preview_every=2, preview_share=1.0), steps=6)
+    trained = train(RunOptions(progress=fail, preview_every=2, preview_share=1.0), steps=6)
     assert trained.progress.steps == 6 and not trained.progress.stopped
     assert "no room for a picture" in caplog.text
     assert sum(asked) == 1 and f"previews, as one failed: {error.__name__}: " in caplog.text

@@ -5,10 +5,9 @@ import logging
 import pytest
 import torch
 from concept_sliders.tests.support.short_runs import CONCEPT, train_on
-from concept_sliders.training import checkpoint
+from concept_sliders.training import resume
 from concept_sliders.training.recipe import EncoderRecipe
-from concept_sliders.training.run import Watch
-from concept_sliders.training.text_encoder import train_encoder
+from concept_sliders.training.run import RunOptions, train_text_encoder
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def said(pocket, tmp_path, caplog):
     def run(**settings):
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            train(Watch(checkpoints=tmp_path), **{"rank": 1, **settings})
+            train(RunOptions(checkpoints=tmp_path), **{"rank": 1, **settings})
         return [record.getMessage() for record in caplog.records if record.getMessage().startswith("Training '")]
 
     return run
@@ -50,7 +49,7 @@ def test_runs_of_the_text_encoder_say_so_too(pocket, tmp_path, caplog):
     with torch.inference_mode(), caplog.at_level(logging.INFO):
         for steps in (1, 2):
             recipe = EncoderRecipe(concepts=(CONCEPT,), steps=steps, rank=1)
-            train_encoder(pocket[1], recipe, "age", Watch(checkpoints=tmp_path))
+            train_text_encoder(pocket[1], recipe, "age", RunOptions(checkpoints=tmp_path))
     assert "Training 'age' goes on from step 1 of 2" in caplog.text
 
 
@@ -68,8 +67,8 @@ def test_runs_of_the_text_encoder_say_so_too(pocket, tmp_path, caplog):
 )
 def test_checkpoints_of_that_name_and_no_other_are_meant(tmp_path, file, another):
     (tmp_path / f"{file}.pt").touch()
-    assert checkpoint.is_another_kept(tmp_path, "age", "fedcba9876543210") == another
+    assert resume.is_another_kept(tmp_path, "age", "fedcba9876543210") == another
 
 
 def test_a_folder_that_is_not_there_keeps_none(tmp_path):
-    assert not checkpoint.is_another_kept(tmp_path / "none", "age", "fedcba9876543210")
+    assert not resume.is_another_kept(tmp_path / "none", "age", "fedcba9876543210")

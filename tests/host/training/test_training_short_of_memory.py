@@ -7,8 +7,8 @@ from concept_sliders.comfy_host.borrow import ModelLost, borrowed
 from concept_sliders.comfy_host.errors import is_out_of_memory
 from concept_sliders.tests.support.short_runs import same, train_on
 from concept_sliders.tests.support.tiny import traces
-from concept_sliders.training.previews import HalfDone
-from concept_sliders.training.run import Watch
+from concept_sliders.training.previews import PreviewSampler
+from concept_sliders.training.run import RunOptions
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def crowded_at(step, full, times):
 
 def test_a_model_that_finds_no_room_after_a_preview_takes_that_of_others(pocket, train, full):
     before, whole = held(pocket[0]), train()
-    trained = train(Watch(progress=crowded_at(1, full, times=1), preview_every=3, preview_share=1.0))
+    trained = train(RunOptions(progress=crowded_at(1, full, times=1), preview_every=3, preview_share=1.0))
     assert trained.progress.losses == whole.progress.losses and same(trained.slider, whole.slider)
     assert_as_before(pocket[0], before)
 
@@ -67,10 +67,14 @@ def test_one_that_finds_none_at_all_ends_the_run_and_what_was_learned_is_kept(po
     """It is no preview that failed: the run must not go on with weights that are not lent."""
     before, whole, done = held(pocket[0]), train(), []
     with pytest.raises(ModelLost, match="cannot be loaded again: no room for the model"):
-        train(Watch(progress=crowded_at(1, full, times=2), preview_every=3, preview_share=1.0, checkpoints=tmp_path))
+        train(
+            RunOptions(
+                progress=crowded_at(1, full, times=2), preview_every=3, preview_share=1.0, checkpoints=tmp_path
+            )
+        )
     full(0)
     assert_as_before(pocket[0], before)
-    again = train(Watch(progress=lambda progress, _: done.append(progress.steps), checkpoints=tmp_path))
+    again = train(RunOptions(progress=lambda progress, _: done.append(progress.steps), checkpoints=tmp_path))
     assert done == [4, 5, 6, 7, 8] and same(again.slider, whole.slider)
 
 
@@ -107,13 +111,13 @@ def test_a_run_whose_early_stop_has_no_memory_for_its_looks_goes_on_without(
     assert train(**STILL).progress.still  # it would end early
     embed = no_room_for_vision if stage == "seeing" else None
     if stage == "foreseeing":
-        monkeypatch.setattr(HalfDone, "at", no_room_for_latents)
-    watch = Watch(preview_every=0, checkpoints=tmp_path, embed=embed)
-    trained = train(watch, **{**STILL, "steps": 42})
+        monkeypatch.setattr(PreviewSampler, "at", no_room_for_latents)
+    run_options = RunOptions(preview_every=0, checkpoints=tmp_path, embed=embed)
+    trained = train(run_options, **{**STILL, "steps": 42})
     assert trained.progress.steps == 42 and not trained.progress.still and not trained.progress.broken
     assert caplog.text.count("goes on without an early stop: there is no memory for its looks") == 1
     monkeypatch.undo()
-    assert train(watch, **STILL).progress.steps == 60  # it does not begin to look where it goes on
+    assert train(run_options, **STILL).progress.steps == 60  # it does not begin to look where it goes on
     assert caplog.text.count("without an early stop") == 1
 
 
@@ -124,7 +128,7 @@ def test_a_run_whose_early_stop_cannot_see_says_so_at_its_first_look_and_goes_on
     def broken(latents):
         raise error("no picture of that size")
 
-    trained = train(Watch(embed=broken), **{**STILL, "steps": 41})
+    trained = train(RunOptions(embed=broken), **{**STILL, "steps": 41})
     assert trained.progress.steps == 41 and not trained.progress.still and not trained.progress.broken
     assert caplog.text.count(f"without an early stop: look 1 failed ({error.__name__}: ") == 1
     assert "no picture of that size" in caplog.text
@@ -136,14 +140,14 @@ def test_what_ends_a_run_ends_it_in_a_look_and_in_a_preview_too(train, error):
         if given[-1] is not None:
             raise error("the end")
 
-    for watch in (Watch(embed=broken), Watch(progress=broken, preview_every=20, preview_share=1.0)):
-        settings = {**STILL, "steps": 22, "patience": 1 if watch.embed else 0}
+    for run_options in (RunOptions(embed=broken), RunOptions(progress=broken, preview_every=20, preview_share=1.0)):
+        settings = {**STILL, "steps": 22, "patience": 1 if run_options.embed else 0}
         if error is comfy.model_management.InterruptProcessingException:
-            progress = train(watch, **settings).progress
+            progress = train(run_options, **settings).progress
             assert progress.stopped and progress.steps == 20
         else:
             with pytest.raises(error):
-                train(watch, **settings)
+                train(run_options, **settings)
 
 
 def test_memory_that_ran_out_is_told_from_other_errors():

@@ -11,14 +11,14 @@ from concept_sliders.pocket.model import load_pocket
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import difference
-from concept_sliders.training import checkpoint
+from concept_sliders.training import resume
 from concept_sliders.training import run as training_run
 from concept_sliders.training.loop import Training
-from concept_sliders.training.previews import HalfDone
+from concept_sliders.training.previews import PreviewSampler
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.run import Watch, train_slider
-from concept_sliders.training.textual_samples import TextualPoints
-from concept_sliders.training.trainable_layers import NewLayers
+from concept_sliders.training.run import RunOptions, train_textual
+from concept_sliders.training.textual_samples import TextualSamples
+from concept_sliders.training.trainable_layers import TrainableLayers
 
 import nodes
 
@@ -38,27 +38,27 @@ def pocket():
         return model, {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 
 
-def train(pocket, watch=None, **settings):
+def train(pocket, run_options=None, **settings):
     settings = {"rollout_steps": 2, "samples_per_rollout": 3, "steps": 4, "learning_rate": 2e-3, **settings}
     with torch.inference_mode():
         recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
-        return train_slider(pocket[0], pocket[1], recipe, LATENTS, "age", watch)
+        return train_textual(pocket[0], pocket[1], recipe, LATENTS, "age", run_options)
 
 
 STAGES = [
-    (NewLayers, "__init__", 1),
-    (NewLayers, "acting", 1),
-    (NewLayers, "acting", 4),
-    (NewLayers, "finished", 1),
-    (TextualPoints, "__next__", 1),
-    (TextualPoints, "_rolled_out", 2),
+    (TrainableLayers, "__init__", 1),
+    (TrainableLayers, "acting", 1),
+    (TrainableLayers, "acting", 4),
+    (TrainableLayers, "finished", 1),
+    (TextualSamples, "__next__", 1),
+    (TextualSamples, "_rolled_out", 2),
     (Denoiser, "__call__", 1),  # in a rollout
     (Denoiser, "__call__", 3),  # in the first step
     (Denoiser, "conditions", 1),
     (Training, "_part", 2),
     (Training, "_is_bad", 1),  # between backward and the optimiser
-    (HalfDone, "at", 1),
-    (checkpoint, "store", 1),
+    (PreviewSampler, "at", 1),
+    (resume, "store", 1),
     (training_run, "weights_hash", 1),
     (torch.Tensor, "backward", 2),
     (torch.optim.AdamW, "step", 1),
@@ -78,7 +78,7 @@ def test_the_model_is_as_it_was_after_an_error_in(pocket, tmp_path, monkeypatch,
 
     monkeypatch.setattr(owner, name, failing)
     with pytest.raises(Injected):
-        train(pocket, Watch(preview_every=1, preview_share=1.0, checkpoints=tmp_path, checkpoint_every=2))
+        train(pocket, RunOptions(preview_every=1, preview_share=1.0, checkpoints=tmp_path, checkpoint_every=2))
     for n, tensor in tensors(model):
         identity, pointer, inference, numbers = before[n]
         assert (id(tensor), tensor.data_ptr(), tensor.is_inference()) == (identity, pointer, inference), n

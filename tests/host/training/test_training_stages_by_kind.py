@@ -11,13 +11,13 @@ from concept_sliders.nodes import run_progress
 from concept_sliders.nodes.training import TrainSlider, TrainTextEncoderSlider, TrainVisualSlider
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.training import loop
-from concept_sliders.training import text_encoder as encoder_training
-from concept_sliders.training.early_stop import Reach
+from concept_sliders.training import run as training_run
+from concept_sliders.training.early_stop import EarlyStop
 from concept_sliders.training.loop import Training
 from concept_sliders.training.pairs.image_sets import pairs_from_batches
 from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept
-from concept_sliders.training.text_encoder import EncoderPoints
-from concept_sliders.training.visual_samples import VisualPoints
+from concept_sliders.training.text_encoder_samples import EncoderSamples
+from concept_sliders.training.visual_samples import VisualSamples
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 
@@ -72,7 +72,7 @@ def with_pictures(pocket):
 
 
 STAGES = [
-    (textual, Reach, "measure", 1),
+    (textual, EarlyStop, "measure", 1),
     (textual, Loan, "take", 1),
     (textual, Training, "_is_good", 3),
     (with_pictures, comfy.sd.VAE, "decode", 1),
@@ -82,12 +82,12 @@ STAGES = [
     (short_of_memory, Training, "_make_do", 1),
     (short_of_memory, Training, "_part", 2),  # the first in parts
     (visual, Denoiser, "predict", 1),  # of the teacher
-    (visual, VisualPoints, "__next__", 2),
+    (visual, VisualSamples, "__next__", 2),
     (visual, comfy.sd.VAE, "encode", 2),
     (encoder, TextEncoder, "parts", 2),
     (encoder, TextEncoder, "__call__", 2),
-    (encoder, EncoderPoints, "__next__", 2),
-    (encoder, encoder_training, "weights_hash", 1),
+    (encoder, EncoderSamples, "__next__", 2),
+    (encoder, training_run, "weights_hash", 1),
 ]
 
 

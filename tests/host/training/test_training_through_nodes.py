@@ -7,7 +7,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from concept_sliders.comfy_host.attention import OVERRIDE, LearningAttention
 from concept_sliders.tests.support.short_runs import same, train_on
-from concept_sliders.training.run import Watch
+from concept_sliders.training.run import RunOptions
 
 FEW = {
     "steps": 4,
@@ -21,7 +21,7 @@ QKV = torch.randn(3, 1, 6, 16, generator=torch.Generator().manual_seed(0))
 
 
 def trained(model, clip):
-    return train_on(model, clip)(Watch(preview_every=0), **FEW).slider
+    return train_on(model, clip)(RunOptions(preview_every=0), **FEW).slider
 
 
 @torch.library.custom_op("concept_sliders_tests::off", mutates_args=())

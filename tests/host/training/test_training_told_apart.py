@@ -15,8 +15,7 @@ from concept_sliders.tests.support.short_runs import CONCEPT, same, train_on
 from concept_sliders.tests.support.tiny import random_slider, tensors_of
 from concept_sliders.tests.support.tiny_vision import tiny_vision
 from concept_sliders.training.recipe import EncoderRecipe, VisualRecipe
-from concept_sliders.training.run import Watch, train_visual
-from concept_sliders.training.text_encoder import train_encoder
+from concept_sliders.training.run import RunOptions, train_text_encoder, train_visual
 from concept_sliders.training.visual_samples import LatentSet
 
 SCENE, OTHER = CONCEPT.target, "a man"
@@ -26,19 +25,19 @@ MASK = torch.ones(64, 64).tril()
 
 def begins_anew(one, other, folder):
     """Whether a run beside another's checkpoint is what it would be without; and each goes on with its own."""
-    first, fresh = one(Watch(checkpoints=folder)), other(Watch())
-    after = other(Watch(checkpoints=folder))
+    first, fresh = one(RunOptions(checkpoints=folder)), other(RunOptions())
+    after = other(RunOptions(checkpoints=folder))
     assert len(list(folder.iterdir())) == 2
     assert same(after.slider, fresh.slider) and not same(after.slider, first.slider)
     steps = []
     for run in (one, other):
-        run(Watch(progress=lambda done, _: steps.append(done.steps), checkpoints=folder))
+        run(RunOptions(progress=lambda done, _: steps.append(done.steps), checkpoints=folder))
     assert steps == [] and len(list(folder.iterdir())) == 2
 
 
 @pytest.fixture(scope="module")
 def visual(pocket):
-    """visual(masks, prompts): a run on three sets with these, as a function of its `Watch`."""
+    """visual(masks, prompts): a run on three sets with these, as a function of its `RunOptions`."""
     model, clip, _ = pocket
     generator = torch.Generator().manual_seed(0)
     latents = [torch.randn(2, 24, 8, 8, generator=generator) for _ in range(3)]
@@ -49,9 +48,9 @@ def visual(pocket):
         each = zip(latents, prompts, masks, strict=True)
         sets = [LatentSet(clean, (-1.0, 1.0), prompt, mask) for clean, prompt, mask in each]
 
-        def run(watch):
+        def run(run_options):
             with torch.inference_mode():
-                return train_visual(model, said, VisualRecipe(**FEW), sets, "s", watch)
+                return train_visual(model, said, VisualRecipe(**FEW), sets, "s", run_options)
 
         return run
 
@@ -71,9 +70,9 @@ def test_by_the_layer_that_encodings_are_taken_from(pocket, tmp_path):
     skipping.clip_layer(-2)
 
     def on(clip):
-        def run(watch):
+        def run(run_options):
             with torch.inference_mode():
-                return train_encoder(clip, EncoderRecipe(concepts=(CONCEPT,), **FEW), "s", watch)
+                return train_text_encoder(clip, EncoderRecipe(concepts=(CONCEPT,), **FEW), "s", run_options)
 
         return run
 
@@ -81,7 +80,7 @@ def test_by_the_layer_that_encodings_are_taken_from(pocket, tmp_path):
 
 
 def textual(model, clip, **settings):
-    return lambda watch: train_on(model, clip)(watch, **{**FEW, **settings})
+    return lambda run_options: train_on(model, clip)(run_options, **{**FEW, **settings})
 
 
 def test_by_the_noise_levels_of_the_model(pocket, tmp_path):
@@ -89,7 +88,7 @@ def test_by_the_noise_levels_of_the_model(pocket, tmp_path):
     shifted = [ModelSamplingSD3().patch(model, shift)[0] for shift in (2.0, 6.0)]
     begins_anew(*(textual(each, clip) for each in shifted), tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
-    textual(model, clip)(Watch(checkpoints=tmp_path))
+    textual(model, clip)(RunOptions(checkpoints=tmp_path))
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -111,7 +110,7 @@ def test_by_what_nodes_have_put_into_the_model(pocket, tmp_path):
     with_patch.set_model_attn1_output_patch(lambda n, options: 0.5 * n)
     train = [textual(each, clip) for each in (model, with_patch)]
     for run in train:
-        run(Watch(checkpoints=tmp_path))
+        run(RunOptions(checkpoints=tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -121,7 +120,7 @@ def test_by_whether_the_early_stop_looks_through_clip_vision(pocket, tmp_path):
 
     def files(**settings):
         for embed in (None, lambda latents: latents.flatten(1)):
-            textual(model, clip, **settings)(Watch(checkpoints=tmp_path, embed=embed))
+            textual(model, clip, **settings)(RunOptions(checkpoints=tmp_path, embed=embed))
         return len(list(tmp_path.iterdir()))
 
     assert files() == 1
@@ -134,8 +133,8 @@ def test_by_the_clip_vision_that_the_early_stop_looks_through(pocket, tmp_path):
     kept, recipe = tmp_path / "kept", VisualRecipe(patience=2, **FEW)
     for seed in (0, 1, 0):
         with torch.inference_mode():
-            watch = watch_training(model, recipe, vae, clip_vision=tiny_vision(tmp_path, seed))
-        textual(model, clip, patience=2)(replace(watch, checkpoints=kept, preview_every=0))
+            run_options = watch_training(model, recipe, vae, clip_vision=tiny_vision(tmp_path, seed))
+        textual(model, clip, patience=2)(replace(run_options, checkpoints=kept, preview_every=0))
     assert len(list(kept.iterdir())) == 2
 
 
@@ -167,6 +166,6 @@ def test_by_wrappers_and_not_by_compilation(pocket, tmp_path):
     wrapped.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "theirs", lambda executor, *a, **k: executor(*a, **k))
     counts = []
     for each in (model, compiled, wrapped):
-        textual(each, clip)(Watch(checkpoints=tmp_path))
+        textual(each, clip)(RunOptions(checkpoints=tmp_path))
         counts.append(len(list(tmp_path.iterdir())))
     assert counts == [1, 1, 2]

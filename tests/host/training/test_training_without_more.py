@@ -10,7 +10,7 @@ from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.host.training.test_training_precisions import typed_model
 from concept_sliders.tests.support.tiny import FAMILIES, condition
 from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept, TextualRecipe
-from concept_sliders.training.run import Watch, train_slider
+from concept_sliders.training.run import RunOptions, train_textual
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 CPU = torch.device("cpu")
@@ -24,11 +24,11 @@ def pocket():
         return model, clip, {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 
 
-def train(model, conditionings, watch=None, latents=(1, 24, 8, 8), **settings):
+def train(model, conditionings, run_options=None, latents=(1, 24, 8, 8), **settings):
     settings = {"steps": 2, "rank": 1, "rollout_steps": 2, "samples_per_rollout": 2, **settings}
     with torch.inference_mode():
         recipe = TextualRecipe(concepts=(CONCEPT,), **settings)
-        return train_slider(model, conditionings, recipe, torch.zeros(latents), "age", watch)
+        return train_textual(model, conditionings, recipe, torch.zeros(latents), "age", run_options)
 
 
 def bytes_of(model):
@@ -80,7 +80,7 @@ def test_training_goes_without_the_text_encoder_once_prompts_are_encoded():
 
     assert patcher not in loaded()
     seen = []
-    train(model, conditionings, Watch(progress=lambda *_: seen.append(loaded())))
+    train(model, conditionings, RunOptions(progress=lambda *_: seen.append(loaded())))
     assert len(seen) == 2 and all(model in now and patcher not in now for now in seen)
 
     seen.clear()

@@ -12,7 +12,7 @@ from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.recipe import VisualRecipe
 from concept_sliders.training.run import train_visual
-from concept_sliders.training.visual_samples import encoded
+from concept_sliders.training.visual_samples import encode_sets
 
 import nodes
 
@@ -50,7 +50,7 @@ def test_a_slider_from_the_pairs_turns_the_shirt_and_leaves_what_the_probe_reads
     with torch.inference_mode():
         model, clip, vae = load_pocket()
         said = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in (draw_pairs.PROMPT, "")}
-        sets = encoded(read_pairs(FOLDER), vae.encode, model.model.process_latent_in)
+        sets = encode_sets(read_pairs(FOLDER), vae.encode, model.model.process_latent_in)
         recipe = VisualRecipe(method="ADDifT", steps=80, learning_rate=2e-3, sets=len(sets))
         slider = train_visual(model, said, recipe, sets, "shirt").slider
         rows = PEOPLE * len(STRENGTHS)

@@ -5,7 +5,7 @@ import torch
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny import traces
 from concept_sliders.training.recipe import VISUAL_METHODS, Concept, TextualRecipe, VisualRecipe
-from concept_sliders.training.run import train_slider, train_visual
+from concept_sliders.training.run import train_textual, train_visual
 from concept_sliders.training.visual_samples import LatentSet
 
 NEEDS_SOUND = ("MiniMax H3",)
@@ -48,4 +48,4 @@ def test_a_model_that_needs_sound_says_so(family):
     recipe = TextualRecipe(concepts=(Concept("a person", "an old person", "a young person"),), steps=1)
     conditionings = {prompt: f.conditioning(1) for prompt in recipe.prompts()}
     with pytest.raises(ValueError, match="got pictures alone"):
-        train_slider(model, conditionings, recipe, torch.zeros(1, *f.latent), "words")
+        train_textual(model, conditionings, recipe, torch.zeros(1, *f.latent), "words")

@@ -13,7 +13,7 @@ from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.recipe import VisualRecipe
 from concept_sliders.training.run import train
-from concept_sliders.training.visual_samples import VisualPoints, encoded
+from concept_sliders.training.visual_samples import VisualSamples, encode_sets
 from PIL import Image
 
 import nodes
@@ -44,17 +44,17 @@ def sets(pocket, tmp_path_factory):
             picture = Image.fromarray(draw(person.with_(smile=smile, spoiled=False)))
             picture.save(folder / f"{index}_{strength}.png")
     with torch.inference_mode():
-        return encoded(read_pairs(folder, prompt=PROMPT), pocket[2].encode, pocket[0].model.process_latent_in)
+        return encode_sets(read_pairs(folder, prompt=PROMPT), pocket[2].encode, pocket[0].model.process_latent_in)
 
 
 def trained(pocket, conditionings, sets, **settings):
     recipe = VisualRecipe(sets=len(sets), less="frowning", more="laughing", **settings)
 
-    def points(denoiser, layers, generator):
-        return VisualPoints(denoiser, sets, recipe, generator)
+    def samples(denoiser, layers, generator):
+        return VisualSamples(denoiser, sets, recipe, generator)
 
     with torch.inference_mode():
-        return train(pocket[0], conditionings, recipe, sets[0].latents, "smile", points, PROMPT).slider
+        return train(pocket[0], conditionings, recipe, sets[0].latents, "smile", samples, PROMPT).slider
 
 
 def smiles(pocket, conditionings, slider, strengths):
@@ -93,13 +93,13 @@ def test_the_right_prediction_is_the_one_the_hosts_model_was_trained_for(pocket,
     """A flow model: noise minus image, whatever the noise level."""
     with borrowed(pocket[0]):
         clean = sets[0].latents.clone()
-        source = VisualPoints(
+        source = VisualSamples(
             Denoiser(pocket[0], {PROMPT: conditionings[PROMPT]}),
             sets[:1],
             VisualRecipe(end_percent=0.9),
             torch.Generator().manual_seed(3),
         )
-        point = next(source)
-        noise = point.target + clean
+        sample = next(source)
+        noise = sample.target + clean
         torch.testing.assert_close(noise[0], noise[1], rtol=1e-3, atol=1e-3)
         assert 0.9 < float(noise.std()) < 1.1

@@ -9,8 +9,7 @@ from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.equation.hooks import SliderHooks
 from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
 from concept_sliders.training.recipe import Concept, TextualRecipe
-from concept_sliders.training.rollouts import roll_out
-from concept_sliders.training.textual_samples import POOL, TextualPoints
+from concept_sliders.training.textual_samples import POOL, TextualSamples, roll_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,27 +105,27 @@ def source(concepts=(CONCEPT,), seed=0, **changes):
         "samples_per_rollout": 4,
     }
     recipe = TextualRecipe(concepts=concepts, **{**values, **changes})
-    return model, generator, TextualPoints(model, model, recipe, (2, 3), generator)
+    return model, generator, TextualSamples(model, model, recipe, (2, 3), generator)
 
 
-def points(count, **changes):
+def samples(count, **changes):
     model, _, stream = source(**changes)
     return model, [next(stream) for _ in range(count)]
 
 
 def test_every_point_carries_the_target_of_its_sign():
-    model, met = points(8)
-    for point in met:
+    model, met = samples(8)
+    for sample in met:
         for row in range(2):
-            sign = float(point.strengths[row, 0])
-            expected = 1.0 + float(point.sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
-            torch.testing.assert_close(point.target[row], torch.full((3,), expected))
-    assert {float(s) for point in met for s in point.strengths.flatten()} == {1.0, -1.0}
+            sign = float(sample.strengths[row, 0])
+            expected = 1.0 + float(sample.sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
+            torch.testing.assert_close(sample.target[row], torch.full((3,), expected))
+    assert {float(s) for sample in met for s in sample.strengths.flatten()} == {1.0, -1.0}
 
 
 def test_one_sided_training_stays_at_plus_one():
-    _, met = points(8, both_signs=False)
-    assert {float(s) for point in met for s in point.strengths.flatten()} == {1.0}
+    _, met = samples(8, both_signs=False)
+    assert {float(s) for sample in met for s in sample.strengths.flatten()} == {1.0}
 
 
 def by_trajectory(met):
@@ -143,10 +142,10 @@ def test_one_rollout_serves_many_points_each_level_at_both_signs():
     for earlier, later, kept in zip(by_trajectory(first), by_trajectory(met), (5, 10, 15, 20)):
         trajectory = (earlier + later)[kept : kept + 20]
         for half in (trajectory[:10], trajectory[10:]):
-            assert len({float(point.sigma) for point in half}) == 10
-        by_level = {float(point.sigma): point for point in trajectory[:10]}
-        for point in trajectory[10:]:
-            torch.testing.assert_close(point.strengths, -by_level[float(point.sigma)].strengths)
+            assert len({float(sample.sigma) for sample in half}) == 10
+        by_level = {float(sample.sigma): sample for sample in trajectory[:10]}
+        for sample in trajectory[10:]:
+            torch.testing.assert_close(sample.strengths, -by_level[float(sample.sigma)].strengths)
 
 
 def test_points_one_after_the_other_come_from_different_trajectories_that_end_apart():
@@ -156,31 +155,33 @@ def test_points_one_after_the_other_come_from_different_trajectories_that_end_ap
         next(stream)
         asked.append(len(model.asked))
     began = [index for index, (before, after) in enumerate(zip([0, *asked], asked)) if after > before]
-    assert began == [0, 1, 2, 3, 8, 17, 26]  # the pool filled, then one every eight points or so
+    assert began == [0, 1, 2, 3, 8, 17, 26]  # the pool filled, then one every eight samples or so
 
 
 def test_everything_about_a_level_is_asked_in_one_batch_and_no_more_than_is_needed():
-    model, (point,) = points(1, samples_per_rollout=1)
+    model, (sample,) = samples(1, samples_per_rollout=1)
     questions = [len(prompts) for prompts in model.asked]
-    level = round(10 * (1 - float(point.sigma)))
+    level = round(10 * (1 - float(sample.sigma)))
     assert questions == [2] * level + [6]  # the guidance, then both ends with two phrases; no level after that
     assert all(prompts.count("p") == 1 for prompts in model.asked)
 
 
 def test_concepts_are_met_in_proportion_to_their_weights():
     concepts = (Concept("p", "m, a", "l, a", weight=3.0), Concept("", "m, b", "l, b", weight=1.0))
-    _, met = points(400, concepts=concepts, rollout_steps=2, samples_per_rollout=1)
-    assert 0.65 < sum(point.prompt == "p" for point in met) / len(met) < 0.85
-    for point in met[:20]:
-        change, base = (3.0, 1.0) if point.prompt == "p" else (1.0, 0.0)
-        sign = float(point.strengths[0, 0])
-        torch.testing.assert_close(point.target[0], torch.full((3,), base + float(point.sigma) + sign * 4.0 * change))
+    _, met = samples(400, concepts=concepts, rollout_steps=2, samples_per_rollout=1)
+    assert 0.65 < sum(sample.prompt == "p" for sample in met) / len(met) < 0.85
+    for sample in met[:20]:
+        change, base = (3.0, 1.0) if sample.prompt == "p" else (1.0, 0.0)
+        sign = float(sample.strengths[0, 0])
+        torch.testing.assert_close(
+            sample.target[0], torch.full((3,), base + float(sample.sigma) + sign * 4.0 * change)
+        )
 
 
 def test_erasing_is_the_opposite_edit():
-    _, met = points(4, concepts=(Concept("p", "m, a", "l, a", eta=2.0, erase=True),), both_signs=False)
-    for point in met:
-        torch.testing.assert_close(point.target, torch.full((2, 3), 1.0 + float(point.sigma) - 2.0 * 3.0))
+    _, met = samples(4, concepts=(Concept("p", "m, a", "l, a", eta=2.0, erase=True),), both_signs=False)
+    for sample in met:
+        torch.testing.assert_close(sample.target, torch.full((2, 3), 1.0 + float(sample.sigma) - 2.0 * 3.0))
 
 
 @settings(deadline=None, max_examples=30)
@@ -195,19 +196,19 @@ def test_a_source_goes_on_from_its_state_as_if_it_had_never_stopped(done, both_s
     _, other, second = source(seed=1, **chosen)
     second.restore(kept)
     other.set_state(random)
-    for point in expected:
+    for sample in expected:
         again = next(second)
-        assert torch.equal(point.x, again.x) and torch.equal(point.target, again.target)
-        assert point.sigma == again.sigma and torch.equal(point.strengths, again.strengths)
+        assert torch.equal(sample.x, again.x) and torch.equal(sample.target, again.target)
+        assert sample.sigma == again.sigma and torch.equal(sample.strengths, again.strengths)
 
 
 def test_only_the_chosen_part_of_sampling_is_trained_on():
-    _, met = points(12, start_percent=0.5)
-    assert max(float(point.sigma) for point in met) <= 0.5 + 1e-6
+    _, met = samples(12, start_percent=0.5)
+    assert max(float(sample.sigma) for sample in met) <= 0.5 + 1e-6
 
 
 def test_a_held_target_asks_with_every_phrase():
-    model, met = points(1, preserve_in_target=True, samples_per_rollout=20)
+    model, met = samples(1, preserve_in_target=True, samples_per_rollout=20)
     assert ("p", "", "p, a", "p, b") in [prompts[:4] for prompts in model.asked]
     sign = float(met[0].strengths[0, 0])
     expected = (3.0 + 0.0) / 2 + float(met[0].sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
@@ -215,15 +216,15 @@ def test_a_held_target_asks_with_every_phrase():
 
 
 def test_phrases_take_turns_where_not_all_are_asked_about():
-    model, met = points(40, preserve_in_target=True, phrases_per_sigma=1, samples_per_rollout=40)
+    model, met = samples(40, preserve_in_target=True, phrases_per_sigma=1, samples_per_rollout=40)
     asked = [prompts[2:] for prompts in model.asked if len(prompts) > 2]
     by_phrase = [("p, a", "m, a", "l, a"), ("p, b", "m, b", "l, b")]
     assert [set(pair) for pair in zip(asked[::2], asked[1::2])] == [set(by_phrase)] * (len(asked) // 2)
     assert len(asked) == 40 and len(set(zip(asked[::2], asked[1::2]))) == 2  # either comes first
-    for point in met:
-        sigma, sign = float(point.sigma), float(point.strengths[0, 0])
+    for sample in met:
+        sigma, sign = float(sample.sigma), float(sample.strengths[0, 0])
         expected = {round(base + sigma + sign * 2.0 * change, 4) for base, change in ((3, 5 - 2), (0, 4 - 3))}
-        assert round(float(point.target[0, 0]), 4) in expected
+        assert round(float(sample.target[0, 0]), 4) in expected
 
 
 def test_some_of_many_phrases_are_asked_about_at_once():
@@ -233,7 +234,7 @@ def test_some_of_many_phrases_are_asked_about_at_once():
     recipe = TextualRecipe(
         concepts=(three,), phrases_per_sigma=2, rollout_steps=60, samples_per_rollout=240, on_policy_rollouts=0.0
     )
-    next(TextualPoints(model, model, recipe, (2, 3), torch.Generator().manual_seed(0)))
+    next(TextualSamples(model, model, recipe, (2, 3), torch.Generator().manual_seed(0)))
     asked = [[prompt[-1] for prompt in prompts[2:4]] for prompts in model.asked if len(prompts) > 2]
     assert all(len(set(phrases)) == 2 for phrases in asked) and len(asked) >= 3
     met = [phrase for phrases in asked for phrase in phrases]
@@ -242,14 +243,14 @@ def test_some_of_many_phrases_are_asked_about_at_once():
 
 def test_own_rollouts_carry_the_slider_along():
     """Rows go where their sign takes them, and are asked about there without the slider."""
-    _, bare = points(4)
-    _, own = points(4, on_policy_rollouts=1.0)
-    for point, other in zip(own, bare, strict=True):
-        assert point.sigma == other.sigma
-        gone = 1.0 - float(point.sigma)  # of the way from sigma 1: every step adds -0.5 sign per unit of sigma
-        torch.testing.assert_close(point.x - other.x, -0.5 * gone * point.strengths.expand(-1, 3))
-        sign = float(point.strengths[0, 0])
-        torch.testing.assert_close(point.target[0], torch.full((3,), 1.0 + float(point.sigma) + sign * 4.0))
+    _, bare = samples(4)
+    _, own = samples(4, on_policy_rollouts=1.0)
+    for sample, other in zip(own, bare, strict=True):
+        assert sample.sigma == other.sigma
+        gone = 1.0 - float(sample.sigma)  # of the way from sigma 1: every step adds -0.5 sign per unit of sigma
+        torch.testing.assert_close(sample.x - other.x, -0.5 * gone * sample.strengths.expand(-1, 3))
+        sign = float(sample.strengths[0, 0])
+        torch.testing.assert_close(sample.target[0], torch.full((3,), 1.0 + float(sample.sigma) + sign * 4.0))
 
 
 def test_gradients_are_the_differences_of_the_loss():

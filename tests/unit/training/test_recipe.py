@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from concept_sliders.training.layer_choice import CHOICES, choose
+from concept_sliders.training.layer_choice import CHOICES, choose_layers
 from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe, recipe_from
 
 SAID = {"target": "person", "more": "old person", "less": "young person"}
@@ -169,18 +169,18 @@ PATHS = [
     ],
 )
 def test_layers_are_chosen_by_their_role(choice, taken):
-    assert choose(PATHS, choice) == [PATHS[i] for i in taken]
+    assert choose_layers(PATHS, choice) == [PATHS[i] for i in taken]
 
 
 def test_joint_attention_is_attention_too():
-    assert choose(["diffusion_model.blocks.0.attn.qkv", "diffusion_model.blocks.0.mlp.0"], "attention") == [
+    assert choose_layers(["diffusion_model.blocks.0.attn.qkv", "diffusion_model.blocks.0.mlp.0"], "attention") == [
         "diffusion_model.blocks.0.attn.qkv"
     ]
 
 
 def test_a_role_the_model_does_not_have_is_an_error():
     with pytest.raises(ValueError, match="None of the model's 1 layers"):
-        choose(PATHS[:1], "cross-attention")
+        choose_layers(PATHS[:1], "cross-attention")
     with pytest.raises(ValueError, match="one of"):
-        choose(PATHS, "norms")
+        choose_layers(PATHS, "norms")
     assert set(CHOICES) >= {"all", "attention"}

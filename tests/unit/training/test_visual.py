@@ -1,4 +1,4 @@
-"""Points of a visual slider on a toy denoiser whose answers are known in closed form."""
+"""Samples of a visual slider on a toy denoiser whose answers are known in closed form."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from concept_sliders.sliders.equation.hooks import SliderHooks
 from concept_sliders.training.objectives import prediction_loss
 from concept_sliders.training.pairs.image_sets import ImageSet
 from concept_sliders.training.recipe import VISUAL_METHODS, VisualRecipe
-from concept_sliders.training.visual_samples import LatentSet, VisualPoints, encoded
+from concept_sliders.training.visual_samples import LatentSet, VisualSamples, encode_sets
 from torch import nn
 
 SHAPE = (4, 2, 2)
@@ -53,43 +53,45 @@ def latents(count, seed=0):
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def points(kind="eps", method="noise", sets=None, seed=1, **recipe):
+def samples(kind="eps", method="noise", sets=None, seed=1, **recipe):
     sets = sets or [LatentSet(latents(2), (-1.0, 1.0), "a face")]
-    return VisualPoints(Toy(kind), sets, VisualRecipe(method=method, **recipe), torch.Generator().manual_seed(seed))
+    return VisualSamples(Toy(kind), sets, VisualRecipe(method=method, **recipe), torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_target_is_the_noise_or_the_velocity_and_one_noise_serves_all_images(kind):
     clean = latents(2)
-    point = next(points(kind, sets=[LatentSet(clean, (-1.0, 1.0), "a face")]))
-    signal = 1.0 if kind == "eps" else 1 - point.sigma
-    noise = (point.x - signal * clean) / point.sigma
+    sample = next(samples(kind, sets=[LatentSet(clean, (-1.0, 1.0), "a face")]))
+    signal = 1.0 if kind == "eps" else 1 - sample.sigma
+    noise = (sample.x - signal * clean) / sample.sigma
     torch.testing.assert_close(noise[0], noise[1], rtol=1e-3, atol=1e-3)
     expected = noise if kind == "eps" else noise - clean
-    torch.testing.assert_close(point.target, expected, rtol=1e-3, atol=1e-3)
-    assert point.strengths.tolist() == [[-1.0], [1.0]] and point.prompt == "a face" and point.mask is None
+    torch.testing.assert_close(sample.target, expected, rtol=1e-3, atol=1e-3)
+    assert sample.strengths.tolist() == [[-1.0], [1.0]] and sample.prompt == "a face" and sample.mask is None
 
 
 def test_images_at_zero_are_no_rows_of_the_published_method():
     one = LatentSet(latents(4), (-2.0, 0.0, 1.0, 2.0))
-    point = next(points(sets=[one]))
-    assert point.strengths[:, 0].tolist() == [-2.0, 1.0, 2.0]
-    assert len(point.x) == len(point.target) == 3
-    assert next(points(sets=[one], both_signs=False)).strengths[:, 0].tolist() == [1.0, 2.0]
+    sample = next(samples(sets=[one]))
+    assert sample.strengths[:, 0].tolist() == [-2.0, 1.0, 2.0]
+    assert len(sample.x) == len(sample.target) == 3
+    assert next(samples(sets=[one], both_signs=False)).strengths[:, 0].tolist() == [1.0, 2.0]
 
 
 def test_for_eps_models_the_teachers_prediction_is_the_target_itself():
-    toy, point = Toy("eps"), next(points("eps", "ADDifT"))
-    torch.testing.assert_close(point.target, toy.predict(point.x, point.sigma, [""])[0].flip(0), rtol=1e-3, atol=1e-3)
-    assert point.strengths.tolist() == [[-2.0], [2.0]]
+    toy, sample = Toy("eps"), next(samples("eps", "ADDifT"))
+    torch.testing.assert_close(
+        sample.target, toy.predict(sample.x, sample.sigma, [""])[0].flip(0), rtol=1e-3, atol=1e-3
+    )
+    assert sample.strengths.tolist() == [[-2.0], [2.0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_student_is_to_miss_its_image_as_the_teacher_misses_its_own(kind):
     clean, toy = latents(2), Toy(kind)
-    point = next(points(kind, "ADDifT", [LatentSet(clean, (-1.0, 1.0))]))
-    missed = toy.estimate(point.x, point.sigma) - clean
-    estimate = point.x - point.sigma * point.target
+    sample = next(samples(kind, "ADDifT", [LatentSet(clean, (-1.0, 1.0))]))
+    missed = toy.estimate(sample.x, sample.sigma) - clean
+    estimate = sample.x - sample.sigma * sample.target
     torch.testing.assert_close(estimate, clean + missed.flip(0), rtol=1e-3, atol=1e-3)
 
 
@@ -97,17 +99,17 @@ def test_the_student_is_to_miss_its_image_as_the_teacher_misses_its_own(kind):
 def test_what_addift_asks_for_has_the_direction_of_its_strength(kind):
     """From the frozen estimate: towards more where the strength is above 0, towards less where it is below."""
     clean, toy = latents(4), Toy(kind)
-    source = points(kind, "ADDifT", [LatentSet(clean, (-2.0, -1.0, 1.0, 2.0))])
+    source = samples(kind, "ADDifT", [LatentSet(clean, (-2.0, -1.0, 1.0, 2.0))])
     for _ in range(20):
-        point = next(source)
-        change = point.x - point.sigma * point.target - toy.estimate(point.x, point.sigma)
+        sample = next(source)
+        change = sample.x - sample.sigma * sample.target - toy.estimate(sample.x, sample.sigma)
         for row in range(4):
-            other = next(j for j, s in enumerate((-2, -1, 1, 2)) if (-2, -1, 1, 2)[row] - s == point.strengths[row])
+            other = next(j for j, s in enumerate((-2, -1, 1, 2)) if (-2, -1, 1, 2)[row] - s == sample.strengths[row])
             step = clean[row] - clean[other]
             share = (change[row] * step).sum() / step.square().sum()
             torch.testing.assert_close(change[row], share * step, rtol=1e-2, atol=1e-3)
-            signal = 1.0 if kind == "eps" else float(1 - point.sigma)
-            assert float(share) == pytest.approx(1 - float(toy.keep(point.sigma)) * signal, abs=1e-3)
+            signal = 1.0 if kind == "eps" else float(1 - sample.sigma)
+            assert float(share) == pytest.approx(1 - float(toy.keep(sample.sigma)) * signal, abs=1e-3)
             assert share > 0
 
 
@@ -116,9 +118,9 @@ def test_both_methods_ask_the_same_of_a_slider_that_adds_one_thing_everywhere(ki
     """d + s b: the b of least squares is the same, so that strengths mean the same."""
     toy, fits = Toy(kind), []
     for method in VISUAL_METHODS:
-        point = next(points(kind, method))
-        s = point.strengths.view(-1, 1, 1, 1)
-        wanted = point.target - toy.predict(point.x, point.sigma, [""])[0]
+        sample = next(samples(kind, method))
+        s = sample.strengths.view(-1, 1, 1, 1)
+        wanted = sample.target - toy.predict(sample.x, sample.sigma, [""])[0]
         fits.append((s * wanted).sum(0) / s.square().sum())
     torch.testing.assert_close(*fits, rtol=1e-3, atol=1e-3)
 
@@ -129,16 +131,16 @@ def test_a_slider_learned_from_pairs_moves_both_ways(kind, method):
     scene, step = 2 * latents(3, seed=7), latents(1, seed=8)
     scene[:] += 3 * latents(1, seed=9)  # what the scenes have in common
     sets = [LatentSet(torch.cat([one[None] - step, one[None] + step]), (-1.0, 1.0)) for one in scene]
-    source = points(kind, method, sets, end_percent=0.4)  # where the layers push the same way at all levels
+    source = samples(kind, method, sets, end_percent=0.4)  # where the layers push the same way at all levels
     toy = source.denoiser
     change = LowRank.fresh((16, 16), 2, torch.Generator().manual_seed(0))
     learned = [nn.Parameter(t) for t in (change.down, change.up)]
     bank = SliderHooks({toy.layers[1]: [(0, LowRank(*learned))]})
     optimizer = torch.optim.Adam(learned, lr=0.02)
     for _ in range(300):
-        point = next(source)
-        with bank.acting(point.strengths):
-            loss = prediction_loss(toy(point.x, point.sigma, [point.prompt])[0], point.target)
+        sample = next(source)
+        with bank.acting(sample.strengths):
+            loss = prediction_loss(toy(sample.x, sample.sigma, [sample.prompt])[0], sample.target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -154,13 +156,13 @@ def test_a_slider_learned_from_pairs_moves_both_ways(kind, method):
 
 def test_every_set_comes_once_before_one_comes_again():
     sets = [LatentSet(latents(2, seed), (-1.0, 1.0), str(seed)) for seed in range(4)]
-    source = points(sets=sets)
+    source = samples(sets=sets)
     for _ in range(3):
         assert sorted(next(source).prompt for _ in sets) == list("0123")
 
 
 def test_noise_levels_come_from_the_part_of_sampling_that_is_asked_for():
-    source = points(start_percent=0.5, end_percent=0.75)
+    source = samples(start_percent=0.5, end_percent=0.75)
     levels = [float(next(source).sigma) for _ in range(200)]
     assert 2.5 <= min(levels) < 2.7 and 4.8 < max(levels) <= 5.0
 
@@ -168,25 +170,25 @@ def test_noise_levels_come_from_the_part_of_sampling_that_is_asked_for():
 @pytest.mark.parametrize("method", VISUAL_METHODS)
 def test_a_restored_source_goes_on_bit_for_bit(method):
     sets = [LatentSet(latents(3, seed), (-1.0, 0.5, 1.0), str(seed)) for seed in range(3)]
-    source = points("flow", method, sets)
+    source = samples("flow", method, sets)
     next(source)
     state, drawn = source.state(), source.generator.get_state()
     after = [next(source) for _ in range(5)]
-    again = points("flow", method, sets, seed=99)
+    again = samples("flow", method, sets, seed=99)
     again.generator.set_state(drawn)
     again.restore(state)
-    for point in after:
+    for sample in after:
         same = next(again)
-        assert torch.equal(point.x, same.x) and torch.equal(point.target, same.target)
-        assert torch.equal(point.strengths, same.strengths) and point.prompt == same.prompt
+        assert torch.equal(sample.x, same.x) and torch.equal(sample.target, same.target)
+        assert torch.equal(sample.strengths, same.strengths) and sample.prompt == same.prompt
 
 
 def test_the_mask_shrinks_to_the_latents():
     mask = torch.zeros(64, 64)
     mask[:, 48:] = 1
-    point = next(points(sets=[LatentSet(latents(2), (-1.0, 1.0), mask=mask)]))
-    assert point.mask.shape == (1, 1, 2, 2)
-    assert point.mask[0, 0].tolist() == [[0.0, 0.5], [0.0, 0.5]]
+    sample = next(samples(sets=[LatentSet(latents(2), (-1.0, 1.0), mask=mask)]))
+    assert sample.mask.shape == (1, 1, 2, 2)
+    assert sample.mask[0, 0].tolist() == [[0.0, 0.5], [0.0, 0.5]]
     film = LatentSet(torch.zeros(2, 4, 1, 2, 2), (-1.0, 1.0), mask=mask)
     assert film.mask_for_latents().shape == (1, 1, 1, 2, 2)
 
@@ -200,7 +202,7 @@ def test_images_are_encoded_one_by_one_and_scaled():
         return one.movedim(-1, 1)[:, :, ::8, ::8]
 
     pair = ImageSet(tuple(image), (-1.0, 2.0), "pair", "a face", torch.ones(64, 64))
-    (one,) = encoded([pair], encode, lambda x: 2 * x)
+    (one,) = encode_sets([pair], encode, lambda x: 2 * x)
     assert seen == [(1, 64, 64, 3)] * 2
     assert torch.equal(one.latents, 2 * image.movedim(-1, 1)[:, :, ::8, ::8])
     assert (one.strengths, one.prompt, one.name) == ((-1.0, 2.0), "a face", "pair") and one.mask is pair.mask
@@ -208,9 +210,9 @@ def test_images_are_encoded_one_by_one_and_scaled():
 
 def test_sets_that_teach_nothing_are_refused():
     with pytest.raises(ValueError, match="no image pairs"):
-        VisualPoints(Toy("eps"), [], VisualRecipe(), torch.Generator())
+        VisualSamples(Toy("eps"), [], VisualRecipe(), torch.Generator())
     with pytest.raises(ValueError, match="Image set 1 has the strengths -2, -1: none above 0"):
-        points(sets=[LatentSet(latents(2), (-2.0, -1.0))], both_signs=False)
+        samples(sets=[LatentSet(latents(2), (-2.0, -1.0))], both_signs=False)
 
 
 SAME = latents(1).expand(2, *SHAPE)
@@ -219,10 +221,10 @@ SAME = latents(1).expand(2, *SHAPE)
 def test_images_that_are_all_the_same_are_refused_or_where_others_differ_warned_of(caplog):
     twins = LatentSet(SAME, (-1.0, 1.0), name="twins.png")
     with pytest.raises(ValueError, match=r"set 1 \(twins.png\), 2 are the same, and there is nothing to learn"):
-        points(sets=[twins, LatentSet(SAME, (-1.0, 1.0))])
+        samples(sets=[twins, LatentSet(SAME, (-1.0, 1.0))])
     assert not caplog.text
-    next(points(sets=[LatentSet(latents(2), (-1.0, 1.0)), twins]))
+    next(samples(sets=[LatentSet(latents(2), (-1.0, 1.0)), twins]))
     assert "all images of set 2 (twins.png) are the same" in caplog.text
     caplog.clear()
-    points(sets=[LatentSet(torch.cat([SAME, latents(1, 5)]), (-1.0, 0.5, 1.0))])
+    samples(sets=[LatentSet(torch.cat([SAME, latents(1, 5)]), (-1.0, 0.5, 1.0))])
     assert not caplog.text

@@ -13,22 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comfy_host.borrow import borrowed
-from ..comfy_host.errors import InterruptProcessingException
-from ..comfy_host.identity import digest_of, modifications_of, weights_hash
-from ..comfy_host.text_encoders import CLIP, TextEncoder, encoder_layer_names
-from ..sliders.slider import Slider
-from .loop import Training
+from ..comfy_host.text_encoders import TextEncoder
 from .objectives import textual_target
 from .recipe import Concept, EncoderRecipe
-from .resume import Keeper
-from .run import Trained, Watch, info_of
-from .samples import Point
-from .trainable_layers import NewLayers
+from .samples import Sample
 
 
-class EncoderPoints:
-    """Endless training points: every concept with each of its phrases, at +1 and -1.
+class EncoderSamples:
+    """Endless training samples: every concept with each of its phrases, at +1 and -1.
 
     Raises ValueError, naming the prompts, if a concept's prompts are encoded to different lengths.
     """
@@ -39,7 +31,7 @@ class EncoderPoints:
             self.lines = [line for concept in recipe.concepts for line in self._lines_of(encoder, concept)]
         self._weights = torch.tensor([weight for *_, weight in self.lines])
 
-    def __next__(self) -> Point:
+    def __next__(self) -> Sample:
         index = int(torch.multinomial(self._weights, 1, generator=self.generator))
         prompt, target, change, mask, _ = self.lines[index]
         sign = 1.0
@@ -47,7 +39,7 @@ class EncoderPoints:
             sign -= 2.0 * int(torch.randint(0, 2, (), generator=self.generator))
         strengths = torch.full((1, 1), sign, device=target.device)
         moved = textual_target(target, change, sign * self.recipe.share)
-        return Point(target, torch.ones((), device=target.device), moved, strengths, prompt, mask)
+        return Sample(target, torch.ones((), device=target.device), moved, strengths, prompt, mask)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -77,34 +69,3 @@ def _balanced(parts: list[Tensor]) -> Tensor:
     """(1, V): weights with which the encoding and the pooled one count alike, whatever their sizes."""
     smallest = min(part.shape[1] for part in parts)
     return torch.cat([torch.full_like(part, smallest / part.shape[1]) for part in parts], dim=1)
-
-
-def train_encoder(clip: CLIP, recipe: EncoderRecipe, name: str, watch: Watch | None = None) -> Trained | None:
-    """Train a slider of the text encoder, in place; no diffusion model is needed.
-
-    Returns None if it was stopped before the first step. Raises ValueError for layers the encoder does not have and
-    prompts that cannot be compared, FloatingPointError if training diverges at once.
-    """
-    watch = watch or Watch()
-    generator = torch.Generator().manual_seed(recipe.seed)
-    with borrowed(clip.patcher):
-        layers = NewLayers(clip.patcher, recipe, generator, encoder_layer_names(clip))
-        encoder = TextEncoder(clip)
-        points = EncoderPoints(encoder, recipe, generator)
-        training = Training(encoder, layers, points, recipe, generator)
-        model_hash = weights_hash(clip.patcher)
-        # the encodings, too: they are others with other settings of the CLIP, such as the layer they are taken from
-        digest = digest_of(recipe.digest(), model_hash, encoder.dtype, modifications_of(clip.patcher), points.lines)
-        keeper = Keeper(watch, training, name, digest)
-
-        def after_step(progress, point: Point) -> None:
-            keeper.after_step()
-            watch.progress(progress, None)
-
-        keeper.go_on()
-        with keeper.kept_in_any_case():
-            progress = training.run(watch.should_stop, after_step, cancelled=InterruptProcessingException)
-        if not progress.steps:
-            return None
-        info = info_of(recipe, progress, type(clip.cond_stage_model).__name__, model_hash)
-        return Trained(Slider(name, layers.finished(), info), progress)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What drawing points changes. generator: its state. points: theirs."""
+class RandomState:
+    """What drawing samples changes. generator: its state. samples: theirs."""
 
     generator: Tensor
-    points: dict[str, Any]
+    samples: dict[str, Any]
 
 
-class LastGood:
+class Snapshot:
     """Copies of what an optimiser step changes, on the same device, and what had been drawn by then.
 
     steps: how many had been done. It takes as much memory as the parameters and the optimiser's own tensors.
@@ -31,7 +31,7 @@ class LastGood:
         self.steps, self.drawn = 0, None
 
     @torch.no_grad()
-    def keep(self, steps: int, drawn: Drawn, scaler: dict[str, Any]) -> None:
+    def keep(self, steps: int, drawn: RandomState, scaler: dict[str, Any]) -> None:
         """This is a good state. scaler: that of the scaler of gradients."""
         live = self._live()
         if live.keys() == self._copies.keys():
