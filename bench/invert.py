@@ -25,7 +25,7 @@ import torch
 from _live import peak_memory
 from comfy.patcher_extension import WrappersMP
 from concept_sliders.inversion import inversion_run
-from concept_sliders.inversion.null_text import Embedding, Step, fit
+from concept_sliders.inversion.null_text import Embedding, GuidedStep, optimise_embedding
 from concept_sliders.inversion.settings import InversionSettings
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.pocket.model import load_pocket
@@ -99,21 +99,21 @@ class Bench:
 
     def measure(self, method: str, **settings) -> dict:
         """Passes and seconds of an inversion."""
-        self.forward, made, own_fit = 0, 0, inversion_run.fit
+        self.forward, made, own_optimise = 0, 0, inversion_run.optimise_embedding
 
-        def fit(*given):
+        def optimise(*given):
             nonlocal made
-            fitted = own_fit(*given)
+            fitted = own_optimise(*given)
             made += sum(map(len, fitted.losses))
             return fitted
 
         recipe = InversionSettings(method=method, steps=self.steps, **settings)
-        before, inversion_run.fit = self.unit(), fit
+        before, inversion_run.optimise_embedding = self.unit(), optimise
         try:
             with torch.inference_mode():
                 seconds = _models.timed(lambda: invert(self.counted, self.latents, *self.prompts, recipe))
         finally:
-            inversion_run.fit = own_fit
+            inversion_run.optimise_embedding = own_optimise
         unit = statistics.mean([before, self.unit()])
         passes, floor = self.forward + made, 2 * made
         return {
@@ -180,8 +180,8 @@ class Bench:
             return denoiser.evaluate(x, sigma, [denoiser.conditions([[embedding[0], options]], x)])[0]
 
         with peak_memory(denoiser.device) as peak, differentiable(False), refetched(self.model.model):
-            step = Step(x, sigma, sigma / 2, x, denoiser.predict(x, sigma, [""])[0], 7.5)
-            fit(predict, (context.to(x),), step, 1, 1e-2, 0.0)
+            step = GuidedStep(x, sigma, sigma / 2, x, denoiser.predict(x, sigma, [""])[0], 7.5)
+            optimise_embedding(predict, (context.to(x),), step, 1, 1e-2, 0.0)
         return peak.bytes
 
     def training_peak(self, denoiser: Denoiser, x: torch.Tensor, sigma: torch.Tensor) -> int:

@@ -1,4 +1,4 @@
-"""What an inversion is: a noise latent and the negative embeddings that lead from it to the picture."""
+"""The result of an inversion: a noise latent and the negative embeddings that lead from it to the image."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .settings import InversionSettings
 
-_SAME = 1e-2  # share of a latent's size within which two of them are one
+_SAME_LATENT = 1e-2  # two latents are one if they differ by less than this share of their size
 
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """The result for B pictures, all tensors float32 on the CPU.
+    """Holds the result for B images, all tensors float32 on the CPU.
 
-    noise, clean: (B, C, ...) latents at the first noise level and at none, in the host's scale of LATENT.
+    noise, clean: (B, C, ...) latents at the first and at the last sigma, in the scale of ComfyUI's LATENT.
     sigmas: (n + 1,), falling to 0.
-    embeddings: (n, B or 1, tokens, width), or (1, ...) if all steps share them.
-    pooled: (n, B or 1, width), or None where it is not fitted and stands among the options.
-    options: what else the negative CONDITIONING says. positive: the prompt it was inverted with, (encoding, options).
-    windows: of percent, (start, end) for every step.
+    embeddings: (n, B or 1, tokens, width) of the negative, or (1, ...) if all steps share them.
+    pooled: (n, B or 1, width), or None where it is not optimised and stands among the options.
+    options: all else that the negative CONDITIONING says. positive: the prompt, (encoding, options).
+    windows: (start_percent, end_percent) of each step.
     done: steps that were made, and whose embedding was found; fewer than n if the run was cancelled.
-    losses: for every step done, (first, last), the mean over the pictures.
+    losses: (first, last) of every step done, the mean over the images; empty if nothing was optimised.
     error: (B,) distance of the reconstructed latents from `clean`, as a share of their size; NaN if not known.
-    family, fingerprint: of the model. prediction: what its network was taken to predict.
+    family, fingerprint: of the model. prediction: what its network predicts, such as "EPS".
     """
 
     noise: Tensor
@@ -47,54 +48,55 @@ class Inversion:
     error: Tensor
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
+        """Number of images."""
         return len(self.noise)
 
     @property
     def steps(self) -> int:
+        """Number of steps of sampling."""
         return len(self.sigmas) - 1
 
+    @property
+    def distinct(self) -> int:
+        """Number of embeddings that differ: one for each step, or one for all."""
+        return max(len(self.embeddings), len(self.pooled) if self.pooled is not None else 1)
+
     def entry(self, step: int) -> tuple[Tensor, dict[str, Any]]:
-        """(encoding, options) of the host's CONDITIONING for one step, without its window."""
+        """Returns the entry of the negative CONDITIONING for a step, (encoding, options), without its window."""
         options = dict(self.options)
         if self.pooled is not None:
             options["pooled_output"] = self.pooled[step % len(self.pooled)]
         return self.embeddings[step % len(self.embeddings)], options
 
-    @property
-    def distinct(self) -> int:
-        """Embeddings that differ: one for each step, or one for all."""
-        return max(len(self.embeddings), len(self.pooled) if self.pooled is not None else 1)
+    def match_images(self, noise: Tensor) -> Tensor | None:
+        """Returns the index of the image that each entry of a noise latent is of; None if one is of no image.
 
-    def rows_like(self, noise: Tensor) -> Tensor | None:
-        """Which picture each row of a latent belongs to, (rows,); None if there is a row of none of them.
-
-        noise: (rows, C, ...), in the same scale. It may have gone through files and half precision.
+        noise: (n, C, ...), in the same scale. It may have gone through files and half precision. The result is (n,).
         """
         if noise.shape[1:] != self.noise.shape[1:]:
             return None
-        given, own = noise.flatten(1).float().cpu(), self.noise.flatten(1)
-        apart = torch.stack([(given - one).norm(dim=1) for one in own], dim=1)  # (rows, B)
-        nearest, rows = apart.min(dim=1)
-        close = nearest <= _SAME * own.norm(dim=1)[rows]
-        return rows if bool(close.all()) else None
+        given, own = (rearrange(each.float().cpu(), "b ... -> b (...)") for each in (noise, self.noise))
+        distances = torch.stack([(given - one).norm(dim=1) for one in own], dim=1)  # (n, B)
+        nearest, images = distances.min(dim=1)
+        close = nearest <= _SAME_LATENT * own.norm(dim=1)[images]
+        return images if bool(close.all()) else None
 
     def report(self) -> str:
-        """What to tell of it, in a few lines."""
+        """Returns a text of a few lines for the user."""
         settings, lines = self.settings, []
-        count = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
+        count = "1 image" if self.images == 1 else f"{self.images} images"
         lines.append(f"{count}, {settings.method}, {self.steps} steps of {settings.scheduler}, cfg {settings.cfg:g}")
         if self.done < self.steps:
-            fitted = settings.method == "null-text"
             what_follows = (
-                "the later ones use the last embedding found, so the picture is reproduced less exactly."
-                if fitted
+                "the later ones use the last embedding found, so the image is reproduced less exactly."
+                if settings.optimises
                 else "nothing is missing but how near it comes."
             )
             lines.append(f"Cancelled after {self.done} of {self.steps} steps: {what_follows}")
         if settings.method == "plain" and settings.cfg != 1:
             lines.append("Guidance leads away from a plain inversion: sample it at a cfg of 1.")
-        lines.append("reconstruction error, as a share of the latents' size: " + _listed(self.error))
+        lines.append("reconstruction error, as a share of the latents' size: " + _percentages(self.error))
         lines += [
             f"step {number}: loss {first:.3g} to {last:.3g}"
             for number, (first, last) in enumerate(self.losses, start=1)
@@ -102,6 +104,6 @@ class Inversion:
         return "\n".join(lines)
 
 
-def _listed(shares: Tensor) -> str:
+def _percentages(shares: Tensor) -> str:
     texts = ["not known" if share != share else f"{100 * share:.3g} %" for share in shares.tolist()]
     return ", ".join(texts[:8]) + (f" and {len(texts) - 8} more" if len(texts) > 8 else "")

@@ -1,4 +1,11 @@
-"""Null-text optimisation (arXiv 2211.09794, section 3.2): the negative embedding of one step of sampling."""
+"""Null-text optimisation (arXiv 2211.09794, algorithm 1): the negative embedding of one step of sampling.
+
+For a step t, with z* the latents of DDIM inversion and z the latents that guided sampling has reached, N times
+
+    null_t <- null_t - rate * d/d null_t  || z*_{t-1} - z_{t-1}(z_t, null_t, prompt) ||^2
+
+Here x stands for z, d_cond for the prediction with the prompt and d_uncond for that with the null embedding.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..comfy_host.predictor import classifier_free
-from .ddim import euler
+from .ddim import append_dims, euler_step
 
-Embedding = tuple[Tensor, ...]  # what the model reads of a prompt, such as (B, tokens, width) and pooled (B, width)
-# d(x, sigma) for an embedding: (rows, C, ...) latents, their embeddings, their numbers in the batch -> (rows, C, ...)
-PredictNull = Callable[[Tensor, Embedding, Tensor], Tensor]
+# What the model is given of a prompt, an entry for each image: such as (B, tokens, width), and pooled (B, width)
+Embedding = tuple[Tensor, ...]
+# d(x, sigma) of embeddings: latents (n, C, ...), embeddings of n images, their indices (n,) -> (n, C, ...)
+PredictUncond = Callable[[Tensor, Embedding, Tensor], Tensor]
 
 _SMALLEST = 1e-30
 _NOT_READ = (
@@ -23,101 +32,108 @@ _NOT_READ = (
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of sampling under guidance, and where it should land.
+class GuidedStep:
+    """Describes a step of sampling under guidance, and where it is to arrive.
 
-    x: (B, C, ...) the running latents at `sigma`. target: (B, C, ...) the picture's at `following`.
-    d_prompt: (B, C, ...) the prompt's prediction at x. guidance: the scale of classifier-free guidance.
-    scale: what the latents' squares are divided by in the loss, to be of the clean latents' size.
+    x: (B, C, ...) the latents of sampling at `sigma`. target: (B, C, ...) those of the inversion at `next_sigma`.
+    d_cond: (B, C, ...) the prediction at x with the prompt. guidance: scale of classifier-free guidance.
+    loss_scale: what squared distances are divided by to be of the clean latents' size.
     """
 
     x: Tensor
     sigma: Tensor
-    following: Tensor
+    next_sigma: Tensor
     target: Tensor
-    d_prompt: Tensor
+    d_cond: Tensor
     guidance: float
-    scale: float = 1.0
+    loss_scale: float = 1.0
 
-    def landed(self, d_null: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Where rows of it land if the negative's prediction is d_null: (rows, C, ...) -> (rows, C, ...)."""
-        d = classifier_free(self.d_prompt[rows], d_null, self.guidance)
-        return euler(self.x[rows], self.sigma, self.following, d)
+    def arrive(self, d_uncond: Tensor, images: Tensor | slice = slice(None)) -> Tensor:
+        """Returns the latents at `next_sigma` of some images, given d_uncond: (n, C, ...) -> (n, C, ...)."""
+        d = classifier_free(self.d_cond[images], d_uncond, self.guidance)
+        return euler_step(self.x[images], self.sigma, self.next_sigma, d)
 
-    def losses(self, landed: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
-        """(rows,): mean squared distance from the target."""
-        return (landed - self.target[rows]).square().flatten(1).mean(1) / self.scale
+    def losses(self, arrived: Tensor, images: Tensor | slice = slice(None)) -> Tensor:
+        """Returns the mean squared distance of each image from its target: (n, C, ...) -> (n,)."""
+        return rearrange((arrived - self.target[images]).square(), "n ... -> n (...)").mean(1) / self.loss_scale
 
-    def slope(self, landed: Tensor, rows: Tensor) -> Tensor:
-        """The derivative of each row's loss by its d_null: (rows, C, ...)."""
-        by_d_null = (self.following - self.sigma) * (1 - self.guidance)
-        return 2 * by_d_null * (landed - self.target[rows]) / (landed[0].numel() * self.scale)
+    def gradient(self, arrived: Tensor, images: Tensor) -> Tensor:
+        """Returns the derivative of each image's loss by its d_uncond: (n, C, ...) -> (n, C, ...)."""
+        by_d_uncond = (self.next_sigma - self.sigma) * (1 - self.guidance)
+        return 2 * by_d_uncond * (arrived - self.target[images]) / (arrived[0].numel() * self.loss_scale)
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """embedding: as given, fitted. losses: for each row, before every step that Adam made for it."""
+class OptimisedEmbedding:
+    """Holds the result for one step. losses: for each image, before every step that Adam made for it."""
 
     embedding: Embedding
     losses: tuple[tuple[float, ...], ...]
 
 
-def fit(predict: PredictNull, embedding: Embedding, step: Step, steps: int, rate: float, tolerance: float) -> Fitted:
-    """Fit the embedding so that the step lands on its target, with Adam started afresh.
+def optimise_embedding(
+    predict: PredictUncond, embedding: Embedding, step: GuidedStep, inner_steps: int, rate: float, tolerance: float
+) -> OptimisedEmbedding:
+    """Optimises the embedding of every image so that the step arrives at its target, by a new Adam.
 
-    As published, a row whose loss is below the tolerance makes the step of that loss and is then done; rows do not
-    know of each other. No more than `steps` steps each. The graph of a step does not outlive it.
-    Raises FloatingPointError for a loss or a gradient that is not finite, ValueError if there is nothing to fit.
+    inner_steps: of Adam for each image, at most. rate: Adam's step size. tolerance: as in the published code, an
+    image whose loss is below it makes the step of that loss and is then done.
+    Images do not affect each other. The graph of an inner step is freed before the next.
+    Raises FloatingPointError for a loss or a gradient that is not finite, ValueError if the model does not read the
+    embedding.
     """
-    leaves = tuple(part.detach().clone().requires_grad_() for part in embedding)
-    adam = torch.optim.Adam(leaves, lr=rate)
+    null = tuple(part.detach().clone().requires_grad_() for part in embedding)
+    adam = torch.optim.Adam(null, lr=rate)
     losses: list[list[float]] = [[] for _ in step.x]
-    rows = torch.arange(len(step.x), device=step.x.device)
-    for _ in range(steps):
-        found = _descend(predict, leaves, adam, step, rows)
-        for row, loss in zip(rows.tolist(), found.tolist()):
-            losses[row].append(loss)
-        level = f"at noise level {float(step.sigma):.3g}"
-        if not torch.isfinite(found).all():
-            raise FloatingPointError(f"the loss {level} is {float(found.sum()):.3g}")
-        if not all(torch.isfinite(leaf).all() for leaf in leaves):
-            raise FloatingPointError(f"the gradient of the loss {level} is not finite")
-        rows = rows[found >= tolerance]
-        if not len(rows):
+    images = torch.arange(len(step.x), device=step.x.device)  # those that are not done
+    for _ in range(inner_steps):
+        now, gradients = _losses_and_gradients(predict, null, step, images)
+        _update(adam, null, gradients, images)
+        for image, loss in zip(images.tolist(), now.tolist()):
+            losses[image].append(loss)
+        at = f"at sigma {float(step.sigma):.3g}"
+        if not torch.isfinite(now).all():
+            raise FloatingPointError(f"the loss {at} is {float(now.sum()):.3g}")
+        if not all(torch.isfinite(part).all() for part in null):
+            raise FloatingPointError(f"the gradient of the loss {at} is not finite")
+        images = images[now >= tolerance]
+        if not len(images):
             break
-    return Fitted(tuple(leaf.detach() for leaf in leaves), tuple(map(tuple, losses)))
+    return OptimisedEmbedding(tuple(part.detach() for part in null), tuple(map(tuple, losses)))
 
 
-def _descend(predict: PredictNull, leaves: Embedding, adam: torch.optim.Adam, step: Step, rows: Tensor) -> Tensor:
-    """One step of Adam for some rows; their losses before it, (rows,)."""
+def _losses_and_gradients(
+    predict: PredictUncond, null: Embedding, step: GuidedStep, images: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns the losses of some images, (n,), and their gradient by each part of the embeddings, as that part."""
     with torch.enable_grad():
-        d_null = predict(step.x[rows], tuple(leaf[rows] for leaf in leaves), rows)
-    if not d_null.requires_grad:
+        d_uncond = predict(step.x[images], tuple(part[images] for part in null), images)
+    if not d_uncond.requires_grad:
         raise ValueError(_NOT_READ)
     with torch.no_grad():
-        landed = step.landed(d_null.detach(), rows)
-        losses, slope = step.losses(landed, rows), step.slope(landed, rows)
-        # goes backward at size 1, row by row: half-precision layers would lose it as small as it is
-        size = slope.flatten(1).abs().amax(1).clamp(min=_SMALLEST)
-        slope /= size.view(-1, *(1 for _ in slope.shape[1:]))
-    gradients = torch.autograd.grad(d_null, leaves, slope, allow_unused=True)
-    if gradients[0] is None:
+        arrived = step.arrive(d_uncond.detach(), images)
+        losses, by_d_uncond = step.losses(arrived, images), step.gradient(arrived, images)
+        # Scaled to a largest value of 1 on the way back: layers in half precision would round it to 0
+        size = rearrange(by_d_uncond, "n ... -> n (...)").abs().amax(1).clamp(min=_SMALLEST)
+        by_d_uncond /= append_dims(size, by_d_uncond.ndim)
+    found = torch.autograd.grad(d_uncond, null, by_d_uncond, allow_unused=True)
+    if found[0] is None:
         raise ValueError(_NOT_READ)
-    before = [leaf.detach().clone() for leaf in leaves]
-    with torch.no_grad():
-        for leaf, gradient in zip(leaves, gradients):
-            leaf.grad = torch.zeros_like(leaf)
-            if gradient is not None:
-                leaf.grad[rows] = gradient[rows] * size.view(-1, *(1 for _ in leaf.shape[1:]))
-    adam.step()
-    _hold_all_but(rows, leaves, before)
-    return losses
+    gradients = [torch.zeros_like(part) for part in null]
+    for gradient, by_part in zip(gradients, found):
+        if by_part is not None:
+            gradient[images] = by_part[images] * append_dims(size, by_part.ndim)
+    return losses, gradients
 
 
 @torch.no_grad()
-def _hold_all_but(rows: Tensor, leaves: Embedding, before: Sequence[Tensor]) -> None:
-    """Adam's momentum moves rows without a gradient as well; those that are done stay."""
-    done = torch.ones(len(leaves[0]), dtype=torch.bool, device=rows.device)
-    done[rows] = False
-    for leaf, old in zip(leaves, before):
-        leaf[done] = old[done]
+def _update(adam: torch.optim.Adam, null: Embedding, gradients: Sequence[Tensor], images: Tensor) -> None:
+    """Makes a step of Adam for some images; its momentum would move the others, too: they are put back."""
+    done = torch.ones(len(null[0]), dtype=torch.bool, device=images.device)
+    done[images] = False
+    before = [part.detach().clone() for part in null]
+    for part, gradient in zip(null, gradients):
+        part.grad = gradient
+    adam.step()
+    for part, old in zip(null, before):
+        part[done] = old[done]

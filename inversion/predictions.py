@@ -1,53 +1,109 @@
-"""What an inversion asks of a model: d(x, sigma) of the prompt, and of a negative embedding that is being fitted."""
+"""What an inversion asks of a model: d(x, sigma) of the prompt and of a negative embedding, and gradients of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..comfy_host.autograd import differentiable
 from ..comfy_host.denoiser import Denoiser
+from ..comfy_host.errors import is_out_of_memory
+from ..comfy_host.gradient_checkpointing import checkpointed
 from ..comfy_host.identity import is_flow
+from ..comfy_host.memory import free_unused
+from ..comfy_host.predictor import classifier_free
+from ..comfy_host.refetched_weights import refetched
 from .null_text import Embedding
-from .prompts import rows_of
+from .prompts import select_images
+
+log = logging.getLogger(__name__)
 
 
 class Predictions:
-    """The model for some images of a batch.
+    """Evaluates the model for some images of a batch.
 
-    positive: CONDITIONING of the prompt. options: of the negative's entry, beside its embedding. Both of one row, or
-    of a row for each image. rows: (n,), the images' numbers in the batch of `of`.
+    positive: CONDITIONING of the prompt. options: of the negative's entry, beside its embedding. Tensors in both are
+    for all images or have an entry for each. images: (n,) indices into the batch.
     """
 
-    def __init__(self, denoiser: Denoiser, positive: list, options: Mapping[str, Any], rows: Tensor, of: int):
-        self.denoiser, self.options, self.rows, self.of = denoiser, options, rows, of
-        self._positive, self._prompt = rows_of(positive, rows, of), None
+    def __init__(
+        self, denoiser: Denoiser, positive: list[Any], options: Mapping[str, Any], images: Tensor, batch_size: int
+    ) -> None:
+        self._denoiser, self._options, self._images, self._batch_size = denoiser, options, images, batch_size
+        self._positive = select_images(positive, images, batch_size)
+        self._cond: dict[str, Any] | None = None  # what the model makes of the prompt, once it was asked
 
     @torch.no_grad()
-    def prompt(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """d(x, sigma) of the prompt: (n, C, ...) -> (n, C, ...)."""
-        if self._prompt is None:
-            self._prompt = self.denoiser.conditions(self._positive, x)
-        return self.denoiser.evaluate(x, sigma, [self._prompt])[0]
+    def cond(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns d(x, sigma) of the prompt: (n, C, ...) -> (n, C, ...)."""
+        if self._cond is None:
+            self._cond = self._denoiser.conditions(self._positive, x)
+        return self._denoiser.evaluate(x, sigma, [self._cond])[0]
 
-    def negative(self, x: Tensor, sigma: Tensor, embedding: Embedding, rows: Tensor) -> Tensor:
-        """d(x, sigma) of the negative. rows: (m,), which of this object's rows x and the embedding are of.
+    def uncond(self, x: Tensor, sigma: Tensor, embedding: Embedding, chosen: Tensor) -> Tensor:
+        """Returns d(x, sigma) of the negative, with gradients: (m, C, ...) -> (m, C, ...).
 
-        embedding: the encoding (m, tokens, width), and the pooled one (m, width) where that is fitted too.
+        chosen: (m,), which of these n images x and the embedding are of.
+        embedding: the encoding (m, tokens, width), and the pooled one (m, width) where that is optimised, too.
         """
-        (_, options), *_ = rows_of([[embedding[0], self.options]], self.rows[rows.to(self.rows.device)], self.of)
-        if len(embedding) > 1:
-            options["pooled_output"] = embedding[1]
-        negative = [[embedding[0], {**options, "prompt_type": "negative"}]]
-        return self.denoiser.evaluate(x, sigma, [self.denoiser.conditions(negative, x)])[0]
+        encoding, *pooled = embedding
+        images = self._images[chosen.to(self._images.device)]
+        ((_, options),) = select_images([[encoding, self._options]], images, self._batch_size)
+        options |= {"prompt_type": "negative"}
+        if pooled:
+            options["pooled_output"] = pooled[0]
+        conditions = self._denoiser.conditions([[encoding, options]], x)
+        return self._denoiser.evaluate(x, sigma, [conditions])[0]
+
+    @torch.no_grad()
+    def guided(self, x: Tensor, sigma: Tensor, d_cond: Tensor, embedding: Embedding, guidance: float) -> Tensor:
+        """Returns d(x, sigma) under classifier-free guidance, given that of the prompt: all (n, C, ...)."""
+        all_images = torch.arange(len(x), device=x.device)
+        return classifier_free(d_cond, self.uncond(x, sigma, embedding, all_images), guidance)
 
     def loss_scale(self, sigma: Tensor) -> float:
-        """What squares of latents at a noise level are divided by, to be of the clean latents' size.
+        """Returns what squared latents at a sigma are divided by to be of the clean latents' size.
 
-        The published losses are of DDIM's latents, which are the host's divided by sqrt(1 + sigma^2); a flow
-        model's latents keep their size by themselves.
+        The published losses are of DDIM's latents, which are ComfyUI's divided by sqrt(1 + sigma^2); the latents of
+        flow models keep their size.
         """
-        flow = is_flow(self.denoiser.sampling)
-        return 1.0 if flow else 1 + float(sigma) ** 2
+        return 1.0 if is_flow(self._denoiser.sampling) else 1 + float(sigma) ** 2
+
+
+class Gradients:
+    """Gives gradients through a model by the cheapest means that works; what works is found by trying.
+
+    checkpointing: gradient checkpointing, for less memory. careful: see `autograd.differentiable`.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self._denoiser = denoiser
+        self.checkpointing = self.careful = False
+
+    @contextmanager
+    def enabled(self) -> Iterator[None]:
+        """Forward and backward passes within the block have gradients."""
+        with ExitStack() as during:
+            during.enter_context(differentiable(self.careful))
+            during.enter_context(refetched(self._denoiser.patcher.model))
+            if self.checkpointing:
+                during.enter_context(checkpointed(self._denoiser.network))
+            yield
+
+    def fall_back(self, error: RuntimeError, images: int) -> None:
+        """Chooses what to try after an error with so many images; raises the error if there is nothing left."""
+        if not is_out_of_memory(error):
+            if self.careful:
+                raise error
+            self.careful = True
+            return
+        if images > 1 or self.checkpointing:  # fewer images at once come first, which is the caller's part
+            raise error
+        self.checkpointing = True
+        free_unused()
+        log.warning("Inversion: there is little memory; going on with gradient checkpointing.")

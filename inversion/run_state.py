@@ -1,151 +1,156 @@
-"""Where a cancelled inversion stood, kept so that the same one goes on from there."""
+"""The state of an inversion between two steps, and where it is kept when the run is cancelled, to be resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..comfy_host.borrow import ModelPatcher
 from ..comfy_host.identity import digest_of
 from ..comfy_host.memory import to_device
-from .null_text import Embedding, Fitted
+from .null_text import Embedding, OptimisedEmbedding
 from .settings import InversionSettings
 
+Group = range  # indices of images that the model is evaluated on together
 
-class Down:
-    """Some rows on their way down. x: (rows, C, ...), where they are. embedding: the last one found."""
 
-    def __init__(self, x: Tensor, embedding: Embedding):
+class Sampled:
+    """Follows a group of images through guided sampling, from the noise, with the embeddings optimised on the way.
+
+    x: (n, C, ...) the latents so far. embedding: that of the last step, for the next to start from.
+    """
+
+    def __init__(self, x: Tensor, embedding: Embedding) -> None:
         self.x, self.embedding = x, embedding
-        self.moved = 0  # steps
-        self.losses: list[tuple[float, float]] = []  # of every step fitted: the first and the last, mean of the rows
-        self.passes = 0  # forward passes of fitting, in rows: as many backward
-        self._kept: list[Embedding] = []
+        self.steps = 0  # made
+        self.losses: list[tuple[float, float]] = []  # of each step optimised: first and last, the mean of the images
+        self._embeddings: list[Embedding] = []
 
     @property
-    def done(self) -> int:
-        """Steps whose embedding was found."""
-        return len(self._kept)
+    def optimised(self) -> int:
+        """Number of steps whose embedding is optimised: those made, or one more."""
+        return len(self._embeddings)
 
-    def keep(self, fitted: Fitted) -> None:
-        """The embedding of the next step."""
-        self.embedding = fitted.embedding
-        self._kept.append(fitted.embedding)
-        first, last = (sum(row[at] for row in fitted.losses) / len(fitted.losses) for at in (0, -1))
+    def add(self, found: OptimisedEmbedding) -> None:
+        """Adds the embedding of the next step."""
+        self.embedding = found.embedding
+        self._embeddings.append(found.embedding)
+        first, last = (sum(losses[at] for losses in found.losses) / len(found.losses) for at in (0, -1))
         self.losses.append((first, last))
-        self.passes += sum(map(len, fitted.losses))
 
     def move(self, x: Tensor) -> None:
-        self.x, self.moved = x, self.moved + 1
+        """Makes a step of sampling, to x."""
+        self.x, self.steps = x, self.steps + 1
 
-    def on(self, device: torch.device) -> Down:
-        """A copy with its tensors there."""
-        there = Down(*to_device((self.x, self.embedding), device))
-        there.moved, there.losses, there.passes = self.moved, list(self.losses), self.passes
-        there._kept = to_device(self._kept, device)
-        return there
+    def on(self, device: torch.device) -> Sampled:
+        """Returns a copy with its tensors on a device."""
+        copy = Sampled(*to_device((self.x, self.embedding), device))
+        copy.steps, copy.losses = self.steps, list(self.losses)
+        copy._embeddings = to_device(self._embeddings, device)
+        return copy
 
-    def said(self) -> str:
+    def loss_text(self) -> str:
         return ", loss {:.3g} to {:.3g}".format(*self.losses[-1]) if self.losses else ""
 
-    def parts(self, steps: int) -> tuple[Tensor, ...]:
-        """Each part of the embeddings, (steps, rows, ...); steps that were not reached take the last one found."""
-        every = [*self._kept, *[self.embedding] * (steps - self.done)]
-        return tuple(torch.stack(each).float().cpu() for each in zip(*every))
+    def embeddings(self, steps: int) -> tuple[Tensor, ...]:
+        """Returns each part of the embeddings of all steps, (steps, n, ...); missing ones are the last one found."""
+        each = [*self._embeddings, *[self.embedding] * (steps - self.optimised)]
+        return tuple(torch.stack(part).float().cpu() for part in zip(*each))
 
     def error(self, clean: Tensor, steps: int) -> Tensor:
-        """(rows,): distance from the clean latents as a share of their size; NaN if it is not all the way down."""
-        apart = ((self.x - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)).cpu()
-        return apart if self.moved == steps else torch.full_like(apart, float("nan"))
+        """Returns the distance from the clean latents as a share of their size, (n,); NaN if steps are missing."""
+        distance, size = (rearrange(each, "n ... -> n (...)").norm(dim=1) for each in (self.x - clean, clean))
+        error = (distance / size).cpu()
+        return error if self.steps == steps else torch.full_like(error, float("nan"))
 
 
-def losses_of(downs: Sequence[Down]) -> tuple[tuple[float, float], ...]:
-    """For every step that any group has done, (first, last), the mean over the groups' pictures."""
+@dataclass
+class RunState:
+    """Holds all that a run has worked out between two steps.
+
+    group_size: most images that the model is evaluated on together. inverted: the latents that DDIM inversion has
+    reached, for each group, (n, C, ...) each, from the clean ones on. trajectory: (steps + 1, B, C, ...) from the
+    noise to the clean latents, once DDIM inversion is done. sampled: the sampling of each group.
+    """
+
+    group_size: int
+    inverted: dict[Group, list[Tensor]] = field(default_factory=dict)
+    trajectory: Tensor | None = None
+    sampled: dict[Group, Sampled] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> RunState:
+        """Returns a copy with its tensors on a device."""
+        inverted, trajectory = to_device((self.inverted, self.trajectory), device)
+        sampled = {group: each.on(device) for group, each in self.sampled.items()}
+        return RunState(self.group_size, inverted, trajectory, sampled)
+
+
+def mean_losses(groups: Sequence[Sampled]) -> tuple[tuple[float, float], ...]:
+    """Returns (first, last) for every step that any group has optimised, the mean over the groups' images."""
     found = []
-    for step in range(max(down.done for down in downs)):
-        pairs = [(*down.losses[step], len(down.x)) for down in downs if down.done > step]
-        count = sum(rows for *_, rows in pairs)
-        found.append(tuple(sum(pair[at] * pair[2] for pair in pairs) / count for at in (0, 1)))
+    for step in range(max(group.optimised for group in groups)):
+        losses = [(*group.losses[step], len(group.x)) for group in groups if group.optimised > step]
+        count = sum(images for *_, images in losses)
+        first, last = (sum(each[at] * each[2] for each in losses) / count for at in (0, 1))
+        found.append((first, last))
     return tuple(found)
 
 
-def errors_of(downs: Sequence[Down], clean: Tensor, steps: int) -> Tensor:
-    """(B,) errors of all groups, which follow each other in the batch."""
-    parts = clean.split([len(down.x) for down in downs])
-    return torch.cat([down.error(part, steps) for down, part in zip(downs, parts)])
-
-
-Group = tuple[int, int]  # pictures that go together: the first, and how many
-
-
-def group_of(rows: Tensor) -> Group:
-    """Of rows that follow each other, (n,)."""
-    return int(rows[0]), len(rows)
+def errors(groups: Sequence[Sampled], clean: Tensor, steps: int) -> Tensor:
+    """Returns the errors of all images, (B,). clean: (B, C, ...), of the groups one after the other."""
+    parts = clean.split([len(group.x) for group in groups])
+    return torch.cat([group.error(part, steps) for group, part in zip(groups, parts)])
 
 
 @dataclass(frozen=True)
-class Standing:
-    """The state of a run between two steps.
+class _Cancelled:
+    """Keeps the last run that was cancelled in one node, as an attachment of the model's patcher.
 
-    ups: for each group of pictures, its latents at the noise levels met on the way up, (rows, C, ...) each, from the
-    clean ones; trajectory: (n + 1, B, C, ...), once all are up. downs: how far each has come down. at_once: the most
-    pictures that a group has.
-    """
-
-    ups: dict[Group, list[Tensor]]
-    trajectory: Tensor | None
-    downs: dict[Group, Down]
-    at_once: int
-
-    def on(self, device: torch.device) -> Standing:
-        """A copy with its tensors there."""
-        ups, trajectory = to_device((self.ups, self.trajectory), device)
-        downs = {group: down.on(device) for group, down in self.downs.items()}
-        return Standing(ups, trajectory, downs, self.at_once)
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """The last run that was cancelled in some place, such as a node of a graph, as the model it ran on keeps it.
-
-    It is an attachment of the host's patcher: it goes when the model goes, and clones of the model have none of it.
+    It is freed with the model, and clones of the model have none of it.
     """
 
     digest: str
-    standing: Standing | None
+    state: RunState | None
 
-    def on_model_patcher_clone(self) -> Unfinished:
-        return Unfinished("", None)
-
-
-def take(patcher: ModelPatcher, place: str, digest: str) -> Standing | None:
-    """What the model keeps of this very run in this place; whatever it keeps there, it keeps no more."""
-    kept = patcher.get_attachment(_key(place))
-    patcher.remove_attachments(_key(place))
-    return kept.standing if kept is not None and kept.digest == _of_model(patcher, digest) else None
+    def on_model_patcher_clone(self) -> _Cancelled:
+        return _Cancelled("", None)
 
 
-def keep(patcher: ModelPatcher, place: str, digest: str, standing: Standing) -> None:
-    patcher.set_attachments(_key(place), Unfinished(_of_model(patcher, digest), standing))
+def take_state(patcher: ModelPatcher, node_id: str, digest: str) -> RunState | None:
+    """Returns the state of a cancelled run if it was this very one, and forgets whatever is kept for the node.
+
+    digest: from `digest_of_inputs`.
+    """
+    kept = patcher.get_attachment(_key(node_id))
+    patcher.remove_attachments(_key(node_id))
+    return kept.state if kept is not None and kept.digest == _with_patches(patcher, digest) else None
 
 
-def was_cancelled(patcher: ModelPatcher, place: str) -> bool:
-    """Whether a run in this place was cancelled, and not yet queued again."""
-    kept = patcher.get_attachment(_key(place))
-    return kept is not None and kept.standing is not None
+def keep_state(patcher: ModelPatcher, node_id: str, digest: str, state: RunState) -> None:
+    """Keeps the state of a cancelled run on the model, in place of any other run of the node."""
+    patcher.set_attachments(_key(node_id), _Cancelled(_with_patches(patcher, digest), state))
 
 
-def _key(place: str) -> str:
-    return f"concept_sliders.unfinished.{place}"
+def was_cancelled(patcher: ModelPatcher, node_id: str) -> bool:
+    """Returns True if the last run of the node on this model was cancelled, and can be resumed."""
+    kept = patcher.get_attachment(_key(node_id))
+    return kept is not None and kept.state is not None
 
 
-def _of_model(patcher: ModelPatcher, digest: str) -> str:
-    return f"{digest} {patcher.patches_uuid}"
-
-
-def digest_of_inputs(latents: Tensor, positive: list, negative: list, settings: InversionSettings) -> str:
-    """A hash of what an inversion is made of, beside the model. latents: (B, C, ...); the others CONDITIONING."""
+def digest_of_inputs(
+    latents: Tensor, positive: list[object], negative: list[object], settings: InversionSettings
+) -> str:
+    """Returns a hash of what an inversion is made from, beside the model: latents (B, C, ...), CONDITIONING."""
     return digest_of(settings.as_dict(), latents, positive, negative)
+
+
+def _key(node_id: str) -> str:
+    return f"concept_sliders.cancelled_inversion.{node_id}"
+
+
+def _with_patches(patcher: ModelPatcher, digest: str) -> str:
+    return f"{digest} {patcher.patches_uuid}"

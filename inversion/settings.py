@@ -1,4 +1,4 @@
-"""How a picture is inverted: one frozen, validated description of a run."""
+"""What an inversion is told to do: one frozen, validated description of a run."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 METHODS = ("null-text", "negative prompt", "plain")
 POOLED = ("held", "optimised")
 PUBLISHED_STEPS = 50
-_LEAST_OFF_ONE = 1e-3  # a CFG nearer to 1 than this is 1: guidance then cancels out
+_SAME_CFG = 1e-3  # a CFG nearer to 1 than this is 1: guidance then cancels out
 
 
 @dataclass(frozen=True)
 class InversionSettings:
-    """Settings of an inversion; the defaults are the published ones (arXiv 2211.09794).
+    """Holds the settings of an inversion; the defaults are the published ones (arXiv 2211.09794).
 
-    method: "null-text" fits the negative embedding of every step; "negative prompt" puts the positive one in its
+    method: "null-text" optimises the negative embedding of every step; "negative prompt" uses the positive one in its
         place (arXiv 2305.16807); "plain" leaves the negative as it is.
-    steps: of sampling, as asked of the scheduler, which may make another number. scheduler: the host's name of it.
-    cfg: guidance that the picture is to be sampled with.
-    inner_steps: of Adam, at most, in a step. learning_rate: of its first step; it falls to half by the last.
-    tolerance: mean squared error, in the latent's own scale, at which the first step is good enough; 0 never stops
-        early.
-    refinement: fixed-point iterations of each inversion step, 0 for none.
-    pooled: whether the pooled part of an embedding, where there is one, is held or optimised as well.
-    Raises ValueError naming the setting, what was got and what is allowed.
+    steps: of sampling, as asked of the scheduler, which may make another number, in [1, 1000].
+    cfg: scale of the guidance that the image is to be sampled with, in [0, 100].
+    scheduler: by ComfyUI's name of it.
+    inner_steps: of Adam within a step of sampling, at most, in [1, 1000].
+    learning_rate: of Adam in the first step of sampling; it falls to half by the last.
+    tolerance: mean squared error of latents at which the first step of sampling is good enough; 0 never stops early.
+    refinement: fixed-point iterations of each step of DDIM inversion, in [0, 100].
+    pooled: "held" keeps the pooled part of the negative embedding, where there is one; "optimised" optimises it, too.
+    Raises ValueError naming the setting, what was given and what is allowed.
     """
 
     method: str = METHODS[0]
@@ -46,19 +47,24 @@ class InversionSettings:
         _within("cfg", self.cfg, 0.0, 100.0)
         _within("learning_rate", self.learning_rate, 1e-8, 10.0)
         _within("tolerance", self.tolerance, 0.0, 1e6)
-        if self.method != "plain" and abs(self.cfg - 1) < _LEAST_OFF_ONE:
+        if self.method != "plain" and abs(self.cfg - 1) < _SAME_CFG:
             raise ValueError(
                 f"Inversion by the method {self.method!r} has no effect at a cfg of 1: the negative prompt does not "
                 f"enter there (got cfg {self.cfg:g}). Set the cfg to sample with, such as 7.5, or choose 'plain'."
             )
 
-    def rate_at(self, step: int, of: int) -> float:
-        """Adam's step size: 1e-2 (1 - i / 100) over 50 steps, as published, and stretched over any other number."""
-        return self.learning_rate * (1 - step / (2 * of))
+    @property
+    def optimises(self) -> bool:
+        """Returns True if negative embeddings are optimised."""
+        return self.method == "null-text"
 
-    def tolerance_at(self, step: int, of: int) -> float:
-        """The loss that is good enough: 1e-5 + i 2e-5 over 50 steps, as published, and stretched likewise."""
-        return self.tolerance * (1 + 2 * step * PUBLISHED_STEPS / of)
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """Returns Adam's step size: 1e-2 (1 - i / 100) for step i of 50, as published, stretched to other numbers."""
+        return self.learning_rate * (1 - step / (2 * steps))
+
+    def tolerance_at(self, step: int, steps: int) -> float:
+        """Returns the loss that is good enough: 1e-5 + i 2e-5 for step i of 50, as published, stretched likewise."""
+        return self.tolerance * (1 + 2 * step * PUBLISHED_STEPS / steps)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -130,7 +130,7 @@ def test_the_inverted_pictures_are_made_again(pocket, pictures, inversion):
     assert (inversion.error < 0.7 * plain.error).all()
 
 
-def test_rows_of_a_batch_are_fitted_alone(pocket, pictures, inversion):
+def test_images_of_a_batch_are_fitted_alone(pocket, pictures, inversion):
     alone = [invert_one(pocket, pictures, at) for at in range(2)]
     torch.testing.assert_close(inversion.noise, torch.cat([one.noise for one in alone]), rtol=1e-4, atol=1e-4)
     # Adam's first steps go by signs, which rounding may turn where a slope is next to nothing
@@ -162,8 +162,10 @@ def test_a_prompt_for_each_picture(pocket, pictures):
 def test_the_losses_are_those_of_the_published_loop(pocket, pictures, monkeypatch, tolerance):
     """Step by step and inner step by inner step, written out from the description, on the same model."""
     found = []
-    own_fit = inversion_run.fit
-    monkeypatch.setattr(inversion_run, "fit", lambda *given: found.append(own_fit(*given)) or found[-1])
+    own_optimise = inversion_run.optimise_embedding
+    monkeypatch.setattr(
+        inversion_run, "optimise_embedding", lambda *given: found.append(own_optimise(*given)) or found[-1]
+    )
     settings = {"refinement": 0, "inner_steps": 4, "learning_rate": 0.01, "tolerance": tolerance, "cfg": 7.5}
     made = invert_one(pocket, pictures, 0, **settings)
     written = written_out(pocket[0], pictures, made.sigmas.tolist(), 4, 7.5, tolerance)
@@ -216,20 +218,20 @@ def written_out(model, pictures, sigmas, inner_steps, guidance, tolerance):
 
 def test_an_eps_models_losses_are_of_ddims_own_latents(monkeypatch):
     """The first of every step against the published one in alphas: z = x sqrt(a), where a = 1 / (1 + sigma^2)."""
-    seen, own_fit = [], inversion_run.fit
+    seen, own_optimise = [], inversion_run.optimise_embedding
 
     def watching(predict, embedding, step, *settings):
         with torch.no_grad():
             d_u = predict(step.x, embedding, torch.arange(1))
-        fitted = own_fit(predict, embedding, step, *settings)
+        fitted = own_optimise(predict, embedding, step, *settings)
         seen.append((step, d_u, fitted.losses[0][0]))
         return fitted
 
-    monkeypatch.setattr(inversion_run, "fit", watching)
+    monkeypatch.setattr(inversion_run, "optimise_embedding", watching)
     of_family("SD 1", inner_steps=1, refinement=0)
     for step, d_u, loss in seen:
-        a, a_next = (1 / (1 + sigma**2) for sigma in (step.sigma, step.following))
-        eps = d_u + step.guidance * (step.d_prompt - d_u)
+        a, a_next = (1 / (1 + sigma**2) for sigma in (step.sigma, step.next_sigma))
+        eps = d_u + step.guidance * (step.d_cond - d_u)
         z0 = (step.x * a.sqrt() - (1 - a).sqrt() * eps) / a.sqrt()
         landed = a_next.sqrt() * z0 + (1 - a_next).sqrt() * eps
         expected = torch.nn.functional.mse_loss(landed, step.target * a_next.sqrt())

@@ -21,7 +21,7 @@ def spoiled(latents, at, value):
 @pytest.mark.parametrize(
     "latents, message",
     [
-        (torch.zeros(1, 24, 16, 16), "latent is empty. Wire in a picture"),
+        (torch.zeros(1, 24, 16, 16), "latent is empty. Wire in an image"),
         (torch.ones(1, 4, 8, 8), r"takes latents of 24 channels in 4 dimensions; got the shape \(1, 4, 8, 8\)"),
         (torch.ones(24, 16, 16), "in 4 dimensions; got the shape"),
         (spoiled(torch.ones(1, 24, 16, 16), 7, float("nan")), "latent holds numbers that are not finite"),
@@ -40,13 +40,13 @@ def test_a_size_that_the_model_cannot_take_is_named(pocket, pictures):
 def test_prompts_that_do_not_fit_the_pictures_are_refused(pocket, pictures):
     three = pictures.encoded("a man", "a woman", "a person")
     for prompts in ((three, pictures.negative), (pictures.positive, three)):
-        with pytest.raises(ValueError, match="has 3 prompts for 2 pictures"):
+        with pytest.raises(ValueError, match="has 3 prompts for 2 images"):
             invert(pocket[0], pictures.latents, *prompts, quick_settings())
 
 
 def test_numbers_that_are_not_finite_on_the_way_are_named(pocket, pictures):
     broken = [[encoding * 1e30, {**options}] for encoding, options in pictures.positive]
-    with torch.inference_mode(), pytest.raises(FloatingPointError, match="noise level .* not finite"):
+    with torch.inference_mode(), pytest.raises(FloatingPointError, match="at sigma .* not finite"):
         invert(pocket[0], pictures.latents, broken, pictures.negative, quick_settings())
 
 

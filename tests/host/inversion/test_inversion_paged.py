@@ -4,7 +4,7 @@ from contextlib import nullcontext, suppress
 
 import pytest
 import torch
-from concept_sliders.inversion import inversion_run
+from concept_sliders.inversion import inversion_run, predictions
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.tests.host.training.test_training_paged import paged
 from concept_sliders.tests.host.training.test_training_precisions import typed_model
@@ -45,19 +45,19 @@ def test_paged_weights_give_the_embeddings_of_weights_that_stay(family, blocks_t
 
 def _short_of_memory(monkeypatch):
     """As after memory has run out: blocks are run twice from the first step on."""
-    own_init = inversion_run._Run.__init__
+    own_init = predictions.Gradients.__init__
 
     def short(self, *given):
         own_init(self, *given)
-        self.recompute = True
+        self.checkpointing = True
 
-    monkeypatch.setattr(inversion_run._Run, "__init__", short)
+    monkeypatch.setattr(predictions.Gradients, "__init__", short)
 
 
 def test_without_fetching_them_again_they_would_be_others(monkeypatch):
     still, model = fitted(tiny_model("SD15"), "SD15"), tiny_model("SD15")
     paged(model)
-    monkeypatch.setattr(inversion_run, "refetched", nullcontext)
+    monkeypatch.setattr(predictions, "refetched", nullcontext)
     with suppress(FloatingPointError):  # so wrong that they are no numbers
         assert not torch.allclose(losses(fitted(model, "SD15")), losses(still), rtol=1e-3, atol=0)
 
@@ -83,7 +83,7 @@ def test_weights_in_8_bits_give_the_losses_of_float32(family):
 
 def test_of_weights_that_are_cast_no_copy_is_kept_for_backward(monkeypatch):
     """A model in 8 bits that computes in 32 would be there a second time, four times as large."""
-    own_fit, kept = inversion_run.fit, {}
+    own_optimise, kept = inversion_run.optimise_embedding, {}
     cast = typed_model("SD15", torch.float8_e4m3fn, torch.float32)
     for name, model in (("plain", tiny_model("SD15")), ("cast", cast)):
         sizes, weights = {}, {p.untyped_storage().data_ptr() for p in model.model.parameters()}
@@ -92,14 +92,14 @@ def test_of_weights_that_are_cast_no_copy_is_kept_for_backward(monkeypatch):
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        def fit(predict, *given, pack=pack):
+        def optimise(predict, *given, pack=pack):
             def once(*asked):
                 with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                     return predict(*asked)
 
-            return own_fit(once, *given[:2], 1, *given[3:])
+            return own_optimise(once, *given[:2], 1, *given[3:])
 
-        monkeypatch.setattr(inversion_run, "fit", fit)
+        monkeypatch.setattr(inversion_run, "optimise_embedding", optimise)
         fitted(model, "SD15")
         kept[name] = sum(size for pointer, size in sizes.items() if pointer not in weights)
     assert kept["cast"] < 1.5 * kept["plain"]

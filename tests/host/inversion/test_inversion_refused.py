@@ -26,7 +26,7 @@ from concept_sliders.tests.support.inverting import (
 
 def test_another_schedule_is_refused(pocket, pictures, inversion):
     model, positive = pocket[0], pictures.positive
-    message = "holds for 4 steps of the scheduler 'simple', noise levels 1 to 0; the sampler runs"
+    message = "valid for 4 steps of the scheduler 'simple', sigmas 1 to 0; the sampler runs"
     refused(f"{message} 7 steps", ksampled, model, inversion, positive, steps=7)
     refused(f"{message} 4 steps", ksampled, model, inversion, positive, scheduler="karras")
     refused(f"{message} 4 steps", ksampled, model, inversion, positive, denoise=0.7)
@@ -163,7 +163,7 @@ def test_another_latent_is_refused(pocket, pictures, inversion):
 def test_in_the_middle_of_sampling_rows_cannot_be_told(pocket, pictures, inversion):
     latent = {"samples": torch.randn(4, 24, 16, 16)}
     refused(
-        "of 2 pictures, and the latent in the middle of sampling has 4 rows",
+        "of 2 images, and the latent in the middle of sampling has 4 entries",
         by_sampler_custom,
         pocket[0],
         inversion,

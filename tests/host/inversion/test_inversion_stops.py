@@ -5,7 +5,7 @@ import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
 from concept_sliders.comfy_host.gradient_checkpointing import checkpointed
-from concept_sliders.inversion import inversion_run
+from concept_sliders.inversion import inversion_run, predictions
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.inversion.run_state import was_cancelled
 from concept_sliders.pocket.model import load_pocket
@@ -185,15 +185,15 @@ FULL_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried t
 
 def failing(monkeypatch, rows, times, error=FULL):
     """The fitting has room for so many rows at once only; for `times` times, it has not even that."""
-    own_fit, found = inversion_run.fit, []
+    own_optimise, found = inversion_run.optimise_embedding, []
 
-    def fit(predict, embedding, step, *settings):
+    def optimise(predict, embedding, step, *settings):
         found.append(len(step.x))
         if len(step.x) > rows or len(found) <= times:
             raise error
-        return own_fit(predict, embedding, step, *settings)
+        return own_optimise(predict, embedding, step, *settings)
 
-    monkeypatch.setattr(inversion_run, "fit", fit)
+    monkeypatch.setattr(inversion_run, "optimise_embedding", optimise)
     return found
 
 
@@ -210,14 +210,12 @@ def test_where_memory_runs_out_pictures_go_one_by_one(pocket, pictures, inversio
 def test_then_blocks_are_run_twice_with_the_same_result(pocket, pictures, monkeypatch, caplog):
     one = [pictures.latents[:1], pictures.positive, pictures.negative]
     entered = []
-    monkeypatch.setattr(
-        inversion_run, "checkpointed", lambda network: entered.append(network) or checkpointed(network)
-    )
+    monkeypatch.setattr(predictions, "checkpointed", lambda network: entered.append(network) or checkpointed(network))
     with torch.inference_mode():
         whole = invert(pocket[0], *one, quick_settings())
         failing(monkeypatch, rows=1, times=1)
         made = invert(pocket[0], *one, quick_settings())
-    assert len(entered) == STEPS and "blocks run again in backward" in caplog.text
+    assert len(entered) == STEPS and "going on with gradient checkpointing" in caplog.text
     assert float(made.error) == pytest.approx(float(whole.error), rel=0.05)
 
 
@@ -229,7 +227,7 @@ def test_where_not_even_that_has_room_it_is_the_hosts_error(pocket, pictures, mo
 
 def test_nothing_is_kept_for_backward_beyond_a_step(pocket, pictures, monkeypatch):
     """The graphs of two steps are never there at once: what a step saves is gone when the next one begins."""
-    kept, most, own_fit = [0], [], inversion_run.fit
+    kept, most, own_optimise = [0], [], inversion_run.optimise_embedding
 
     class Saved:
         def __init__(self, tensor):
@@ -239,11 +237,11 @@ def test_nothing_is_kept_for_backward_beyond_a_step(pocket, pictures, monkeypatc
         def __del__(self):
             kept[0] -= 1
 
-    def fit(*given):
+    def optimise(*given):
         most.append(kept[0])
         with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-            return own_fit(*given)
+            return own_optimise(*given)
 
-    monkeypatch.setattr(inversion_run, "fit", fit)
+    monkeypatch.setattr(inversion_run, "optimise_embedding", optimise)
     inverted(pocket[0], pictures, inner_steps=1)
     assert most == [0] * STEPS and kept == [0]

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from concept_sliders.inversion.ddim import euler, refined, upwards
-from concept_sliders.inversion.null_text import Step, fit
-from concept_sliders.inversion.prompts import percent_windows, rows_of, single_entry
+from concept_sliders.inversion.ddim import ddim_inversion, euler_step, fixed_point
+from concept_sliders.inversion.null_text import GuidedStep, optimise_embedding
+from concept_sliders.inversion.prompts import percent_windows, select_images, single_entry
 from concept_sliders.inversion.settings import InversionSettings
 from torch.nn.functional import mse_loss
 
@@ -20,7 +20,7 @@ def of_standard_normals(x, sigma):
 
 def test_plain_inversion_takes_each_step_from_where_it_stands():
     clean = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    (*_, noise) = upwards(of_standard_normals, clean, SIGMAS)
+    (*_, noise) = ddim_inversion(of_standard_normals, clean, SIGMAS)
     factor = 1.0
     for sigma, following in [(0.2, 0.0), (0.7, 0.2), (1.5, 0.7), (3.0, 1.5)]:
         factor *= 1 + (sigma - following) * sigma / (1 + sigma**2)
@@ -29,16 +29,16 @@ def test_plain_inversion_takes_each_step_from_where_it_stands():
 
 def test_refined_inversion_is_what_sampling_undoes():
     clean = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    met = list(upwards(of_standard_normals, clean, SIGMAS, refinement=200))
+    met = list(ddim_inversion(of_standard_normals, clean, SIGMAS, refinement=200))
     x = met[-1]
     for sigma, following, expected in zip(SIGMAS[:-1], SIGMAS[1:], [*met[-2::-1], clean], strict=True):
-        x = euler(x, sigma, following, of_standard_normals(x, sigma))
+        x = euler_step(x, sigma, following, of_standard_normals(x, sigma))
         torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_refinement_goes_in_smaller_steps_where_whole_ones_lead_away():
     slopes = torch.tensor([[0.5], [-3.0]])  # y = 1 + slope y: the second row's whole steps grow without end
-    y = refined(lambda y: slopes * y, torch.ones(2, 1), torch.tensor(1.0), 40)
+    y = fixed_point(lambda y: slopes * y, torch.ones(2, 1), torch.tensor(1.0), 40)
     torch.testing.assert_close(y, 1 / (1 - slopes))
 
 
@@ -51,7 +51,7 @@ def toy():
         return torch.randn(*shape, generator=generator)
 
     reads = normal(6, 12)
-    step = Step(
+    step = GuidedStep(
         normal(2, 3, 2, 2), torch.tensor(1.5), torch.tensor(0.7), normal(2, 3, 2, 2), normal(2, 3, 2, 2), 7.5, 1.49
     )
     embedding = (normal(2, 2, 3),)
@@ -68,9 +68,9 @@ def published(predict, step, embedding, inner_steps, rate, tolerance):
     optimizer, losses = torch.optim.Adam([u], lr=rate), []
     for _ in range(inner_steps):
         d_null = predict(step.x, (u,), None)
-        d = d_null + step.guidance * (step.d_prompt - d_null)
-        landed = step.x + (step.following - step.sigma) * d
-        loss = mse_loss(landed / step.scale**0.5, step.target / step.scale**0.5)
+        d = d_null + step.guidance * (step.d_cond - d_null)
+        landed = step.x + (step.next_sigma - step.sigma) * d
+        loss = mse_loss(landed / step.loss_scale**0.5, step.target / step.loss_scale**0.5)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -81,13 +81,15 @@ def published(predict, step, embedding, inner_steps, rate, tolerance):
 
 
 def row(step, at):
-    return Step(step.x[at], step.sigma, step.following, step.target[at], step.d_prompt[at], step.guidance, step.scale)
+    return GuidedStep(
+        step.x[at], step.sigma, step.next_sigma, step.target[at], step.d_cond[at], step.guidance, step.loss_scale
+    )
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 35.0, 1e9])
 def test_rows_are_fitted_as_the_published_loop_fits_each_alone(toy, tolerance):
     predict, step, embedding = toy
-    found = fit(predict, embedding, step, 30, 0.05, tolerance)
+    found = optimise_embedding(predict, embedding, step, 30, 0.05, tolerance)
     for at in (slice(0, 1), slice(1, 2)):
         losses, u = published(predict, row(step, at), (embedding[0][at],), 30, 0.05, tolerance)
         assert found.losses[at.start] == pytest.approx(losses, rel=1e-5)
@@ -96,8 +98,10 @@ def test_rows_are_fitted_as_the_published_loop_fits_each_alone(toy, tolerance):
 
 def test_a_tolerance_between_the_rows_ends_one_and_not_the_other(toy):
     predict, step, embedding = toy
-    first, second = (losses[0] for losses in fit(predict, embedding, step, 1, 0.05, 0.0).losses)
-    lengths = [len(losses) for losses in fit(predict, embedding, step, 5, 1e-4, (first + second) / 2).losses]
+    first, second = (losses[0] for losses in optimise_embedding(predict, embedding, step, 1, 0.05, 0.0).losses)
+    lengths = [
+        len(losses) for losses in optimise_embedding(predict, embedding, step, 5, 1e-4, (first + second) / 2).losses
+    ]
     assert lengths == ([1, 5] if first < second else [5, 1])
 
 
@@ -105,21 +109,21 @@ def test_the_slope_is_the_losses_derivative(toy):
     predict, step, embedding = toy
     d_null = predict(step.x, embedding, None).requires_grad_()
     rows = torch.arange(2)
-    (expected,) = torch.autograd.grad(step.losses(step.landed(d_null, rows), rows).sum(), d_null)
-    torch.testing.assert_close(step.slope(step.landed(d_null.detach(), rows), rows), expected)
+    (expected,) = torch.autograd.grad(step.losses(step.arrive(d_null, rows), rows).sum(), d_null)
+    torch.testing.assert_close(step.gradient(step.arrive(d_null.detach(), rows), rows), expected)
 
 
 def test_no_graph_is_left_of_a_fitted_step(toy):
     predict, step, embedding = toy
-    found = fit(predict, embedding, step, 3, 0.05, 0.0)
+    found = optimise_embedding(predict, embedding, step, 3, 0.05, 0.0)
     assert not found.embedding[0].requires_grad and found.embedding[0].grad_fn is None
     assert not embedding[0].requires_grad
 
 
 def test_a_loss_that_is_no_number_is_an_error(toy):
     predict, step, embedding = toy
-    with pytest.raises(FloatingPointError, match=r"noise level 1\.5 is nan"):
-        fit(lambda *given: predict(*given) * float("nan"), embedding, step, 3, 0.05, 0.0)
+    with pytest.raises(FloatingPointError, match=r"sigma 1\.5 is nan"):
+        optimise_embedding(lambda *given: predict(*given) * float("nan"), embedding, step, 3, 0.05, 0.0)
 
 
 def test_a_slope_that_is_no_number_is_an_error_even_in_the_last_step(toy):
@@ -128,23 +132,23 @@ def test_a_slope_that_is_no_number_is_an_error_even_in_the_last_step(toy):
     def steep(x, embedding, rows):
         return predict(x, embedding, rows) + (embedding[0] - embedding[0].detach()).sqrt().sum()
 
-    with pytest.raises(FloatingPointError, match=r"gradient of the loss at noise level 1\.5 is not finite"):
-        fit(steep, embedding, step, 1, 0.05, 0.0)
+    with pytest.raises(FloatingPointError, match=r"gradient of the loss at sigma 1\.5 is not finite"):
+        optimise_embedding(steep, embedding, step, 1, 0.05, 0.0)
 
 
 def test_an_embedding_that_is_not_read_is_an_error(toy):
     _, step, embedding = toy
     blind = torch.zeros(1).requires_grad_()
     with pytest.raises(ValueError, match="does not read the embedding"):
-        fit(lambda x, embedding, rows: x + blind, embedding, step, 3, 0.05, 0.0)
+        optimise_embedding(lambda x, embedding, rows: x + blind, embedding, step, 3, 0.05, 0.0)
 
 
 def test_the_schedule_of_the_inner_loop_is_the_published_one_at_50_steps():
     settings, steps = InversionSettings(), (0, 10, 49)
-    assert [settings.rate_at(i, 50) for i in steps] == pytest.approx([1e-2 * (1 - i / 100) for i in steps])
+    assert [settings.learning_rate_at(i, 50) for i in steps] == pytest.approx([1e-2 * (1 - i / 100) for i in steps])
     assert [settings.tolerance_at(i, 50) for i in steps] == pytest.approx([1e-5 + 2e-5 * i for i in steps])
     longer = InversionSettings(steps=200)
-    assert longer.rate_at(199, 200) > 0
+    assert longer.learning_rate_at(199, 200) > 0
     assert longer.tolerance_at(200, 200) == pytest.approx(settings.tolerance_at(50, 50))
 
 
@@ -222,11 +226,11 @@ def test_prompts_that_are_more_than_words_are_refused(conditioning, message):
         single_entry(conditioning, "positive")
 
 
-def test_rows_of_a_prompt_for_each_picture():
+def test_a_prompt_for_each_image_is_indexed():
     conditioning = prompt(3, pooled_output=torch.arange(3.0)[:, None], width=64, shared=torch.zeros(1, 3))
-    ((encoding, options),) = rows_of(conditioning, torch.tensor([2, 0, 2]), 3)
+    ((encoding, options),) = select_images(conditioning, torch.tensor([2, 0, 2]), 3)
     assert torch.equal(encoding, conditioning[0][0][[2, 0, 2]])
     assert options["pooled_output"].flatten().tolist() == [2, 0, 2]
     assert options["width"] == 64 and options["shared"].shape == (1, 3)
-    ((same, _),) = rows_of(prompt(1), torch.tensor([0, 0]), 1)
+    ((same, _),) = select_images(prompt(1), torch.tensor([0, 0]), 1)
     assert same.shape[0] == 1

@@ -65,10 +65,10 @@ def test_each_step_has_its_entry(inversion):
 
 def test_rows_are_told_by_their_noise(inversion):
     one, two = inversion.noise
-    assert inversion.rows_like(torch.stack([two, one, two])).tolist() == [1, 0, 1]
-    assert inversion.rows_like(torch.stack([two, one]).half()).tolist() == [1, 0]
-    assert inversion.rows_like(torch.stack([two, torch.zeros_like(one)])) is None
-    assert inversion.rows_like(torch.zeros(1, 4, 8, 9)) is None
+    assert inversion.match_images(torch.stack([two, one, two])).tolist() == [1, 0, 1]
+    assert inversion.match_images(torch.stack([two, one]).half()).tolist() == [1, 0]
+    assert inversion.match_images(torch.stack([two, torch.zeros_like(one)])) is None
+    assert inversion.match_images(torch.zeros(1, 4, 8, 9)) is None
 
 
 def test_the_report_says_what_was_not_done(inversion):
