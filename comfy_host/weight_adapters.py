@@ -42,7 +42,7 @@ class ComfyPatch(Patch):
         """
         before, strength = weight.clone(), strength * self.scale
         changed = self._applied(weight, strength, name)
-        if strength and self._is_ignored(before, changed, name) or not torch.isfinite(changed).all():
+        if (strength and self._is_ignored(before, changed, name)) or not torch.isfinite(changed).all():
             raise ValueError(
                 f"Layer {name}: its change cannot be applied to the model's {self.parameter} of shape "
                 f"{tuple(before.shape)}. Was it made for another model? ComfyUI's log may say more."

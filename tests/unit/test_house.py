@@ -54,7 +54,7 @@ def test_the_archive_has_all_that_nodes_need():
 
 
 @pytest.mark.parametrize(
-    "source, package, bad",
+    ("source", "package", "bad"),
     [
         ("import comfy.lora", ("sliders",), {"comfy.lora"}),
         ("def f():\n    from comfy.sd import CLIP", ("training", "pairs"), {"comfy.sd.CLIP"}),

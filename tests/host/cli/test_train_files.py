@@ -46,7 +46,7 @@ def test_files_of_parts_are_loaded_and_what_is_missing_is_said(train_command, tm
     code, said = train_command(recipe, "--out", tmp_path / "s.safetensors", "--vae", vae)
     assert code == 1 and "needs a text encoder: give a checkpoint that has one, or --clip FILE" in said
     save_file({"a": torch.zeros(1)}, tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match="none.safetensors holds no VAE"):
+    with pytest.raises(ValueError, match=r"none.safetensors holds no VAE"):
         load_vae(tmp_path / "none.safetensors")
 
 

@@ -134,7 +134,7 @@ def test_outside_the_gate_there_are_no_passes():
     assert len(passes) == len(bare_passes) + inside  # each time in one batch
 
 
-@pytest.mark.parametrize("strength, gate", [(0.0, Gate()), (1.0, Gate(0.0, 1e-4)), (1.0, Gate(0.9999, 1.0))])
+@pytest.mark.parametrize(("strength", "gate"), [(0.0, Gate()), (1.0, Gate(0.0, 1e-4)), (1.0, Gate(0.9999, 1.0))])
 def test_off_it_is_the_bare_model_to_the_bit(strength, gate):
     model = tiny_model("SD15")
     heard, passes = counted(audition(model, [contrast()], strength, gate))

@@ -185,7 +185,7 @@ def test_a_guider_of_two_models(mode, on):
     assert all(traces(m) == [] for m in models)
 
 
-@pytest.mark.parametrize("branch, acts", [("uncond", True), ("cond", False)])
+@pytest.mark.parametrize(("branch", "acts"), [("uncond", True), ("cond", False)])
 def test_the_second_model_of_two_is_the_negative_one(branch, acts):
     models = [tiny_model(FAMILY), tiny_model(FAMILY, seed=1)]
     slider = random_slider(models[0])

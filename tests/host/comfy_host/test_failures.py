@@ -84,7 +84,7 @@ class FailingOnce:
 
 @pytest.mark.parametrize("at", [1, 5])
 @pytest.mark.parametrize(
-    "module, name",
+    ("module", "name"),
     [(hooks, "join"), (hooks, "_add_linear"), (hooks, "_add_convolution"), (dense_hooks, "_multiplied")],
 )
 def test_out_of_memory_by_rows(model, monkeypatch, module, name, at):

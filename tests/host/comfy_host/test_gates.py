@@ -109,7 +109,7 @@ def test_gate_equals_split_sampling(name, bare_steps, run_of):
 
 
 @pytest.mark.parametrize("family", ["SD15", "Flux"])
-@pytest.mark.parametrize("start, end", [(0.0, 0.37), (0.41, 1.0), (0.2, 0.8), (0.0, 1.0)])
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.37), (0.41, 1.0), (0.2, 0.8), (0.0, 1.0)])
 def test_window_is_that_of_conditioning_ranges(family, start, end):
     """On every step of every schedule, and on the borders themselves."""
     model = tiny_model(family)

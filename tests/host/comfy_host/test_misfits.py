@@ -76,7 +76,7 @@ def test_a_convolution_with_cores_of_another_kernel(model):
 
 
 @pytest.mark.parametrize(
-    "parts, message",
+    ("parts", "message"),
     [
         ({"oft_blocks": torch.ones(2, 4, 16, 16)}, r"BOFT change is of shape \(64, 128\)"),
         ({"oft_blocks": torch.ones(4, 2, 16, 16)}, "BOFT change is made for one of another shape"),

@@ -207,7 +207,7 @@ def typed_model(weights: torch.dtype, compute: torch.dtype | None) -> ModelPatch
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "weights, compute",
+    ("weights", "compute"),
     [(torch.bfloat16, None), (torch.float16, None), (torch.float16, torch.float32)],
 )
 def test_half_precision(weights, compute, mode):

@@ -130,7 +130,7 @@ def test_the_stand_in_is_what_the_host_makes_of_loaded_weights(model, how):
 
 
 @pytest.mark.parametrize(
-    "kind, mode", [("LoRA", "unmerged"), ("LoRA", "merged"), ("DoRA", "merged"), ("differences", "unmerged")]
+    ("kind", "mode"), [("LoRA", "unmerged"), ("LoRA", "merged"), ("DoRA", "merged"), ("differences", "unmerged")]
 )
 @pytest.mark.parametrize("how", PAGED)
 def test_sliders_beside_patches_that_wait(model, how, kind, mode):

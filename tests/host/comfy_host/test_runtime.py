@@ -87,7 +87,7 @@ def test_rows_are_the_single_runs():
 def test_rows_that_are_not_the_batch():
     model = tiny_model("SD15")
     swept = apply_sliders(model, Stack.of(random_slider(model)).swept(0, (0.0, 1.0)))
-    with pytest.raises(ValueError, match="2 rows.*has 3"):
+    with pytest.raises(ValueError, match=r"2 rows.*has 3"):
         sample(swept, "SD15", rows=3)
     assert traces(model) == []
 
@@ -132,7 +132,7 @@ def test_slider_of_another_family():
 
 def test_slider_of_another_width():
     model = tiny_model("SD15")
-    path, name = next(iter(layer_names(model).items()))
+    _path, name = next(iter(layer_names(model).items()))
     with pytest.raises(ValueError, match=f"Layer {name}.*down .*up .*model's weight there is"):
         apply_sliders(model, Stack.of(Slider("wide", {name: LowRank(torch.zeros(2, 3), torch.zeros(5, 2))})))
 

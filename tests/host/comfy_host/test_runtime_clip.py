@@ -60,7 +60,7 @@ def test_gates_and_branches_do_not_reach_the_text_and_that_is_said(clip, slider,
 
 
 def test_a_sweep_cannot_reach_the_text(clip, slider):
-    with pytest.raises(ValueError, match="'words' changes the text encoder.*cannot be swept"):
+    with pytest.raises(ValueError, match=r"'words' changes the text encoder.*cannot be swept"):
         apply_to_clip(clip, Stack.of(slider).swept(0, (0.0, 1.0)))
 
 

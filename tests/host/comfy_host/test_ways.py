@@ -143,7 +143,7 @@ def test_two_stacks_on_two_clones_do_not_take_turns(model):
         assert difference(sample(two, FAMILY), second) < 1e-6
 
 
-@pytest.mark.parametrize("mode, uses", [("auto", mode_choice.WORTH_IT), ("merged", 1)])
+@pytest.mark.parametrize(("mode", "uses"), [("auto", mode_choice.WORTH_IT), ("merged", 1)])
 def test_two_stacks_alternating_within_one_run(model, mode, uses, monkeypatch):
     """Clones evaluated in turn: with "auto" nothing is built that has not paid for itself when the next is."""
     one, two = (apply_sliders(model, Stack.of(random_slider(model, seed)), mode) for seed in (1, 2))

@@ -19,7 +19,7 @@ def spoiled(latents, at, value):
 
 
 @pytest.mark.parametrize(
-    "latents, message",
+    ("latents", "message"),
     [
         (torch.zeros(1, 24, 16, 16), "latent is empty. Wire in an image"),
         (torch.ones(1, 4, 8, 8), r"takes latents of 24 channels in 4 dimensions; got the shape \(1, 4, 8, 8\)"),
@@ -46,7 +46,7 @@ def test_prompts_that_do_not_fit_the_pictures_are_refused(pocket, pictures):
 
 def test_numbers_that_are_not_finite_on_the_way_are_named(pocket, pictures):
     broken = [[encoding * 1e30, {**options}] for encoding, options in pictures.positive]
-    with torch.inference_mode(), pytest.raises(FloatingPointError, match="at sigma .* not finite"):
+    with torch.inference_mode(), pytest.raises(FloatingPointError, match=r"at sigma .* not finite"):
         invert(pocket[0], pictures.latents, broken, pictures.negative, quick_settings())
 
 
@@ -62,14 +62,14 @@ def test_so_are_they_beside_the_words_of_a_prompt(pocket, pictures, prompt):
 
 def test_a_model_with_sliders_on_it_is_refused(pocket, pictures):
     acted = apply_sliders(pocket[0], Stack.of(random_slider(pocket[0])))
-    with pytest.raises(ValueError, match="the model has sliders on it.*before Apply Sliders"):
+    with pytest.raises(ValueError, match=r"the model has sliders on it.*before Apply Sliders"):
         invert(acted, pictures.latents, pictures.positive, pictures.negative, quick_settings())
 
 
 def test_patches_of_guidance_are_refused(pocket, pictures):
     patched = pocket[0].clone()
     patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
-    with pytest.raises(ValueError, match="guidance is patched .sampler_post_cfg_function"):
+    with pytest.raises(ValueError, match=r"guidance is patched .sampler_post_cfg_function"):
         invert(patched, pictures.latents, pictures.positive, pictures.negative, quick_settings())
 
 
@@ -80,7 +80,7 @@ def test_a_guidance_distilled_model_is_told_what_works_and_does():
         latents = torch.randn(1, *family.latent, generator=torch.Generator().manual_seed(9))
         prompts = family.conditioning(2), family.conditioning(3)
         for method in ("null-text", "negative prompt"):
-            with pytest.raises(ValueError, match="Flux has guidance distilled into it.*Choose the method 'plain'"):
+            with pytest.raises(ValueError, match=r"Flux has guidance distilled into it.*Choose the method 'plain'"):
                 invert(model, latents, *prompts, quick_settings(method=method))
         made = invert(model, latents, *prompts, quick_settings(method="plain", cfg=1.0, steps=8, refinement=4))
     again = by_sampler_custom(model, made, prompts[0], cfg=1.0)

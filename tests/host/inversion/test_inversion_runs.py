@@ -48,7 +48,7 @@ def test_each_embedding_is_active_at_its_own_step_and_shares_the_prompts_batch(p
 
 
 @pytest.mark.parametrize(
-    "scheduler, asked, steps",
+    ("scheduler", "asked", "steps"),
     [
         *((name, 3, 3) for name in ("normal", "karras", "beta", "ddim_uniform", "sgm_uniform")),
         ("ddim_uniform", 7, 8),  # as the host makes it

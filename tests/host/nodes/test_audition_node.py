@@ -46,5 +46,5 @@ def test_it_turns_what_the_concept_says(pocket):
 
 
 def test_a_gate_that_closes_before_it_opens_is_refused():
-    with pytest.raises(ValueError, match="start 0.8 and end 0.3"):
+    with pytest.raises(ValueError, match=r"start 0.8 and end 0.3"):
         AuditionSlider.execute(None, None, (), 1.0, 0.8, 0.3, 0.0)

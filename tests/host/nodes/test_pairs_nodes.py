@@ -105,7 +105,7 @@ def test_the_folders_shown_behind_links_are_those_taken(input_folder):
 
 
 def test_folders_that_are_not_there_or_outside_are_refused(input_folder):
-    with pytest.raises(FileNotFoundError, match="no folder 'frowns' in .*; there is smiles"):
+    with pytest.raises(FileNotFoundError, match=r"no folder 'frowns' in .*; there is smiles"):
         ImagePairsFromFolder.execute("frowns", "", 64)
     with pytest.raises(ValueError, match="leads out of"):
         ImagePairsFromFolder.execute("../temp", "", 64)

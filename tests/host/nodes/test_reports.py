@@ -135,7 +135,7 @@ def test_files_of_every_ending_and_in_both_folders_can_be_reached(folders):
     found = [find_slider(name) for name in slider_names()]
     assert len(set(found)) == len(found)
     assert find_slider("a.sft") == sliders / "a.sft" and find_slider("loras/a.sft") == loras / "a.sft"
-    with pytest.raises(FileNotFoundError, match="There is no slider file 'loras/z.pt'"):
+    with pytest.raises(FileNotFoundError, match=r"There is no slider file 'loras/z.pt'"):
         find_slider("loras/z.pt")
 
 

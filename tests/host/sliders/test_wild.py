@@ -62,7 +62,7 @@ def changes_in(model, slider) -> dict[str, torch.Tensor]:
     return {path.removeprefix("diffusion_model."): added for path, added in found.items()}
 
 
-@pytest.mark.parametrize("name, ending", CASES)
+@pytest.mark.parametrize(("name", "ending"), CASES)
 def test_every_key_changes_the_weight_it_means(name, ending, tmp_path):
     layout = LAYOUTS[name]
     model = model_of(layout.family)

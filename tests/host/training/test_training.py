@@ -190,7 +190,7 @@ def test_a_preview_shows_three_strengths(pocket, conditionings):
 
 def test_a_trained_slider_gives_the_stock_loaders_picture(pocket, conditionings, tmp_path):
     """Trained, saved, and read by the stock LoRA loader: the same latents as by our runtime."""
-    model, clip, _ = pocket
+    model, _clip, _ = pocket
     slider = train(pocket, conditionings, steps=6).slider
     save_slider(slider, tmp_path / "age.safetensors", torch.float32)
     stock_file = comfy.utils.load_torch_file(str(tmp_path / "age.safetensors"), safe_load=True)

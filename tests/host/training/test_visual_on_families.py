@@ -43,7 +43,7 @@ def test_it_trains_in_place(family):
 def test_a_model_that_needs_sound_says_so(family):
     with torch.inference_mode():
         model, f = FAMILIES[family].build(), FAMILIES[family]
-    with pytest.raises(ValueError, match="films together with their sound.* got pictures alone"):
+    with pytest.raises(ValueError, match=r"films together with their sound.* got pictures alone"):
         trained(family, model, "noise")
     recipe = TextualRecipe(concepts=(Concept("a person", "an old person", "a young person"),), steps=1)
     conditionings = {prompt: f.conditioning(1) for prompt in recipe.prompts()}

@@ -48,13 +48,13 @@ def test_a_folder_that_is_not_comfyui_is_one_sentence(comfy, lacking):
 
 
 def test_a_python_that_does_not_exist_is_one_sentence(comfy):
-    with pytest.raises(Problem, match="COMFYUI_PYTHON=.* is not a file"):
+    with pytest.raises(Problem, match=r"COMFYUI_PYTHON=.* is not a file"):
         host.own({"COMFYUI_PATH": str(comfy), "COMFYUI_PYTHON": str(comfy / "python")})
 
 
 def test_a_python_without_torch_is_one_sentence(comfy, monkeypatch):
     monkeypatch.setattr(host.Host, "missing", lambda self, modules: ["torch"])
-    with pytest.raises(Problem, match="has no torch.*COMFYUI_PYTHON"):
+    with pytest.raises(Problem, match=r"has no torch.*COMFYUI_PYTHON"):
         host.own({"COMFYUI_PATH": str(comfy), "COMFYUI_PYTHON": sys.executable})
 
 

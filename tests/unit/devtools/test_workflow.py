@@ -116,7 +116,7 @@ def test_widget_values_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("mode", [2, 4])
 def test_muted_and_bypassed_nodes_are_refused(mode):
-    with pytest.raises(ValueError, match="The Second.*muted or bypassed"):
+    with pytest.raises(ValueError, match=r"The Second.*muted or bypassed"):
         to_prompt(workflow(mode=mode), INFO)
 
 

@@ -153,7 +153,7 @@ def test_the_schedule_of_the_inner_loop_is_the_published_one_at_50_steps():
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"method": "magic"}, "method must be one of null-text, negative prompt, plain; got 'magic'"),
         ({"pooled": "gone"}, "pooled must be one of held, optimised"),
@@ -209,7 +209,7 @@ def prompt(rows=1, **options):
 
 
 @pytest.mark.parametrize(
-    "conditioning, message",
+    ("conditioning", "message"),
     [
         (prompt() * 2, "must be one prompt; got 2 combined"),
         ([], "must be one prompt; got 0"),

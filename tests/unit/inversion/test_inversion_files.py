@@ -87,7 +87,7 @@ def test_a_failed_write_leaves_what_was_there(inversion, tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(atomic_write, "save_file", full)
-    with pytest.raises(OSError, match="Cannot write the inversion.*no space left"):
+    with pytest.raises(OSError, match=r"Cannot write the inversion.*no space left"):
         save_inversion(inversion, path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
@@ -120,7 +120,7 @@ def spoiled(inversion, tmp_path, **changes):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"noise": None}, "it lacks 'noise'"),
         ({"sigmas": torch.zeros(9)}, "do not belong together"),

@@ -48,7 +48,7 @@ def test_a_checkpoint_is_told_by_its_header_alone(tmp_path):
 
     size = 2**40
     write(size, **{"x.alpha": {"dtype": "F32", "shape": [2], "data_offsets": [size, size + 8]}})
-    with pytest.raises(ValueError, match="no slider layers in it. Its 2 keys are of another kind"):
+    with pytest.raises(ValueError, match=r"no slider layers in it. Its 2 keys are of another kind"):
         load_slider(path)
     size = 2**28
     write(size, **{"x.diff_b": {"dtype": "F32", "shape": [2], "data_offsets": [size, size + 8]}})

@@ -72,7 +72,7 @@ def test_saved_again_it_is_the_same(slider, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "down_end, up_end",
+    ("down_end", "up_end"),
     [
         (".lora_down.weight", ".lora_up.weight"),
         (".lora_A.weight", ".lora_B.weight"),
@@ -84,7 +84,7 @@ def test_saved_again_it_is_the_same(slider, tmp_path):
     ],
 )
 @pytest.mark.parametrize(
-    "alpha, scale",
+    ("alpha", "scale"),
     [(None, 1.0), (torch.tensor(1.0), 0.25), (torch.tensor([2.0]), 0.5), (torch.tensor(3.0), 0.75)],
 )
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
@@ -148,7 +148,7 @@ def test_bad_content(case, tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors"):
         load_slider(tmp_path / "nowhere.safetensors")
 
 
@@ -185,7 +185,9 @@ def test_a_pickle_that_would_run_code(tmp_path):
             load_slider(tmp_path / name)
 
 
-@pytest.mark.parametrize("content, message", [([1, 2], "holds a list"), ({"a": 1}, "no slider layers.*such as a")])
+@pytest.mark.parametrize(
+    ("content", "message"), [([1, 2], "holds a list"), ({"a": 1}, "no slider layers.*such as a")]
+)
 def test_pickles_of_other_things(content, message, tmp_path):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=message):
@@ -193,7 +195,7 @@ def test_pickles_of_other_things(content, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "field, message",
+    ("field", "message"),
     [
         ("{", "not JSON"),
         ("[]", "got list"),
@@ -213,7 +215,7 @@ def test_bad_headers(field, message, tmp_path):
 
 def test_folder_that_cannot_be_written(slider, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError, match="Cannot write the slider to .*file/age.safetensors"):
+    with pytest.raises(OSError, match=r"Cannot write the slider to .*file/age.safetensors"):
         save_slider(slider, tmp_path / "file" / "age.safetensors")
 
 
@@ -222,7 +224,7 @@ def test_a_failed_save_leaves_the_old_file(slider, tmp_path):
     save_slider(slider, path)
     before = path.read_bytes()
     huge = Slider("huge", {"a": LowRank(torch.full((2, 3), 1e5), torch.ones(4, 2))})
-    with pytest.raises(ValueError, match="up to 100000 do not fit torch.float16"):
+    with pytest.raises(ValueError, match=r"up to 100000 do not fit torch.float16"):
         save_slider(huge, path)
     unwritable = Slider("odd", slider.layers, SliderInfo(recipe={"f": print}))
     with pytest.raises(ValueError, match="recipe cannot be written"):

@@ -135,7 +135,7 @@ def test_numbers_that_are_none(bad, part, dtype, tmp_path):
     content[key] = content[key].clone()
     content[key].view(-1)[0] = bad
     (tmp_path / "x.safetensors").write_bytes(save(content))
-    with pytest.raises(ValueError, match="x.safetensors.*(NaN|finite)"):
+    with pytest.raises(ValueError, match=r"x.safetensors.*(NaN|finite)"):
         load_slider(tmp_path / "x.safetensors")
 
 
@@ -146,7 +146,7 @@ def test_complex_numbers(tmp_path):
             {"a.lora_down.weight": torch.ones(2, 3, dtype=torch.complex64), "a.lora_up.weight": torch.ones(4, 2)},
             path,
         )
-        with pytest.raises(ValueError, match="floating-point numbers; got torch.complex64"):
+        with pytest.raises(ValueError, match=r"floating-point numbers; got torch.complex64"):
             load_slider(path)
 
 
@@ -182,7 +182,7 @@ HEADERS = {
 def test_headers(case, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(HEADERS[case])
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=r"x\.safetensors") as caught:
         load_slider(path)
     assert str(path) in str(caught.value)
     if case == "same tensor twice":
@@ -206,7 +206,7 @@ def test_headers(case, tmp_path):
 def test_our_own_header_field(field, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(save(tensors(), metadata={"concept_sliders": field}))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=r"x\.safetensors") as caught:
         load_slider(path)
     assert str(path) in str(caught.value)
 

@@ -65,7 +65,7 @@ def test_a_pickle_that_would_run_code_if_it_were_unpickled(tmp_path):
 def test_a_tensor_of_more_numbers_than_it_has(tmp_path):
     huge = torch.ones(1).expand(10**6, 10**6)
     torch.save({"a.lora_down.weight": huge, "a.lora_up.weight": torch.ones(2, 10**6)}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="x.pt: 'a.lora_down.weight' is not an ordinary tensor"):
+    with pytest.raises(ValueError, match=r"x.pt: 'a.lora_down.weight' is not an ordinary tensor"):
         load_slider(tmp_path / "x.pt")
 
 
@@ -81,7 +81,7 @@ def test_states_within_states(tmp_path):
     torch.save({"state_dict": nested, "epoch": 3, "note": "x"}, path)
     assert len(load_slider(path).layers) == LAYERS
     torch.save({"state_dict": nested, "c.alpha": torch.tensor(1.0)}, path)
-    with pytest.raises(ValueError, match="beside it the tensor 'c.alpha'"):
+    with pytest.raises(ValueError, match=r"beside it the tensor 'c.alpha'"):
         load_slider(path)
     for _ in range(300):
         nested = {"state_dict": nested}

@@ -133,7 +133,7 @@ def test_what_a_rank_cannot_be_given_to_is_named():
 def test_what_cannot_be_merged():
     one = slider("one", x=low_rank(2))
     with pytest.raises(
-        ValueError, match="Layer x: slider 'two' changes a weight of shape .9, 5. and slider 'one' one of"
+        ValueError, match=r"Layer x: slider 'two' changes a weight of shape .9, 5. and slider 'one' one of"
     ):
         merge([(one, 1.0), (slider("two", x=low_rank(2, inner=(5,))), 1.0)])
     for stack in ([], [(one, 0.0)], [(one, 1.0), (one, -1.0)]):

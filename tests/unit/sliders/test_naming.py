@@ -23,7 +23,7 @@ D = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
 
 
 @pytest.mark.parametrize(
-    "name, known",
+    ("name", "known"),
     [
         # concept sliders, LECO, SliderSpace, kohya: as they are
         (f"{U}_to_q", None),
@@ -104,7 +104,7 @@ def test_names_that_mean_nothing_stay(names):
 
 
 @pytest.mark.parametrize(
-    "key, name, part",
+    ("key", "name", "part"),
     [
         ("x.lora_down.weight", "x", DOWN),
         ("x.lora_A.weight", "x", DOWN),
@@ -153,7 +153,7 @@ def test_a_report(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names, family",
+    ("names", "family"),
     [
         ([f"{U}_to_q", "lora_unet_down_blocks_3_resnets_0_conv1"], "SD 1 or 2"),
         (["lora_unet_down_blocks_2_attentions_0_transformer_blocks_9_attn1_to_q"], "SDXL"),
@@ -222,7 +222,7 @@ def test_names_of_encoders():
 
 
 @pytest.mark.parametrize(
-    "name, convention, new",
+    ("name", "convention", "new"),
     [
         (f"{U}_to_q", "as it is", f"{U}_to_q"),
         (f"{U}_to_q", "kohya", f"{U}_to_q"),
@@ -246,7 +246,7 @@ def test_conventions_by_the_name_alone(name, convention, new):
 
 
 @pytest.mark.parametrize(
-    "name, known",
+    ("name", "known"),
     [
         ("transformer.transformer_blocks.0.attn1.to_q", "diffusion_model.transformer_blocks.0.attn1.to_q"),  # LTXV
         ("transformer.layers.0.self_attn.to_qkv", "diffusion_model.transformer.layers.0.self_attn.to_qkv"),

@@ -46,7 +46,7 @@ def test_peft_configurations(case, where, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config, message",
+    ("config", "message"),
     [
         ("{", "adapter_config.json is not JSON"),
         ("[]", "must be a JSON object; got list"),

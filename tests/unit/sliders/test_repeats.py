@@ -42,7 +42,7 @@ def test_a_large_header_is_read_once(last, tmp_path):
 def test_a_name_twice_at_the_end_of_a_header(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(header_of(["a.diff", "b.diff", "c.diff", "c.diff"]))
-    with pytest.raises(ValueError, match="x.safetensors is damaged: it has 'c.diff' twice"):
+    with pytest.raises(ValueError, match=r"x.safetensors is damaged: it has 'c.diff' twice"):
         load_slider(path)
 
 

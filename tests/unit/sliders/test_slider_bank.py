@@ -85,7 +85,7 @@ def test_a_batch_that_rows_do_not_divide():
     bank = SliderHooks({layer: list(enumerate(changes(layer, (2,))))}, {layer: "to_q"})
     with bank.acting(torch.tensor([[1.0], [2.0]])):
         layer(torch.randn(4, 5))
-        with pytest.raises(ValueError, match="to_q runs on a batch of 3.*2 batch entries"):
+        with pytest.raises(ValueError, match=r"to_q runs on a batch of 3.*2 batch entries"):
             layer(torch.randn(3, 5))
     with bank.acting(torch.tensor([[1.0], [1.0]])):  # equal rows fit any batch
         layer(torch.randn(3, 5))

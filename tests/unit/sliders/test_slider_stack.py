@@ -74,7 +74,7 @@ def test_percent_of_inverts(percent):
     assert percent_of(percent_to_sigma(percent), percent_to_sigma) == pytest.approx(percent, abs=1e-6)
 
 
-@pytest.mark.parametrize("percent, most", [(0.3, 60), (0.5, 6), (0.95, 4)])
+@pytest.mark.parametrize(("percent", "most"), [(0.3, 60), (0.5, 6), (0.95, 4)])
 def test_ramps_ask_for_a_noise_level_once(percent, most):
     """Fifty sliders behind one ramp: the fraction of sampling is searched for once, and not at all off the ramps."""
     asked = []
@@ -105,7 +105,7 @@ def test_ramp_rises_and_falls():
 
 
 @pytest.mark.parametrize(
-    "values, message",
+    ("values", "message"),
     [
         ((0.7, 0.3), "start 0.7 and end 0.3"),
         ((0.5, 0.5), "start 0.5 and end 0.5"),
@@ -149,14 +149,14 @@ def test_two_sweeps_of_different_length():
 def test_values_that_cannot_be():
     with pytest.raises(ValueError, match="finite"):
         Stack.of(slider(), float("nan"))
-    with pytest.raises(ValueError, match="useful range.*1.0 to -1.0"):
+    with pytest.raises(ValueError, match=r"useful range.*1.0 to -1.0"):
         SliderInfo(useful_range=(1.0, -1.0))
     with pytest.raises(ValueError, match="'empty' has no layers"):
         Slider("empty", {})
 
 
 @pytest.mark.parametrize(
-    "down, up, message",
+    ("down", "up", "message"),
     [
         (torch.ones(2, 3), torch.ones(4, 3), r"down \(2, 3\) and up \(4, 3\)"),
         (torch.ones(3), torch.ones(4, 3), "2 dimensions"),

@@ -114,7 +114,7 @@ def samples(count, **changes):
 
 
 def test_every_point_carries_the_target_of_its_sign():
-    model, met = samples(8)
+    _model, met = samples(8)
     for sample in met:
         for row in range(2):
             sign = float(sample.strengths[row, 0])

@@ -258,7 +258,7 @@ def test_what_is_wrong_is_said(tmp_path, case):
 
 def test_marks_that_fit_nothing_are_said(tmp_path):
     put(tmp_path, "x_small.png", "x_big.png")
-    with pytest.raises(ValueError, match="x_big, x_small. None but low, high were asked for"):
+    with pytest.raises(ValueError, match=r"x_big, x_small. None but low, high were asked for"):
         read_pairs(tmp_path, marks={"low": -1.0, "high": 1.0})
 
 

@@ -92,7 +92,7 @@ def test_a_folder_of_which_only_the_names_may_be_read(tmp_path):
 def test_a_missing_folder_is_told_with_what_there_is(tmp_path):
     put(tmp_path, "eyes/less/x.png", "eyes/more/x.png", "hair/x.png", "loose.png", ".hidden/x.png")
     assert picture_folders(tmp_path) == ["eyes", "eyes/less", "eyes/more", "hair"]
-    with pytest.raises(FileNotFoundError, match="no folder 'nose' in .*; there is eyes, eyes/less, eyes/more, hair"):
+    with pytest.raises(FileNotFoundError, match=r"no folder 'nose' in .*; there is eyes, eyes/less, eyes/more, hair"):
         find_folder(tmp_path, "nose")
     assert find_folder(tmp_path, "eyes/less") == tmp_path / "eyes" / "less"
 
