@@ -14,11 +14,11 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ..sliders.adapters.kind import BIAS, DOWN, UP
+from ..sliders.adapters.shape_checks import check_bias, check_fits, part_shape
 from ..sliders.changes import Adapter, Change, LowRank
 from ..sliders.equation.layer_kinds import can_act_on, weight_shape
-from ..sliders.formats.kinds import BIAS, DOWN, UP
 from ..sliders.formats.layer_names import known_name, listed
-from ..sliders.formats.shape_checks import check_bias, check_fits, part_shape
 from ..sliders.slider import Slider
 from .model_state import state_of
 from .weight_adapters import ComfyPatch, tensors_by_key
@@ -26,8 +26,6 @@ from .weight_adapters import ComfyPatch, tensors_by_key
 _WEIGHT = ".weight"
 _BIASES = (BIAS, "b_norm")
 Target = str | tuple  # an entry of the host's key maps: a key, or (key, offset[, function])
-# Changes whose effect depends on the weight they change, by the endings of their tensors
-_RELATIVE = ("dora_scale", "oft_blocks", "a1.weight")
 
 
 @dataclass(frozen=True)
@@ -177,8 +175,8 @@ def changes_in(
             continue
         value = _without_core(value)
         added = isinstance(value, tuple)  # a difference, such as that of a bias beside the product
-        relative = not added and any(ending in adapted.parts for ending in _RELATIVE)
-        linear = added or "oft_blocks" not in adapted.parts
+        relative = not added and adapted.relative
+        linear = added or adapted.linear
         yield path, ComfyPatch(parameter, value, offset, function, adapted.scale, relative, linear)
 
 
@@ -192,7 +190,7 @@ def _check_shape(
     if parameter == "bias" and isinstance(value, tuple):
         check_bias(name, tuple(value[1][0].shape), own)
     else:
-        check_fits(name, change, own)
+        check_fits(name, change.parts, own)
 
 
 def _without_core(value: Any) -> Any:

@@ -11,10 +11,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor, nn
 
+from ..sliders.adapters.kind import DOWN, UP
 from ..sliders.changes import Adapter, Dense, LowRank
 from ..sliders.equation.module_changes import Patch
 from ..sliders.equation.parameters import own_parameter
-from ..sliders.formats.kinds import DOWN, UP
 from .parameters import COMFY_PARAMETERS
 
 

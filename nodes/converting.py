@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..comfy_host.model_places import ModelPlaces
-from ..sliders.changes import Change
+from ..sliders.changes import Change, kind_of
 from ..sliders.equation.layer_kinds import weight_shape
 from ..sliders.formats.conventions import (
     AS_IT_IS,
@@ -25,7 +25,6 @@ from ..sliders.formats.conventions import (
     tensors_in,
 )
 from ..sliders.formats.conversion import translated
-from ..sliders.formats.kinds import kind_of
 from ..sliders.formats.layer_names import listed
 from ..sliders.formats.model_family import candidates, family_of
 from ..sliders.formats.slider_files import save_slider

@@ -1,17 +1,21 @@
-"""The changes of a layer's weight that a slider is made of: low-rank, multiplied out, or an adapter of another kind.
+"""The changes of a layer that a slider is made of: low-rank products, and adapters of other kinds.
 
 Each is a plain value. What a change does to a model is worked out in `equation`; how it is spelled in a file, in
-`formats`.
+`formats`; what the kinds of adapters are, in `adapters`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 
 import torch
 from torch import Tensor
+
+from .adapters import AdapterKind, described, kind_of_parts
+from .adapters.kind import ALPHA, BIAS, DORA, DOWN, UP, Parts, scaled_exactly
+from .adapters.lora import alpha_scale, check_shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +107,26 @@ class Adapter:
     scale: float = 1.0
 
     @property
+    def kind(self) -> AdapterKind:
+        """What kind of adapter it is. Raises ValueError if its parts make none."""
+        if (kind := kind_of_parts(self.parts)) is None:
+            raise ValueError(f"{', '.join(self.parts)} make no adapter of a known kind.")
+        return kind
+
+    @property
     def rank(self) -> int:
         """The rank of its product, or 0 if it has none."""
-        for ending, dimension in (("lora_down.weight", 0), ("hada_w1_b", 0), ("lokr_w1_b", 0), ("lokr_w2_b", 0)):
-            if ending in self.parts:
-                return self.parts[ending].shape[dimension]
-        return 0
+        return self.kind.rank(self.parts)
+
+    @property
+    def relative(self) -> bool:
+        """True if the change depends on the weight that it changes."""
+        return self.kind.relative or DORA in self.parts
+
+    @property
+    def linear(self) -> bool:
+        """True if twice the strength is twice the change."""
+        return self.kind.linear
 
     def check(self, name: str) -> None:
         """Raise ValueError naming the layer if it has no tensors or a number in them is NaN or infinite."""
@@ -119,6 +137,23 @@ class Adapter:
     def scaled(self, factor: float) -> Adapter:
         """Return the change times a factor."""
         return Adapter(self.parts, self.scale * factor)
+
+    def scaled_parts(self, name: str) -> dict[str, Tensor]:
+        """Return the parts with the scale in them, as a file has to have it: in alpha, or in a difference.
+
+        Raises ValueError, naming the layer, if no parts of its kind are the scaled change.
+        """
+        if self.scale == 1.0:
+            return dict(self.parts)
+        scaled = None if DORA in self.parts else self.kind.scaled(self.parts, self.scale)
+        if scaled is None:
+            raise ValueError(
+                f"Layer {name} is {kind_of(self)}, and a file cannot hold it at a strength of {self.scale:g}, only "
+                "at 1: it is no sum with the model's weight. Save it at strength 1."
+            )
+        if BIAS in scaled:
+            scaled[BIAS] = scaled[BIAS].float() * self.scale
+        return scaled
 
 
 Change = LowRank | Adapter  # of one layer, as a slider holds it
@@ -143,20 +178,45 @@ class Dense:
         return Dense({name: t.to(device, dtype) for name, t in self.differences.items()})
 
 
-def check_shapes(name: str, down: Tensor, up: Tensor) -> None:
-    """Raise ValueError, naming the layer, if the two are not the projections of one low-rank change."""
-    shapes = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
-    if not (down.is_floating_point() and up.is_floating_point()):
-        raise ValueError(f"Layer {name}: weights must be floating-point numbers; got {down.dtype} and {up.dtype}.")
-    if not 2 <= down.ndim <= 5 or not 2 <= up.ndim <= 5:
-        raise ValueError(f"Layer {name}: a projection has 2 dimensions, or 3 to 5 for a convolution; got {shapes}.")
-    if down.shape[0] != up.shape[1] or prod(up.shape[2:]) != 1:
-        raise ValueError(
-            f"Layer {name}: down must be (rank, in, ...) and up (out, rank) or (out, rank, 1, ...), "
-            f"of one rank; got {shapes}."
-        )
-    if not down.numel() or not up.numel():
-        raise ValueError(f"Layer {name}: its weights are empty: {shapes}.")
+def kind_of(change: Change) -> str:
+    """Return what a change is called: "LoRA", "DoRA", "LoHa", "LoKr", "OFT", "BOFT", "GLoRA", "difference", ..."""
+    return "LoRA" if isinstance(change, LowRank) else described(change.parts)
+
+
+def change_from(name: str, parts: Parts) -> Change:
+    """Make the change of one layer from its tensors; alpha / rank is folded in if it is one product.
+
+    name: the layer's, for messages.
+    Raises ValueError if they are of no kind, of several, incomplete, or do not fit each other.
+    """
+    parts = {part: _numbers(name, part, tensor) for part, tensor in parts.items()}
+    kind = kind_of_parts(parts)
+    if kind is None:
+        raise ValueError(f"layer {name} has only {', '.join(parts)}, which changes nothing.")
+    if strange := [part for part in parts if part not in kind.known_parts]:
+        raise ValueError(f"layer {name} is a {kind.name} change and also has {strange[0]}; it can be one of them.")
+    checked = kind.checked(name, parts)
+    if DOWN in checked and not {DORA, BIAS} & checked.keys():
+        return LowRank(checked[DOWN], scaled_exactly(checked[UP], alpha_scale(checked)))
+    # In one order, whatever the file's: equal changes then have equal hashes
+    return Adapter({part: t.float() if part == ALPHA else t for part, t in sorted(checked.items())})
+
+
+def _numbers(name: str, part: str, tensor: Tensor) -> Tensor:
+    """Return the same numbers in a dtype that every later step can compute with."""
+    if part == ALPHA:
+        number = tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else float("nan")
+        if not isfinite(number):
+            shown = str(tensor.tolist()) if tensor.numel() < 5 else f"{tensor.numel()} numbers"
+            raise ValueError(f"layer {name}: alpha must be one finite number; got {shown}.")
+        return torch.tensor(number, dtype=torch.float64)
+    if not tensor.is_floating_point():
+        raise ValueError(f"layer {name}: {part} must be floating-point numbers; got {tensor.dtype}.")
+    if not tensor.numel():
+        raise ValueError(f"layer {name}: {part} is empty, of shape {tuple(tensor.shape)}.")
+    if tensor.element_size() == 1:  # 8-bit floats: half precision holds them all but the scales' own type
+        return tensor.to(torch.float32 if tensor.dtype == torch.float8_e8m0fnu else torch.float16)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def _check_finite(name: str, parts: Mapping[str, Tensor]) -> None:

@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .changes import Adapter, Change, LowRank
-from .formats.kinds import BIAS, DIFF, DOWN, UP, kind_of
+from .adapters.kind import BIAS, DIFF, DOWN, UP
+from .changes import Adapter, Change, LowRank, kind_of
 from .slider import Slider
 
 # Singular values below this part of the largest are rounding of float32 factors, not part of the change

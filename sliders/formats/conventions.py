@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..changes import Change
+from ..changes import Change, kind_of
 from .conversion import Place
 from .keys import is_low_rank, tensors_of
-from .kinds import kind_of
 from .layer_names import dotted, encoder_in_diffusers, encoder_in_kohya, is_text_layer
 
 AS_IT_IS, KOHYA, DIFFUSERS, NATIVE = CONVENTIONS = ("as it is", "kohya", "diffusers", "diffusion_model.")

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..changes import Change, LowRank
-from .kinds import kind_of
+from ..changes import Change, LowRank, kind_of
 from .layer_names import known_name, listed
 
 ShapeOf = Callable[[str], tuple[int, ...]]

@@ -1,7 +1,7 @@
 """From the keys of a slider file to its layers, and back.
 
 A key is a layer's name and the ending of one of its parts. Trainers spell both in their own ways; `names` knows the
-names, this module the endings, and `adapter_kinds` what the parts of a layer make together.
+names, this module the endings, and `adapters` what the parts of a layer make together.
 """
 
 from __future__ import annotations
@@ -14,21 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..changes import Adapter, Change, LowRank
-from .kinds import (
-    ALPHA,
-    BIAS,
-    DORA,
-    DOWN,
-    PARTS,
-    PEFT_BIAS,
-    PEFT_MAGNITUDE,
-    UP,
-    alpha_rank,
-    change_from,
-    folded,
-    kind_of,
-)
+from ..adapters import PARTS
+from ..adapters.kind import ALPHA, BIAS, DORA, DOWN, PEFT_BIAS, PEFT_MAGNITUDE, UP
+from ..changes import Adapter, Change, LowRank, change_from, kind_of
 from .layer_names import comfyui_names, listed
 from .peft import PeftConfig
 
@@ -171,7 +159,7 @@ def layers_from(
         if alpha is not None:
             alphas.append(alpha)
         change = layers[names[name]] = change_from(name, parts)
-        without_alpha += alpha is None and (isinstance(change, LowRank) or alpha_rank(change.parts) > 0)
+        without_alpha += alpha is None and (isinstance(change, LowRank) or change.kind.alpha_rank(change.parts) > 0)
     report = FileReport(
         kinds=Counter(kind_of(change) for change in layers.values()),
         ranks=tuple(sorted({change.rank for change in layers.values()} - {0})),
@@ -229,7 +217,7 @@ def tensors_of(
     if isinstance(change, LowRank):
         parts = {DOWN: change.down, UP: change.up, ALPHA: torch.tensor(float(change.rank))}
     else:
-        parts = folded(name, change)
+        parts = change.scaled_parts(name)
     if DOWN in parts and not with_alpha:
         parts = _without_alpha(parts)
     written = {}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import ComfyPatch, patch_values
+from concept_sliders.sliders.adapters.shape_checks import check_fits
 from concept_sliders.sliders.changes import Adapter, LowRank
-from concept_sliders.sliders.formats.shape_checks import check_fits
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -115,7 +115,7 @@ def test_what_passes_is_what_the_host_applies(data):
     module = torch.nn.Linear(1, weight[0])
     module.weight = torch.nn.Parameter(torch.randn(weight))
     try:
-        check_fits("x", change, weight)
+        check_fits("x", change.parts, weight)
     except ValueError:
         return
     for key, value, offset, function in patch_values(change, "x", "x.weight"):

@@ -5,8 +5,7 @@ import comfy.sd
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.sliders.changes import LowRank
-from concept_sliders.sliders.formats.kinds import kind_of
+from concept_sliders.sliders.changes import LowRank, kind_of
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack

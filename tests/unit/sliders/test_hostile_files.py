@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from concept_sliders.sliders.adapters import PARTS
 from concept_sliders.sliders.changes import LowRank
-from concept_sliders.sliders.formats.kinds import PARTS
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.slider import Slider
 from hypothesis import HealthCheck, given, settings

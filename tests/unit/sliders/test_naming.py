@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from concept_sliders.sliders.adapters.kind import ALPHA, DOWN, PEFT_BIAS, PEFT_MAGNITUDE, UP
 from concept_sliders.sliders.formats.conventions import renamed
 from concept_sliders.sliders.formats.keys import split_key
-from concept_sliders.sliders.formats.kinds import ALPHA, DOWN, PEFT_BIAS, PEFT_MAGNITUDE, UP
 from concept_sliders.sliders.formats.layer_names import (
     comfyui_names,
     dotted,
