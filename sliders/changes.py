@@ -13,8 +13,8 @@ from math import isfinite, prod
 import torch
 from torch import Tensor
 
-from .adapters import AdapterKind, described, kind_of_parts
-from .adapters.kind import ALPHA, BIAS, DORA, DOWN, UP, Parts, scaled_exactly
+from .adapters import described, kind_of_parts
+from .adapters.kind import ALPHA, BIAS, DORA, DOWN, UP, AdapterKind, Parts, scaled_exactly
 from .adapters.lora import alpha_scale, check_shapes
 
 

@@ -71,10 +71,11 @@ def merge(sliders: Iterable[tuple[Slider, float]], rank: int = 0, places: Places
     lost = whole = 0.0
     for name, changes in _by_layer(sliders, places).items():
         values, kept = None, 0
-        if all(isinstance(change, LowRank) for _, change, _ in changes):
-            layers[name] = _joined(name, changes)
+        products = [(slider, change, strength) for slider, change, strength in changes if isinstance(change, LowRank)]
+        if len(products) == len(changes):
+            layers[name] = joined = _joined(name, products)
             if rank:
-                layers[name], kept, values = compressed(layers[name], rank)
+                layers[name], kept, values = compressed(joined, rank)
         elif len(changes) == 1:
             layers[name] = _alone(*changes[0][1:])
             kept_whole += [name] if rank else []

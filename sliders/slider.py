@@ -82,7 +82,7 @@ class Slider:
         for name, layer in sorted(self.layers.items()):
             for part, tensor in layer.parts.items():
                 digest.update(f"{name} {part} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             digest.update(str(getattr(layer, "scale", 1.0)).encode())
         return digest.hexdigest()
 

@@ -16,7 +16,7 @@ NORM, NORM_BIAS = "w_norm", "b_norm"
 
 class Difference(AdapterKind):
     name = "difference"
-    own_parts = (DIFF,)
+    own_parts: tuple[str, ...] = (DIFF,)
 
     def checked(self, layer: str, parts: Parts) -> dict[str, Tensor]:
         if NORM_BIAS in parts and NORM not in parts:

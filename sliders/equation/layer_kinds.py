@@ -1,18 +1,16 @@
-"""The kinds of layers that sliders act on, and what each does with a weight that is not its own."""
+"""The kinds of layers that sliders act on, and the formula of each, with a weight that is not its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Conv1d: F.conv1d,
-    nn.Conv2d: F.conv2d,
-    nn.Conv3d: F.conv3d,
-}
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FUNCTIONS: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -23,7 +21,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def can_act_on(module: nn.Module) -> bool:
     """Return True if low-rank sliders can act on this module."""
-    return is_linear(module) or (isinstance(module, tuple(_CONVOLUTIONS)) and module.groups == 1)
+    return is_linear(module) or (isinstance(module, _CONVOLUTIONS) and module.groups == 1)
 
 
 def weight_shape(module: nn.Module, name: str) -> tuple[int, ...]:
@@ -31,10 +29,11 @@ def weight_shape(module: nn.Module, name: str) -> tuple[int, ...]:
 
     Raises ValueError if low-rank sliders cannot act on this kind of layer.
     """
+    layer: Any = module  # quantised layers have these numbers, and types of their own
     if is_linear(module):
-        return (module.out_features, module.in_features)
+        return (layer.out_features, layer.in_features)
     if can_act_on(module):
-        return (module.out_channels, module.in_channels, *module.kernel_size)
+        return (layer.out_channels, layer.in_channels, *layer.kernel_size)
     groups = getattr(module, "groups", 1)
     kind = type(module).__name__ + (f" in {groups} groups" if groups != 1 else "")
     raise ValueError(f"Layer {name} is a {kind}; sliders act on linear layers and ungrouped convolutions only.")
@@ -42,12 +41,13 @@ def weight_shape(module: nn.Module, name: str) -> tuple[int, ...]:
 
 def convolve(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Run the convolution that `module` is with another weight: (b, in, ...) -> (b, channels of the weight, ...)."""
-    function = next(f for kind, f in _CONVOLUTIONS.items() if isinstance(module, kind))
-    padding = module.padding
-    if module.padding_mode != "zeros":
-        x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+    function = next(f for kind, f in zip(_CONVOLUTIONS, _FUNCTIONS) if isinstance(module, kind))
+    layer: Any = module
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
         padding = 0
-    return function(x, weight, bias, module.stride, padding, module.dilation, module.groups)
+    return function(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
 
 
 def has_formula(module: nn.Module, parameter: str) -> bool:
@@ -65,18 +65,21 @@ def dense_output(module: nn.Module, x: Tensor, differences: Mapping[str, Tensor]
     Only for parameters with a formula, see `has_formula`.
     """
     weight, bias = differences.get("weight"), differences.get("bias")
-    if weight is None and bias is not None:  # a bias alone is the same everywhere
+    if weight is None:  # a bias alone is the same everywhere
+        bias = differences["bias"]
         channels_last = not isinstance(module, (*_CONVOLUTIONS, nn.GroupNorm))
         return bias if channels_last else bias.reshape(1, -1, *(1 for _ in x.shape[2:]))
     if is_linear(module):
         return F.linear(x, weight, bias)
-    if isinstance(module, tuple(_CONVOLUTIONS)):
+    if isinstance(module, _CONVOLUTIONS):
         return convolve(module, x, weight, bias)
     if isinstance(module, nn.GroupNorm):
         return F.group_norm(x, module.num_groups, weight, bias, module.eps)
     if isinstance(module, nn.LayerNorm):
         return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
-    return F.rms_norm(x, module.normalized_shape, weight, module.eps)
+    if isinstance(module, nn.RMSNorm):
+        return F.rms_norm(x, module.normalized_shape, weight, module.eps)
+    raise TypeError(f"A {type(module).__name__} has no formula, see `has_formula`.")
 
 
 def flat_weight(weight: Tensor) -> Tensor:

@@ -75,8 +75,11 @@ class MergedWeights:
 
     def __init__(self, parameters: ParameterAccess | None = None) -> None:
         self._access = parameters or ParameterAccess()
-        self.max_sets = 1
-        self.drop()
+        self._layers: Layers | None = None
+        self._parameters: list[MergedParameter] = []
+        self._sets: OrderedDict[tuple[bool, ...], _Set] = OrderedDict()
+        self._spare: list[_Copy] = []
+        self.max_sets, self.uses = 1, 0
 
     def is_for(self, layers: object) -> bool:
         """Return True if it was prepared for this list of layers and changes."""
@@ -123,11 +126,8 @@ class MergedWeights:
 
     def drop(self) -> None:
         """Give all memory back."""
-        self._parameters: list[MergedParameter] = []
-        self._sets: OrderedDict[tuple[bool, ...], _Set] = OrderedDict()
-        self._spare: list[_Copy] = []
-        self._layers: Layers | None = None
-        self.uses = 0
+        self._layers, self._parameters, self._spare, self.uses = None, [], [], 0
+        self._sets = OrderedDict()
 
     @contextmanager
     def acting(self, strengths: Tensor, version: object = None) -> Iterator[None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -52,12 +53,12 @@ def translated(
     """
     pieces: dict[str, list[Change]] = {}
     unnamed = []
-    places = {name: known_name(name, key_map) for name in layers}
-    if strange := [name for name, known in places.items() if known is None]:
+    known = {name: known_name(name, key_map) for name in layers}
+    if strange := [name for name, in_model in known.items() if in_model is None]:
         raise ValueError(f"Not in the model, so their other names are not known: {listed(strange)}.")
     for name, change in layers.items():
-        place = Place.of(key_map[places[name]])
-        found = _moved(change, place, names.get(place.key, {}), lambda key=place.key: tuple(shape_of(key)), name)
+        place = Place.of(key_map[known[name] or name])
+        found = _moved(change, place, names.get(place.key, {}), partial(shape_of, place.key), name)
         if not found:
             unnamed.append(f"{name} ({kind_of(change)})")
         for new, piece in found:
@@ -130,8 +131,9 @@ def _together(name: str, changes: Iterable[Change]) -> Change:
     changes = list(changes)
     if len(changes) == 1:
         return changes[0]
-    if not all(isinstance(change, LowRank) for change in changes):
+    products = [change for change in changes if isinstance(change, LowRank)]
+    if len(products) < len(changes):
         raise ValueError(f"Several layers of the slider are {name} in this convention, and not all are low-rank.")
-    shape = max((change.down.shape[1:] for change in changes), key=lambda inner: (len(inner), prod(inner)))
-    fitted = [change.fitted((change.up.shape[0], *shape), name) for change in changes]
+    shape = max((change.down.shape[1:] for change in products), key=lambda inner: (len(inner), prod(inner)))
+    fitted = [change.fitted((change.up.shape[0], *shape), name) for change in products]
     return LowRank(torch.cat([c.down.float() for c in fitted]), torch.cat([c.up.float() for c in fitted], dim=1))
