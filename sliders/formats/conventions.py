@@ -10,50 +10,36 @@ from torch import Tensor
 
 from ..changes import Change, kind_of
 from .conversion import Place
+from .diffusers_names import encoder_in_diffusers, to_diffusers, without_processor
 from .keys import is_low_rank, tensors_of
-from .layer_names import dotted, encoder_in_diffusers, encoder_in_kohya, is_text_layer
+from .kohya_names import encoder_in_kohya, to_kohya
+from .layer_names import is_text_layer
 
 AS_IT_IS, KOHYA, DIFFUSERS, NATIVE = CONVENTIONS = ("as it is", "kohya", "diffusers", "diffusion_model.")
-_UNET_TOPS = ("down_blocks_", "mid_block_", "up_blocks_", "conv_", "time_embedding_", "add_embedding_")
 _SINGLE = ".single_transformer_blocks."
-# Flux 1 and Flux 2 name the same weights differently in diffusers, and the host knows both names for both
+# Flux 1 and Flux 2 name the same weights differently in diffusers, and ComfyUI knows both names for both
 _OF_FLUX_2 = ("attn.to_qkv_mlp_proj", "attn.to_out", "ff.linear_in", "ff.linear_out")
 _OF_FLUX_1 = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")
 
 
 def renamed(name: str, convention: str, several_encoders: bool = False) -> str | None:
-    """A layer's name in a convention by its name alone; None where that takes the model.
+    """Return a layer's name in a convention by its name alone; None where that takes the model.
 
-    several_encoders: whether the model has more than one text encoder.
+    several_encoders: True if the model has more than one text encoder.
     """
     if convention == AS_IT_IS:
         return name
     if is_text_layer(name):
         return encoder_in_kohya(name, several_encoders) if convention == KOHYA else encoder_in_diffusers(name)
-    if convention == KOHYA:
-        if name.startswith("diffusion_model.") and ".attention.to_" not in name:  # these are parts of a joint weight
-            return "lora_unet_" + name.removeprefix("diffusion_model.").replace(".", "_")
-        return name if name.startswith("lora_unet_") else None
     if convention == NATIVE:
         return name if name.startswith("diffusion_model.") else None
-    return _in_diffusers(name)
-
-
-def _in_diffusers(name: str) -> str | None:
-    if name.startswith("transformer."):
-        return name
-    for prefix, component in (("lora_unet_", "unet."), ("lora_transformer_", "transformer.")):
-        rest = name.removeprefix(prefix)
-        if rest != name and (prefix != "lora_unet_" or rest.startswith(_UNET_TOPS)):
-            words = dotted(rest)
-            return component + words if words else None
-    return None
+    return to_kohya(name) if convention == KOHYA else to_diffusers(name)
 
 
 def names_in(key_map: Mapping[str, Any], convention: str, flux_2: bool = False) -> dict[str, dict[Place, str]]:
-    """The names that a convention has for the places of a model, by the keys of its weights.
+    """Return the names that a convention has for the places of a model, by the keys of its weights.
 
-    key_map: the host's, from layer names to places. flux_2: whether the model is of that family.
+    key_map: ComfyUI's, from layer names to places. flux_2: True if the model is of that family.
     """
     names: dict[str, dict[Place, str]] = {}
     for name, target in key_map.items():
@@ -62,23 +48,21 @@ def names_in(key_map: Mapping[str, Any], convention: str, flux_2: bool = False) 
             continue
         place = Place.of(target)
         own = names.setdefault(place.key, {})
-        # The host lists a weight's own name first, and the diffusers form of an underscored name last
+        # ComfyUI lists a weight's own name first, and the diffusers form of an underscored name last
         if convention == KOHYA or place not in own:
             own[place] = new
     return names
 
 
 def _form_of(name: str, convention: str, flux_2: bool) -> str | None:
-    if "class_embedding" in name:  # the host calls the added embedding of SDXL so too
+    if "class_embedding" in name:  # ComfyUI calls the added embedding of SDXL so too
         return None
     if convention == KOHYA:
         return name if name.startswith("lora_unet_") else None
     if convention == NATIVE:
         return name if name.startswith("diffusion_model.") else None
     if name.startswith("unet.") and ".base_model." not in name:
-        attention = ".processor." in name
-        plain = name.replace(".processor.", ".")
-        return f"{plain}.0" if attention and plain.endswith(".to_out") else plain
+        return without_processor(name)
     if not name.startswith("transformer."):
         return None
     if flux_2:
@@ -89,7 +73,7 @@ def _form_of(name: str, convention: str, flux_2: bool) -> str | None:
 
 
 def tensors_in(convention: str, name: str, change: Change, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A layer's tensors by the keys of a convention's files.
+    """Return a layer's tensors by the keys of a convention's files.
 
     kohya states an alpha equal to the rank. diffusers reads a missing alpha as one, and a stated one in its own
     layout not at all, so there is none.

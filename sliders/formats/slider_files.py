@@ -5,6 +5,7 @@ What a file's keys mean is told in `keys`; here they are read from the disk, saf
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -22,7 +23,6 @@ from torch import Tensor
 from ..changes import Change
 from ..slider import Slider
 from .atomic_write import write_whole
-from .duplicate_names import repeated_in_header, repeated_in_pickle
 from .keys import FileReport, Keys, layers_from, sorted_keys, tensors_of
 from .metadata import info_from_header, name_from_header, write_header
 from .peft import configs_for, unknown_alpha
@@ -121,7 +121,8 @@ def _file_at(path: Path) -> Path:
 def _read_safetensors(path: Path) -> _Content:
     try:
         with safe_open(path, framework="np") as file:  # for torch it would map the whole file for writing
-            _refuse_repeated(path, repeated_in_header(path))
+            if (name := repeated_in_header(path)) is not None:
+                raise ValueError(f"{path} is damaged: it has {name!r:.200} twice.")
             keys = _slider_keys(path, file.keys())
         with safe_open(path, framework="pt") as file:
             return keys, {key: file.get_tensor(key) for key in keys.used}, file.metadata() or {}
@@ -137,9 +138,29 @@ def _slider_keys(path: Path, keys: Iterable[str]) -> Keys:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _refuse_repeated(path: Path, name: str | None) -> None:
-    if name is not None:
-        raise ValueError(f"{path} is damaged: it has {name!r:.200} twice.")
+def repeated_in_header(path: Path) -> str | None:
+    """Return the first name that a safetensors file's header has twice, at any depth; None if there is none.
+
+    Readers keep one of several entries of one name, and which one is their own affair: two tools would turn the same
+    file into two sliders.
+    """
+    repeated: list[str] = []
+
+    def noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs) and not repeated:
+            seen: set[str] = set()
+            for name, _ in pairs:
+                if name in seen:
+                    repeated.append(name)
+                    break
+                seen.add(name)
+        return found
+
+    with path.open("rb") as file:  # the library has checked the length by now
+        (length,) = struct.unpack("<Q", file.read(8))
+        json.loads(file.read(length), object_pairs_hook=noted)
+    return repeated[0] if repeated else None
 
 
 def _read_pickle(path: Path) -> _Content:
@@ -147,11 +168,6 @@ def _read_pickle(path: Path) -> _Content:
         _slider_keys(path, map(_as_text, _state_in(path, mmap=True)))
     state = _state_in(path)
     keys = _slider_keys(path, map(_as_text, state))
-    try:
-        repeated = repeated_in_pickle(path)
-    except _UNREADABLE as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    _refuse_repeated(path, repeated)
     return keys, {key: _plain_tensor(path, key, state[key]) for key in keys.used}, {}
 
 

@@ -4,14 +4,10 @@ import pytest
 import torch
 from concept_sliders.sliders.adapters.kind import ALPHA, DOWN, PEFT_BIAS, PEFT_MAGNITUDE, UP
 from concept_sliders.sliders.formats.conventions import renamed
+from concept_sliders.sliders.formats.diffusers_names import dotted, encoder_in_diffusers
 from concept_sliders.sliders.formats.keys import split_key
-from concept_sliders.sliders.formats.layer_names import (
-    comfyui_names,
-    dotted,
-    encoder_in_diffusers,
-    encoder_in_kohya,
-    known_name,
-)
+from concept_sliders.sliders.formats.kohya_names import encoder_in_kohya
+from concept_sliders.sliders.formats.layer_names import comfyui_names, known_name
 from concept_sliders.sliders.formats.model_family import UNKNOWN, candidates, family_of
 from concept_sliders.sliders.formats.slider_files import read_slider
 from hypothesis import given
