@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,17 @@ class DiffusionPredictor(Predictor, Protocol):
 
         layers, strengths: a slider that acts at strengths (len(prompts), B, 1); without them the model is frozen.
         """
+        ...
+
+    def conditions(self, conditioning: list[Any], x: Tensor) -> dict[str, Any]:
+        """Return what the model is given for one CONDITIONING beside latents x (B, C, ...).
+
+        Gradients reach the tensors in it that require them.
+        """
+        ...
+
+    def evaluate(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
+        """Predict under what `conditions` returned, in one batch: x (B, C, ...) -> (len(conditions), B, C, ...)."""
         ...
 
     def sigmas(self, steps: int, scheduler: str = "simple") -> Tensor:

@@ -130,10 +130,10 @@ def check_sampler(sampler: Any) -> None:
 def check_model(inversion: Inversion, guider: CFGGuider) -> None:
     """Raises ValueError for another model than the inversion's."""
     found = weights_hash(guider.model_patcher)
-    if found != inversion.fingerprint:
+    if found != inversion.weights_hash:
         raise ValueError(
             f"This inversion was made with another model: of the family {inversion.family}, weights "
-            f"{inversion.fingerprint}; the sampler's are {found}. Load that model, at the same precision, or "
+            f"{inversion.weights_hash}; the sampler's are {found}. Load that model, at the same precision, or "
             "invert with this one."
         )
 

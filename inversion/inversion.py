@@ -28,7 +28,7 @@ class Inversion:
     done: steps that were made, and whose embedding was found; fewer than n if the run was cancelled.
     losses: (first, last) of every step done, the mean over the images; empty if nothing was optimised.
     error: (B,) distance of the reconstructed latents from `clean`, as a share of their size; NaN if not known.
-    family, fingerprint: of the model. prediction: what its network predicts, such as "EPS".
+    family, weights_hash: of the model. prediction: what its network predicts, such as "EPS".
     """
 
     noise: Tensor
@@ -41,7 +41,7 @@ class Inversion:
     windows: tuple[tuple[float, float], ...]
     settings: InversionSettings
     family: str
-    fingerprint: str
+    weights_hash: str
     prediction: str
     done: int
     losses: tuple[tuple[float, float], ...]

@@ -20,13 +20,13 @@ from ..comfy_host.errors import (
     is_out_of_memory,
     stop_if_cancelled,
 )
-from ..comfy_host.identity import family, prediction_of, weights_hash
+from ..comfy_host.identity import family, is_flow, prediction_of, weights_hash
 from ..comfy_host.memory import free_unused, to_device
 from ..comfy_host.preview_budget import Looks
 from .ddim import ddim_inversion, euler_step
 from .input_checks import check_model, checked_latents
 from .inversion import Inversion
-from .null_text import Embedding, GuidedStep, OptimisedEmbedding, optimise_embedding
+from .null_text import Embedding, GuidedStep, OptimisedEmbedding, loss_scale, optimise_embedding
 from .predictions import Gradients, Predictions
 from .prompts import check_batch_size, percent_windows, single_entry
 from .run_state import Group, RunState, Sampled, digest_of_inputs, errors, keep_state, mean_losses, take_state
@@ -208,7 +208,7 @@ class _Run:
         settings, x, (sigma, next_sigma) = self.settings, sampled.x, self.sigmas[number : number + 2]
         d = d_cond = predictions.cond(x, sigma)
         if settings.optimises and sampled.optimised == number:  # otherwise the run was cancelled after optimising it
-            scale = predictions.loss_scale(next_sigma)
+            scale = loss_scale(next_sigma, is_flow(self.denoiser.sampling))
             step = GuidedStep(x, sigma, next_sigma, target, d_cond, settings.cfg, scale)
             sampled.add(self._optimise(predictions, step, sampled.embedding, number))
         if settings.method != "negative prompt" and settings.cfg != 1:  # there guidance cancels out
@@ -274,7 +274,7 @@ class _Run:
             windows=self.windows,
             settings=self.settings,
             family=family(self.patcher),
-            fingerprint=weights_hash(self.patcher),
+            weights_hash=weights_hash(self.patcher),
             prediction=prediction_of(self.patcher),
             done=min(done),
             losses=mean_losses(sampled),

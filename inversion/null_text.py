@@ -37,7 +37,7 @@ class GuidedStep:
 
     x: (B, C, ...) the latents of sampling at `sigma`. target: (B, C, ...) those of the inversion at `next_sigma`.
     d_cond: (B, C, ...) the prediction at x with the prompt. guidance: scale of classifier-free guidance.
-    loss_scale: what squared distances are divided by to be of the clean latents' size.
+    loss_scale: what squared distances are divided by, see `loss_scale`.
     """
 
     x: Tensor
@@ -61,6 +61,15 @@ class GuidedStep:
         """Returns the derivative of each image's loss by its d_uncond: (n, C, ...) -> (n, C, ...)."""
         by_d_uncond = (self.next_sigma - self.sigma) * (1 - self.guidance)
         return 2 * by_d_uncond * (arrived - self.target[images]) / (arrived[0].numel() * self.loss_scale)
+
+
+def loss_scale(sigma: Tensor, is_flow: bool) -> float:
+    """Returns what squared latents at a sigma are divided by to be of the clean latents' size.
+
+    The published losses are of DDIM's latents, which are ComfyUI's divided by sqrt(1 + sigma^2). The latents of flow
+    models keep their size.
+    """
+    return 1.0 if is_flow else 1 + float(sigma) ** 2
 
 
 @dataclass(frozen=True)

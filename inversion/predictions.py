@@ -1,4 +1,4 @@
-"""What an inversion asks of a model: d(x, sigma) of the prompt and of a negative embedding, and gradients of it."""
+"""What an inversion asks of a predictor: d(x, sigma) of the prompt and of a negative embedding, with gradients."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from ..comfy_host.autograd import differentiable
-from ..comfy_host.denoiser import Denoiser
 from ..comfy_host.errors import is_out_of_memory
 from ..comfy_host.gradient_checkpointing import checkpointed
-from ..comfy_host.identity import is_flow
 from ..comfy_host.memory import free_unused
-from ..comfy_host.predictor import classifier_free
+from ..comfy_host.predictor import DiffusionPredictor, classifier_free
 from ..comfy_host.refetched_weights import refetched
 from .null_text import Embedding
 from .prompts import select_images
@@ -25,16 +23,21 @@ log = logging.getLogger(__name__)
 
 
 class Predictions:
-    """Evaluates the model for some images of a batch.
+    """Evaluates a predictor for some images of a batch.
 
     positive: CONDITIONING of the prompt. options: of the negative's entry, beside its embedding. Tensors in both are
     for all images or have an entry for each. images: (n,) indices into the batch.
     """
 
     def __init__(
-        self, denoiser: Denoiser, positive: list[Any], options: Mapping[str, Any], images: Tensor, batch_size: int
+        self,
+        predictor: DiffusionPredictor,
+        positive: list[Any],
+        options: Mapping[str, Any],
+        images: Tensor,
+        batch_size: int,
     ) -> None:
-        self._denoiser, self._options, self._images, self._batch_size = denoiser, options, images, batch_size
+        self._predictor, self._options, self._images, self._batch_size = predictor, options, images, batch_size
         self._positive = select_images(positive, images, batch_size)
         self._cond: dict[str, Any] | None = None  # what the model makes of the prompt, once it was asked
 
@@ -42,8 +45,8 @@ class Predictions:
     def cond(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Returns d(x, sigma) of the prompt: (n, C, ...) -> (n, C, ...)."""
         if self._cond is None:
-            self._cond = self._denoiser.conditions(self._positive, x)
-        return self._denoiser.evaluate(x, sigma, [self._cond])[0]
+            self._cond = self._predictor.conditions(self._positive, x)
+        return self._predictor.evaluate(x, sigma, [self._cond])[0]
 
     def uncond(self, x: Tensor, sigma: Tensor, embedding: Embedding, chosen: Tensor) -> Tensor:
         """Returns d(x, sigma) of the negative, with gradients: (m, C, ...) -> (m, C, ...).
@@ -57,22 +60,14 @@ class Predictions:
         options |= {"prompt_type": "negative"}
         if pooled:
             options["pooled_output"] = pooled[0]
-        conditions = self._denoiser.conditions([[encoding, options]], x)
-        return self._denoiser.evaluate(x, sigma, [conditions])[0]
+        conditions = self._predictor.conditions([[encoding, options]], x)
+        return self._predictor.evaluate(x, sigma, [conditions])[0]
 
     @torch.no_grad()
     def guided(self, x: Tensor, sigma: Tensor, d_cond: Tensor, embedding: Embedding, guidance: float) -> Tensor:
         """Returns d(x, sigma) under classifier-free guidance, given that of the prompt: all (n, C, ...)."""
         all_images = torch.arange(len(x), device=x.device)
         return classifier_free(d_cond, self.uncond(x, sigma, embedding, all_images), guidance)
-
-    def loss_scale(self, sigma: Tensor) -> float:
-        """Returns what squared latents at a sigma are divided by to be of the clean latents' size.
-
-        The published losses are of DDIM's latents, which are ComfyUI's divided by sqrt(1 + sigma^2); the latents of
-        flow models keep their size.
-        """
-        return 1.0 if is_flow(self._denoiser.sampling) else 1 + float(sigma) ** 2
 
 
 class Gradients:
@@ -81,8 +76,8 @@ class Gradients:
     checkpointing: gradient checkpointing, for less memory. careful: see `autograd.differentiable`.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self._denoiser = denoiser
+    def __init__(self, predictor: DiffusionPredictor) -> None:
+        self._predictor = predictor
         self.checkpointing = self.careful = False
 
     @contextmanager
@@ -90,9 +85,9 @@ class Gradients:
         """Forward and backward passes within the block have gradients."""
         with ExitStack() as during:
             during.enter_context(differentiable(self.careful))
-            during.enter_context(refetched(self._denoiser.patcher.model))
+            during.enter_context(refetched(self._predictor.model))
             if self.checkpointing:
-                during.enter_context(checkpointed(self._denoiser.network))
+                during.enter_context(checkpointed(self._predictor.network))
             yield
 
     def fall_back(self, error: RuntimeError, images: int) -> None:

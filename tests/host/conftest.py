@@ -10,7 +10,7 @@ sys.argv = ["main.py"] if torch.cuda.is_available() else ["main.py", "--cpu"]
 
 import comfy_aimdo.control  # noqa: E402
 
-comfy_aimdo.control.init()  # before anything else of the host's, as main.py does: paged weights need its library
+comfy_aimdo.control.init()  # before anything else of ComfyUI's, as main.py does: paged weights need its library
 
 import comfy.options  # noqa: E402
 
@@ -23,7 +23,7 @@ sys.argv = own_arguments
 
 from concept_sliders.cli import train as command  # noqa: E402
 from concept_sliders.pocket.model import load_pocket  # noqa: E402
-from concept_sliders.tests.support.inverting import Pictures, inverted  # noqa: E402
+from concept_sliders.tests.support.inverting import EncodedImages, inverted  # noqa: E402
 from concept_sliders.tests.support.tiny import traces  # noqa: E402
 
 
@@ -35,14 +35,14 @@ def pocket():
 
 
 @pytest.fixture(scope="session")
-def pictures(pocket):
-    return Pictures(pocket)
+def images(pocket):
+    return EncodedImages(pocket)
 
 
 @pytest.fixture(scope="session")
-def inversion(pocket, pictures):
+def inversion(pocket, images):
     """Of two drawings, by null-text."""
-    return inverted(pocket[0], pictures)
+    return inverted(pocket[0], images)
 
 
 @pytest.fixture

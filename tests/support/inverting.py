@@ -1,4 +1,4 @@
-"""What the tests of inversion share: pictures, settings, and the host's samplers on what comes of them."""
+"""What the tests of inversion share: images, settings, and ComfyUI's samplers on what comes of them."""
 
 import numpy as np
 import pytest
@@ -16,19 +16,19 @@ STEPS = 4
 SETTINGS = {"steps": STEPS, "cfg": 3.0, "inner_steps": 3, "learning_rate": 0.1, "tolerance": 0.0, "refinement": 1}
 
 
-class Pictures:
+class EncodedImages:
     """Two drawings, encoded, with their prompts, as nodes hand them on."""
 
     def __init__(self, pocket):
         self._clip, vae = pocket[1:]
         drawn = np.stack([draw(person) for person in portraits(2, seed=2**41)])
         with torch.inference_mode():
-            self.images = torch.from_numpy(drawn).float() / 255
-            self.latents = vae.encode(self.images)
+            self.pixels = torch.from_numpy(drawn).float() / 255
+            self.latents = vae.encode(self.pixels)
         self.positive, self.negative = self.encoded("portrait of a person"), self.encoded("")
 
     def encoded(self, *texts):
-        """CONDITIONING with a row for each text."""
+        """CONDITIONING with an entry for each text."""
         with torch.inference_mode():
             entries = [self._clip.encode_from_tokens_scheduled(self._clip.tokenize(text))[0] for text in texts]
             pooled = torch.cat([options["pooled_output"] for _, options in entries])
@@ -39,9 +39,9 @@ def quick_settings(**changes):
     return InversionSettings(**{**SETTINGS, **changes})
 
 
-def inverted(model, pictures, tell=lambda told: None, **changes):
+def inverted(model, images, tell=lambda told: None, **changes):
     with torch.inference_mode():
-        return invert(model, pictures.latents, pictures.positive, pictures.negative, quick_settings(**changes), tell)
+        return invert(model, images.latents, images.positive, images.negative, quick_settings(**changes), tell)
 
 
 @torch.inference_mode()
@@ -79,9 +79,9 @@ def ksampled(model, inversion, positive, steps=None, scheduler=None, cfg=3.0, sa
     )[0]["samples"]
 
 
-def errors(latents, pictures):
+def errors(latents, images):
     """(B,): as an inversion's own."""
-    return (latents - pictures.latents).flatten(1).norm(dim=1) / pictures.latents.flatten(1).norm(dim=1)
+    return (latents - images.latents).flatten(1).norm(dim=1) / images.latents.flatten(1).norm(dim=1)
 
 
 def refused(message, sample, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Inverting pictures on the host's models, and making them again with its own samplers."""
+"""Inverting images on ComfyUI's models, and making them again with its own samplers."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from concept_sliders.tests.support.inverting import STEPS, by_sampler_custom, in
 from concept_sliders.tests.support.tiny import difference, traces
 
 GUIDED = ("SD 1", "SD 2", "SDXL", "SDXL refiner", "SD3", "AuraFlow", "PixArt Sigma", "Lumina 2", "Qwen-Image")
-# On these it cannot work: no embedding of the negative prompt is read, guidance is distilled, the rows of a batch see
-# each other, the picture is one part of a latent, or noise is added to what goes with the prompt
+# On these it cannot work: no embedding of the negative prompt is read, guidance is distilled, the entries of a batch
+# see each other, the image is one part of a latent, or noise is added to what goes with the prompt
 LEFT_OUT = ("Stable Cascade B", "HiDream O1", "Hunyuan3D 2", "ACE-Step 1.5", "MiniMax H3", "SD 2.1 unCLIP")
 OTHERS = [n for n, family in FAMILIES.items() if family.guidance > 1 and n not in (*GUIDED, *LEFT_OUT)]
 SETTINGS = {"steps": 3, "cfg": 3.0, "inner_steps": 3, "learning_rate": 0.05, "tolerance": 0.0, "refinement": 1}
@@ -40,7 +40,7 @@ def off(model, again, made):
 
 @pytest.mark.parametrize("name", GUIDED)
 def test_stock_samplers_make_what_the_inversion_foresaw_on_every_family_with_guidance(name):
-    """To float error: the same steps with the same embeddings, through the host's windows and its noise."""
+    """To float error: the same steps with the same embeddings, through ComfyUI's windows and its noise."""
     family, model, made = of_family(name)
     before = {key: tensor.clone() for key, tensor in model.model.state_dict().items()}
     again = by_sampler_custom(model, made, family.conditioning(2))
@@ -69,7 +69,7 @@ def test_a_model_that_reads_no_such_embedding_says_so(name):
 
 @pytest.mark.parametrize("name", GUIDED)
 def test_fitting_gains_on_every_family_with_guidance(name):
-    """By a tenth of the loss and more; and in the end the picture is nearer than without."""
+    """By a tenth of the loss and more; and in the end the image is nearer than without."""
     family, model, made = of_family(name, steps=2, inner_steps=20)
     (first, last), *_ = made.losses
     assert last < 0.9 * first
@@ -99,67 +99,67 @@ def test_the_pooled_part_is_held_unless_it_is_to_be_fitted():
     assert off(model, again, fitted) == pytest.approx(float(fitted.error), abs=2e-4)
 
 
-def test_negative_prompt_inversion_needs_no_fitting(pocket, pictures):
-    made = inverted(pocket[0], pictures, method="negative prompt", steps=12, refinement=4)
+def test_negative_prompt_inversion_needs_no_fitting(pocket, images):
+    made = inverted(pocket[0], images, method="negative prompt", steps=12, refinement=4)
     assert made.losses == () and made.distinct == 1
-    assert torch.equal(made.embeddings[0], pictures.positive[0][0])
+    assert torch.equal(made.embeddings[0], images.positive[0][0])
     for cfg in (3.0, 9.0):  # guidance cancels out
-        again = by_sampler_custom(pocket[0], made, pictures.positive, cfg=cfg)
-        assert difference(again, pictures.latents) == pytest.approx(difference_of(made, pictures), abs=1e-3)
+        again = by_sampler_custom(pocket[0], made, images.positive, cfg=cfg)
+        assert difference(again, images.latents) == pytest.approx(difference_of(made, images), abs=1e-3)
 
 
-def difference_of(made, pictures):
-    """The error of all pictures together, from that of each."""
-    sizes = pictures.latents.flatten(1).norm(dim=1)
+def difference_of(made, images):
+    """The error of all images together, from that of each."""
+    sizes = images.latents.flatten(1).norm(dim=1)
     return float((made.error * sizes).norm() / sizes.norm())
 
 
-def test_refinement_brings_the_inversion_nearer(pocket, pictures):
+def test_refinement_brings_the_inversion_nearer(pocket, images):
     published, refined = (
-        inverted(pocket[0], pictures, method="negative prompt", steps=12, refinement=count) for count in (0, 4)
+        inverted(pocket[0], images, method="negative prompt", steps=12, refinement=count) for count in (0, 4)
     )
     assert (refined.error < 0.5 * published.error).all()
 
 
-def test_the_inverted_pictures_are_made_again(pocket, pictures, inversion):
-    again = by_sampler_custom(pocket[0], inversion, pictures.positive)
-    assert difference(again, pictures.latents) == pytest.approx(difference_of(inversion, pictures), abs=1e-3)
-    plain = inverted(pocket[0], pictures, method="plain")
-    guided = by_sampler_custom(pocket[0], plain, pictures.positive)
-    assert difference(guided, pictures.latents) == pytest.approx(difference_of(plain, pictures), abs=1e-3)
+def test_the_inverted_images_are_made_again(pocket, images, inversion):
+    again = by_sampler_custom(pocket[0], inversion, images.positive)
+    assert difference(again, images.latents) == pytest.approx(difference_of(inversion, images), abs=1e-3)
+    plain = inverted(pocket[0], images, method="plain")
+    guided = by_sampler_custom(pocket[0], plain, images.positive)
+    assert difference(guided, images.latents) == pytest.approx(difference_of(plain, images), abs=1e-3)
     assert (inversion.error < 0.7 * plain.error).all()
 
 
-def test_images_of_a_batch_are_fitted_alone(pocket, pictures, inversion):
-    alone = [invert_one(pocket, pictures, at) for at in range(2)]
+def test_images_of_a_batch_are_fitted_alone(pocket, images, inversion):
+    alone = [invert_one(pocket, images, at) for at in range(2)]
     torch.testing.assert_close(inversion.noise, torch.cat([one.noise for one in alone]), rtol=1e-4, atol=1e-4)
     # Adam's first steps go by signs, which rounding may turn where a slope is next to nothing
     assert [float(one.error) for one in alone] == pytest.approx(inversion.error.tolist(), rel=0.1)
 
 
-def invert_one(pocket, pictures, at, **changes):
+def invert_one(pocket, images, at, **changes):
     with torch.inference_mode():
-        latents = pictures.latents[at : at + 1]
-        return invert(pocket[0], latents, pictures.positive, pictures.negative, quick_settings(**changes))
+        latents = images.latents[at : at + 1]
+        return invert(pocket[0], latents, images.positive, images.negative, quick_settings(**changes))
 
 
-def test_a_prompt_for_each_picture(pocket, pictures):
+def test_a_prompt_for_each_image(pocket, images):
     texts = ("portrait of a laughing man", "portrait of a very old woman")
     settings = {"method": "negative prompt", "steps": 4}
-    together, alone = pictures.encoded(*texts), [pictures.encoded(text) for text in texts]
+    together, alone = images.encoded(*texts), [images.encoded(text) for text in texts]
     with torch.inference_mode():
-        made = invert(pocket[0], pictures.latents, together, pictures.negative, quick_settings(**settings))
+        made = invert(pocket[0], images.latents, together, images.negative, quick_settings(**settings))
         each = [
-            invert(pocket[0], pictures.latents[at : at + 1], alone[at], pictures.negative, quick_settings(**settings))
+            invert(pocket[0], images.latents[at : at + 1], alone[at], images.negative, quick_settings(**settings))
             for at in range(2)
         ]
     torch.testing.assert_close(made.noise, torch.cat([one.noise for one in each]), rtol=1e-4, atol=1e-4)
     again = by_sampler_custom(pocket[0], made, together)
-    assert difference(again, pictures.latents) == pytest.approx(difference_of(made, pictures), abs=1e-3)
+    assert difference(again, images.latents) == pytest.approx(difference_of(made, images), abs=1e-3)
 
 
 @pytest.mark.parametrize("tolerance", [1e-5, EARLY])
-def test_the_losses_are_those_of_the_published_loop(pocket, pictures, monkeypatch, tolerance):
+def test_the_losses_are_those_of_the_published_loop(pocket, images, monkeypatch, tolerance):
     """Step by step and inner step by inner step, written out from the description, on the same model."""
     found = []
     own_optimise = inversion_run.optimise_embedding
@@ -167,8 +167,8 @@ def test_the_losses_are_those_of_the_published_loop(pocket, pictures, monkeypatc
         inversion_run, "optimise_embedding", lambda *given: found.append(own_optimise(*given)) or found[-1]
     )
     settings = {"refinement": 0, "inner_steps": 4, "learning_rate": 0.01, "tolerance": tolerance, "cfg": 7.5}
-    made = invert_one(pocket, pictures, 0, **settings)
-    written = written_out(pocket[0], pictures, made.sigmas.tolist(), 4, 7.5, tolerance)
+    made = invert_one(pocket, images, 0, **settings)
+    written = written_out(pocket[0], images, made.sigmas.tolist(), 4, 7.5, tolerance)
     assert len(found) == len(written) == STEPS
     for ours, theirs in zip(found, written, strict=True):
         assert ours.losses[0] == pytest.approx(theirs, rel=1e-4)
@@ -176,16 +176,16 @@ def test_the_losses_are_those_of_the_published_loop(pocket, pictures, monkeypatc
         assert len({len(losses) for losses in written}) > 1
 
 
-def written_out(model, pictures, sigmas, inner_steps, guidance, tolerance):
-    """Null-text inversion of the first picture: DDIM inversion, then the optimisation of every step."""
+def written_out(model, images, sigmas, inner_steps, guidance, tolerance):
+    """Null-text inversion of the first image: DDIM inversion, then the optimisation of every step."""
     losses = []
     with borrowed(model):
         denoiser = Denoiser(model, {})
-        context, options = for_autograd(pictures.negative)[0]
-        n, z = len(sigmas) - 1, pictures.latents[:1].clone()
+        context, options = for_autograd(images.negative)[0]
+        n, z = len(sigmas) - 1, images.latents[:1].clone()
 
         def d(x, sigma, prompt=None):
-            conditions = denoiser.conditions(prompt or for_autograd(pictures.positive), x)
+            conditions = denoiser.conditions(prompt or for_autograd(images.positive), x)
             return denoiser.evaluate(x, torch.tensor(sigma), [conditions])[0]
 
         with torch.no_grad():

@@ -27,50 +27,50 @@ def spoiled(latents, at, value):
         (spoiled(torch.ones(1, 24, 16, 16), 7, float("nan")), "latent holds numbers that are not finite"),
     ],
 )
-def test_latents_that_are_no_picture_of_the_model_are_refused(pocket, pictures, latents, message):
+def test_latents_that_are_no_image_of_the_model_are_refused(pocket, images, latents, message):
     with pytest.raises(ValueError, match=message):
-        invert(pocket[0], latents, pictures.positive, pictures.negative, quick_settings())
+        invert(pocket[0], latents, images.positive, images.negative, quick_settings())
 
 
-def test_a_size_that_the_model_cannot_take_is_named(pocket, pictures):
+def test_a_size_that_the_model_cannot_take_is_named(pocket, images):
     with pytest.raises(ValueError, match=r"cannot take latents of the shape \(1, 24, 0, 16\)"):
-        invert(pocket[0], torch.ones(1, 24, 0, 16), pictures.positive, pictures.negative, quick_settings())
+        invert(pocket[0], torch.ones(1, 24, 0, 16), images.positive, images.negative, quick_settings())
 
 
-def test_prompts_that_do_not_fit_the_pictures_are_refused(pocket, pictures):
-    three = pictures.encoded("a man", "a woman", "a person")
-    for prompts in ((three, pictures.negative), (pictures.positive, three)):
+def test_prompts_that_do_not_fit_the_images_are_refused(pocket, images):
+    three = images.encoded("a man", "a woman", "a person")
+    for prompts in ((three, images.negative), (images.positive, three)):
         with pytest.raises(ValueError, match="has 3 prompts for 2 images"):
-            invert(pocket[0], pictures.latents, *prompts, quick_settings())
+            invert(pocket[0], images.latents, *prompts, quick_settings())
 
 
-def test_numbers_that_are_not_finite_on_the_way_are_named(pocket, pictures):
-    broken = [[encoding * 1e30, {**options}] for encoding, options in pictures.positive]
+def test_numbers_that_are_not_finite_on_the_way_are_named(pocket, images):
+    broken = [[encoding * 1e30, {**options}] for encoding, options in images.positive]
     with torch.inference_mode(), pytest.raises(FloatingPointError, match=r"at sigma .* not finite"):
-        invert(pocket[0], pictures.latents, broken, pictures.negative, quick_settings())
+        invert(pocket[0], images.latents, broken, images.negative, quick_settings())
 
 
 @pytest.mark.parametrize("prompt", ["positive", "negative"])
-def test_so_are_they_beside_the_words_of_a_prompt(pocket, pictures, prompt):
-    prompts = {name: getattr(pictures, name) for name in ("positive", "negative")}
+def test_so_are_they_beside_the_words_of_a_prompt(pocket, images, prompt):
+    prompts = {name: getattr(images, name) for name in ("positive", "negative")}
     ((encoding, options),) = prompts[prompt]
     spoilt = {**options, "pooled_output": spoiled(options["pooled_output"], 3, float("inf"))}
     prompts[prompt] = [[encoding, spoilt]]
     with pytest.raises(ValueError, match=f"pooled_output of {prompt} holds numbers that are not finite"):
-        invert(pocket[0], pictures.latents, *prompts.values(), quick_settings(method="plain"))
+        invert(pocket[0], images.latents, *prompts.values(), quick_settings(method="plain"))
 
 
-def test_a_model_with_sliders_on_it_is_refused(pocket, pictures):
+def test_a_model_with_sliders_on_it_is_refused(pocket, images):
     acted = apply_sliders(pocket[0], Stack.of(random_slider(pocket[0])))
     with pytest.raises(ValueError, match=r"the model has sliders on it.*before Apply Sliders"):
-        invert(acted, pictures.latents, pictures.positive, pictures.negative, quick_settings())
+        invert(acted, images.latents, images.positive, images.negative, quick_settings())
 
 
-def test_patches_of_guidance_are_refused(pocket, pictures):
+def test_patches_of_guidance_are_refused(pocket, images):
     patched = pocket[0].clone()
     patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
     with pytest.raises(ValueError, match=r"guidance is patched .sampler_post_cfg_function"):
-        invert(patched, pictures.latents, pictures.positive, pictures.negative, quick_settings())
+        invert(patched, images.latents, images.positive, images.negative, quick_settings())
 
 
 def test_a_guidance_distilled_model_is_told_what_works_and_does():

@@ -28,10 +28,10 @@ def losses(made):
     return torch.tensor(made.losses)
 
 
-@pytest.mark.parametrize("blocks_twice", [False, True], ids=["once", "blocks twice"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["once", "gradient checkpointing"])
 @pytest.mark.parametrize("family", GUIDED)
-def test_paged_weights_give_the_embeddings_of_weights_that_stay(family, blocks_twice, monkeypatch):
-    if blocks_twice:
+def test_paged_weights_give_the_embeddings_of_weights_that_stay(family, checkpointing, monkeypatch):
+    if checkpointing:
         _short_of_memory(monkeypatch)
     still, model = fitted(tiny_model(family), family), tiny_model(family)
     buffer = paged(model)
@@ -44,7 +44,7 @@ def test_paged_weights_give_the_embeddings_of_weights_that_stay(family, blocks_t
 
 
 def _short_of_memory(monkeypatch):
-    """As after memory has run out: blocks are run twice from the first step on."""
+    """As after memory has run out: gradient checkpointing is on from the first step on."""
     own_init = predictions.Gradients.__init__
 
     def short(self, *given):
@@ -63,12 +63,12 @@ def test_without_fetching_them_again_they_would_be_others(monkeypatch):
 
 
 @pytest.mark.parametrize("family", GUIDED)
-def test_the_hosts_own_paging_patcher(family):
+def test_comfyuis_own_paging_patcher(family):
     still, model = fitted(tiny_model(family), family), DynamicOnTheCpu.of(tiny_model(family))
     made = fitted(model, family)
     assert sum(getattr(module, "comfy_cast_weights", False) for module in model.model.modules()) > 15
     torch.testing.assert_close(losses(made), losses(still))
-    assert made.fingerprint == still.fingerprint
+    assert made.weights_hash == still.weights_hash
 
 
 @pytest.mark.parametrize("family", GUIDED)

@@ -24,8 +24,8 @@ from concept_sliders.tests.support.inverting import (
 )
 
 
-def test_another_schedule_is_refused(pocket, pictures, inversion):
-    model, positive = pocket[0], pictures.positive
+def test_another_schedule_is_refused(pocket, images, inversion):
+    model, positive = pocket[0], images.positive
     message = "valid for 4 steps of the scheduler 'simple', sigmas 1 to 0; the sampler runs"
     refused(f"{message} 7 steps", ksampled, model, inversion, positive, steps=7)
     refused(f"{message} 4 steps", ksampled, model, inversion, positive, scheduler="karras")
@@ -34,8 +34,8 @@ def test_another_schedule_is_refused(pocket, pictures, inversion):
     refused(f"{message} 2 steps", by_sampler_custom, model, inversion, positive, sigmas=inversion.sigmas[::2])
 
 
-def test_another_shift_of_the_schedule_is_refused(pocket, pictures, inversion):
-    refused("the sampler runs 4 steps", ksampled, shifted(pocket[0]), inversion, pictures.positive)
+def test_another_shift_of_the_schedule_is_refused(pocket, images, inversion):
+    refused("the sampler runs 4 steps", ksampled, shifted(pocket[0]), inversion, images.positive)
 
 
 def shifted(model):
@@ -47,26 +47,26 @@ def load(model):
     comfy.model_management.load_models_gpu([model])
 
 
-def test_the_same_noise_levels_under_another_shift_are_refused(pocket, pictures, inversion):
-    """There the host would have other embeddings active. Whatever was loaded before."""
+def test_the_same_noise_levels_under_another_shift_are_refused(pocket, images, inversion):
+    """There ComfyUI would have other embeddings active. Whatever was loaded before."""
     other = shifted(pocket[0])
     for loaded in (pocket[0], other):
         load(loaded)
         message = "The model's sampling is not the one .* At step 2 of 4 other embeddings"
-        refused(message, by_sampler_custom, other, inversion, pictures.positive)
-    assert torch.isfinite(by_sampler_custom(pocket[0], inversion, pictures.positive)).all()
+        refused(message, by_sampler_custom, other, inversion, images.positive)
+    assert torch.isfinite(by_sampler_custom(pocket[0], inversion, images.positive)).all()
 
 
-def test_an_inversion_of_a_model_with_another_shift_is_that_models(pocket, pictures):
+def test_an_inversion_of_a_model_with_another_shift_is_that_models(pocket, images):
     other = shifted(pocket[0])
-    made = inverted(other, pictures, inner_steps=1, refinement=0)
-    bare = inverted(pocket[0], pictures, inner_steps=1, refinement=0)
-    assert made.fingerprint == bare.fingerprint  # the weights are the same
+    made = inverted(other, images, inner_steps=1, refinement=0)
+    bare = inverted(pocket[0], images, inner_steps=1, refinement=0)
+    assert made.weights_hash == bare.weights_hash  # the weights are the same
     for loaded in (pocket[0], other):
         load(loaded)
-        again = by_sampler_custom(other, made, pictures.positive)
-        torch.testing.assert_close(errors(again, pictures), made.error, rtol=1e-2, atol=1e-3)
-    refused("The model's sampling is not the one", by_sampler_custom, pocket[0], made, pictures.positive)
+        again = by_sampler_custom(other, made, images.positive)
+        torch.testing.assert_close(errors(again, images), made.error, rtol=1e-2, atol=1e-3)
+    refused("The model's sampling is not the one", by_sampler_custom, pocket[0], made, images.positive)
 
 
 def test_another_prediction_at_the_same_noise_levels_is_refused():
@@ -87,9 +87,9 @@ def sampled(model, made, prompts):
     return by_sampler_custom(model, made, prompts[0])
 
 
-def test_one_embedding_for_all_steps_holds_at_any_shift(pocket, pictures):
-    made = inverted(pocket[0], pictures, method="negative prompt")
-    plain, other = (by_sampler_custom(m, made, pictures.positive) for m in (pocket[0], shifted(pocket[0])))
+def test_one_embedding_for_all_steps_holds_at_any_shift(pocket, images):
+    made = inverted(pocket[0], images, method="negative prompt")
+    plain, other = (by_sampler_custom(m, made, images.positive) for m in (pocket[0], shifted(pocket[0])))
     torch.testing.assert_close(other, plain)
 
 
@@ -108,66 +108,66 @@ def test_the_hash_of_a_model_is_of_its_weights_alone(pocket):
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_ancestral", "uni_pc"])
-def test_another_sampler_is_refused(pocket, pictures, inversion, sampler):
+def test_another_sampler_is_refused(pocket, images, inversion, sampler):
     message = f"by the sampler euler alone .* got {'uni' if sampler == 'uni_pc' else sampler}"
-    refused(message, by_sampler_custom, pocket[0], inversion, pictures.positive, sampler=sampler)
+    refused(message, by_sampler_custom, pocket[0], inversion, images.positive, sampler=sampler)
 
 
-def test_another_guidance_is_refused_for_fitted_embeddings(pocket, pictures, inversion):
-    refused("fitted to a cfg of 3; the sampler's is 7.5", ksampled, pocket[0], inversion, pictures.positive, cfg=7.5)
-    refused("fitted to a cfg of 3; the sampler's is 1", ksampled, pocket[0], inversion, pictures.positive, cfg=1.0)
+def test_another_guidance_is_refused_for_fitted_embeddings(pocket, images, inversion):
+    refused("fitted to a cfg of 3; the sampler's is 7.5", ksampled, pocket[0], inversion, images.positive, cfg=7.5)
+    refused("fitted to a cfg of 3; the sampler's is 1", ksampled, pocket[0], inversion, images.positive, cfg=1.0)
 
 
-def test_guidance_of_another_kind_is_refused_for_fitted_embeddings(pocket, pictures, inversion):
+def test_guidance_of_another_kind_is_refused_for_fitted_embeddings(pocket, images, inversion):
     rescaled = RescaleCFG().patch(pocket[0], 0.7)[0]
-    refused(r"another \(sampler_cfg_function\)", by_sampler_custom, rescaled, inversion, pictures.positive)
+    refused(r"another \(sampler_cfg_function\)", by_sampler_custom, rescaled, inversion, images.positive)
     negative = negative_conditioning(inversion)
-    guider = PerpNegGuider.execute(pocket[0], pictures.positive, negative, pictures.negative, 3.0, 1.0).result[0]
+    guider = PerpNegGuider.execute(pocket[0], images.positive, negative, images.negative, 3.0, 1.0).result[0]
     euler, noise = KSamplerSelect.execute("euler").result[0], DisableNoise.execute().result[0]
     latent = {"samples": inversion.noise}
     with torch.inference_mode():
         refused(
             "another .Guider_PerpNeg", SamplerCustomAdvanced.execute, noise, guider, euler, inversion.sigmas, latent
         )
-    plain = CFGGuider.execute(pocket[0], pictures.positive, negative, 3.0).result[0]
+    plain = CFGGuider.execute(pocket[0], images.positive, negative, 3.0).result[0]
     with torch.inference_mode():
         made = SamplerCustomAdvanced.execute(noise, plain, euler, inversion.sigmas, latent).result[0]["samples"]
-    torch.testing.assert_close(made, by_sampler_custom(pocket[0], inversion, pictures.positive))
+    torch.testing.assert_close(made, by_sampler_custom(pocket[0], inversion, images.positive))
 
 
-def test_another_model_is_refused(pocket, pictures, inversion):
-    other = replace(inversion, fingerprint="0" * 16, family="SDXL")
+def test_another_model_is_refused(pocket, images, inversion):
+    other = replace(inversion, weights_hash="0" * 16, family="SDXL")
     message = "made with another model: of the family SDXL, weights 0000"
-    refused(message, ksampled, pocket[0], other, pictures.positive)
+    refused(message, ksampled, pocket[0], other, images.positive)
 
 
-def test_so_is_one_of_the_same_kind_with_other_weights(pocket, pictures, inversion):
+def test_so_is_one_of_the_same_kind_with_other_weights(pocket, images, inversion):
     retrained = load_pocket()[0]
     with torch.inference_mode():
         next(retrained.model.diffusion_model.parameters()).mul_(1.01)
-    refused("made with another model: of the family Pocket", ksampled, retrained, inversion, pictures.positive)
+    refused("made with another model: of the family Pocket", ksampled, retrained, inversion, images.positive)
 
 
-def test_another_latent_is_refused(pocket, pictures, inversion):
-    for latent in (torch.zeros(2, 24, 16, 16), pictures.latents, torch.randn(1, 24, 16, 8)):
+def test_another_latent_is_refused(pocket, images, inversion):
+    for latent in (torch.zeros(2, 24, 16, 16), images.latents, torch.randn(1, 24, 16, 8)):
         refused(
             "is not the noise of this inversion",
             by_sampler_custom,
             pocket[0],
             inversion,
-            pictures.positive,
+            images.positive,
             latent={"samples": latent},
         )
 
 
-def test_in_the_middle_of_sampling_rows_cannot_be_told(pocket, pictures, inversion):
+def test_in_the_middle_of_sampling_rows_cannot_be_told(pocket, images, inversion):
     latent = {"samples": torch.randn(4, 24, 16, 16)}
     refused(
         "of 2 images, and the latent in the middle of sampling has 4 entries",
         by_sampler_custom,
         pocket[0],
         inversion,
-        pictures.positive,
+        images.positive,
         sigmas=inversion.sigmas[2:],
         latent=latent,
     )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 @pytest.fixture
 def inversion():
-    """Of two pictures, in three steps."""
+    """Of two images, in three steps."""
     return Inversion(
         noise=torch.randn(2, 4, 8, 8),
         clean=torch.randn(2, 4, 8, 8),
@@ -27,7 +27,7 @@ def inversion():
         windows=((0.0, 0.3), (0.3, 1 / 1.7), (1 / 1.7, 1.0)),
         settings=InversionSettings(steps=3, cfg=7.25, pooled="optimised"),
         family="SDXL",
-        fingerprint="0123456789abcdef",
+        weights_hash="0123456789abcdef",
         prediction="EPS",
         done=2,
         losses=((0.5, 0.25), (0.125, 0.1)),
@@ -42,7 +42,7 @@ def test_an_inversion_comes_back_as_it_was(inversion, tmp_path):
     for name in ("noise", "clean", "sigmas", "embeddings", "pooled"):
         assert torch.equal(getattr(again, name), getattr(inversion, name)), name
     assert torch.equal(again.error, inversion.error) or torch.isnan(again.error[1])
-    for name in ("windows", "settings", "family", "fingerprint", "prediction", "done", "losses"):
+    for name in ("windows", "settings", "family", "weights_hash", "prediction", "done", "losses"):
         assert getattr(again, name) == getattr(inversion, name), name
     assert again.options["width"] == 64
     assert torch.equal(again.options["attention_mask"], inversion.options["attention_mask"])
