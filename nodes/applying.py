@@ -1,6 +1,11 @@
-"""Sliders on a model, and the pictures they make side by side."""
+"""Nodes that let sliders act on a model, and show the images of a sweep side by side."""
 
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..comfy_host.apply import apply_sliders
 from ..comfy_host.mode_choice import MODES
@@ -12,6 +17,8 @@ from .sockets import Sliders
 
 
 class ApplySliders(io.ComfyNode):
+    """Applies a stack to a model, and to its text encoders."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -19,7 +26,7 @@ class ApplySliders(io.ComfyNode):
             display_name="Apply Sliders",
             category="sliders",
             search_aliases=["lora", "slider", "concept slider"],
-            description="Lets a stack of sliders act on a model while it samples. The model's weights are not "
+            description="Applies a stack of sliders to a model while it samples. The model's weights are not "
             "changed; sliders at strength 0 or outside their gate cost nothing.",
             inputs=[
                 io.Model.Input("model"),
@@ -30,8 +37,9 @@ class ApplySliders(io.ComfyNode):
                     default=MODES[0],
                     optional=True,
                     advanced=True,
-                    tooltip="Merged: weights of our own stand in for the model's; costs memory, nothing per step. "
-                    "By rows: costs a little in every step, and no memory. Auto picks by what is there.",
+                    tooltip="merged: merged weights replace the model's while it runs; takes memory, and nothing per "
+                    "step. unmerged: two low-rank products are added to each layer; costs a little in every step, "
+                    "and no memory. auto: chooses by memory, strengths and gates.",
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="Only for sliders that also change the text encoder."),
             ],
@@ -39,24 +47,28 @@ class ApplySliders(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, sliders: Stack, mode: str = MODES[0], clip=None) -> io.NodeOutput:
-        acted = apply_sliders(model, sliders, mode)
-        report = "\n".join(matched(model, placed.slider, clip) for placed in sliders)
-        return io.NodeOutput(acted, clip and apply_to_clip(clip, sliders), ui=ui.PreviewText(report))
+    def execute(
+        cls, model: ModelPatcher, sliders: Stack, mode: str = MODES[0], clip: CLIP | None = None
+    ) -> io.NodeOutput:
+        applied = apply_sliders(model, sliders, mode)
+        report = "\n".join(matched(model, stacked.slider, clip) for stacked in sliders)
+        return io.NodeOutput(applied, clip and apply_to_clip(clip, sliders), ui=ui.PreviewText(report))
 
 
 class SliderStrip(io.ComfyNode):
+    """Draws the images of a sweep as one strip."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ConceptSlidersSliderStrip",
             display_name="Slider Strip",
             category="sliders",
-            description="The pictures of a sweep side by side, with their strengths written above: one row for every "
+            description="The images of a sweep side by side, with their strengths above them: one row for each "
             "latent that was swept.",
             inputs=[
-                io.Image.Input("images", tooltip="The decoded pictures, in the order of the sweep."),
-                Sliders.Input("sliders", optional=True, tooltip="The swept sliders: they give the labels."),
+                io.Image.Input("images", tooltip="The decoded images, in the order of the sweep."),
+                Sliders.Input("sliders", optional=True, tooltip="The swept sliders: their strengths are the labels."),
                 io.String.Input(
                     "labels",
                     default="",
@@ -69,7 +81,7 @@ class SliderStrip(io.ComfyNode):
                     min=64,
                     max=2048,
                     step=8,
-                    tooltip="Width of one picture in the strip, in pixels.",
+                    tooltip="Width of one image in the strip, in pixels.",
                 ),
             ],
             outputs=[io.Image.Output()],
@@ -77,6 +89,8 @@ class SliderStrip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, image_width: int, sliders: Stack | None = None, labels: str = "") -> io.NodeOutput:
+    def execute(
+        cls, images: Tensor, image_width: int, sliders: Stack | None = None, labels: str = ""
+    ) -> io.NodeOutput:
         strip = draw_strip(images, *strip_labels(sliders, labels, images.shape[0]), image_width)
         return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))

@@ -1,19 +1,23 @@
-"""What to train: prompts for the two ends of a slider, and what must stay as it is."""
+"""Nodes that say in words what a slider is to learn."""
+
+from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..training.recipe import Concept
+from ..training.concept import Concept
 from .sockets import SliderConcept
 
 
 class SliderConceptNode(io.ComfyNode):
+    """Makes a concept of prompts."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ConceptSlidersSliderConcept",
             display_name="Slider Concept",
             category="sliders/training",
-            description="What a slider is to turn: prompts for its two ends, and what must stay as it is.",
+            description="What a slider is to change: prompts for its two ends, and what it must preserve.",
             inputs=[
                 io.String.Input(
                     "target",
@@ -31,14 +35,14 @@ class SliderConceptNode(io.ComfyNode):
                     "less",
                     default="very young person",
                     multiline=True,
-                    tooltip="The target with little of it: strength below 0.",
+                    tooltip="The target with little of the attribute: strength below 0.",
                 ),
                 io.String.Input(
                     "preserve",
                     default="",
                     multiline=True,
-                    tooltip="Phrases to preserve, one a line, such as 'male' and 'female': the slider "
-                    "learns the change they have in common.",
+                    tooltip="Phrases to preserve, one a line, such as 'male' and 'female': the slider learns the "
+                    "change they have in common.",
                 ),
                 io.Float.Input(
                     "eta",
@@ -46,7 +50,7 @@ class SliderConceptNode(io.ComfyNode):
                     min=0.05,
                     max=50.0,
                     step=0.05,
-                    tooltip="How far strength 1 goes: the guidance of the edit.",
+                    tooltip="How far strength 1 goes: the guidance scale of the change.",
                 ),
                 io.Boolean.Input(
                     "erase",
@@ -63,7 +67,7 @@ class SliderConceptNode(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="How often it is trained on, against the other concepts of one slider.",
+                    tooltip="How often it is trained on, relative to the other concepts of the slider.",
                 ),
             ],
             outputs=[SliderConcept.Output(display_name="concept")],
@@ -79,6 +83,8 @@ class SliderConceptNode(io.ComfyNode):
 
 
 class CombineConcepts(io.ComfyNode):
+    """Joins concepts for one slider."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         growing = io.Autogrow.TemplatePrefix(SliderConcept.Input("concept"), prefix="concept", min=2, max=20)

@@ -1,10 +1,14 @@
-"""Pictures that were not generated, brought to where sliders can edit them."""
+"""Nodes that invert images that the model did not make, so that sliders can edit them."""
 
-from pathlib import Path
+from __future__ import annotations
+
+from typing import Any
 
 import comfy.samplers
-import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..inversion.conditioning import negative_conditioning, positive_conditioning
 from ..inversion.inversion import Inversion
@@ -12,15 +16,17 @@ from ..inversion.inversion_files import load_inversion, save_inversion
 from ..inversion.inversion_run import invert
 from ..inversion.run_state import was_cancelled
 from ..inversion.settings import METHODS, POOLED, InversionSettings
-from .model_folders import find_inversion, free_path, inversion_names
+from .model_folders import find_inversion, inversion_names, output_path
 from .resume_notes import fingerprint, node_id_of, note_stopped
 from .run_progress import watch_inversion
 from .sockets import InversionSocket
 
-_NOTES = "inversion"  # what the notes of cancelled runs are called
+NOTES_NAME = "inversion"  # of the notes of cancelled runs
 
 
 class InvertImage(io.ComfyNode):
+    """Finds the noise and the negative encodings that lead to an image."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -29,21 +35,29 @@ class InvertImage(io.ComfyNode):
             category="sliders/inversion",
             search_aliases=["null text", "null-text inversion", "ddim inversion", "real image", "edit photo"],
             description="Finds a noise latent, and an encoding of the negative prompt for every step, from which the "
-            "sampler euler makes this picture again under guidance. With sliders on the model it makes it changed. "
-            "Cancelling keeps the steps done; queued again it goes on from them.",
+            "sampler euler makes this image again under guidance. With sliders on the model it makes it changed. "
+            "Cancelling keeps the steps done; queued again it resumes from them.",
             inputs=[
-                io.Model.Input("model", tooltip="Without sliders: they come in when the picture is sampled again."),
-                io.Latent.Input("latent", tooltip="The picture, from VAE Encode. Each of a batch is inverted."),
-                io.Conditioning.Input("positive", tooltip="What the picture shows: one prompt for all, or one each."),
-                io.Conditioning.Input("negative", tooltip="What fitting starts from; mostly an empty prompt."),
+                io.Model.Input(
+                    "model", tooltip="Without sliders: they are applied where the image is sampled again."
+                ),
+                io.Latent.Input("latent", tooltip="The image, from VAE Encode. Each entry of a batch is inverted."),
+                io.Conditioning.Input(
+                    "positive", tooltip="What the image shows: one prompt for all, or one for each."
+                ),
+                io.Conditioning.Input(
+                    "negative", tooltip="What the fitted encodings start from; mostly an empty prompt."
+                ),
                 *_settings(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the picture may change: white. Outside it stays as it was.",
+                    tooltip="Where the image may change: white. Outside it stays as it was.",
                 ),
                 io.Vae.Input(
-                    "vae", optional=True, tooltip="Shows previews in full. Without it they are made from the latents."
+                    "vae",
+                    optional=True,
+                    tooltip="Shows previews in full. Without it they are rough images of the latents.",
                 ),
             ],
             outputs=_outputs(),
@@ -51,36 +65,44 @@ class InvertImage(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs) -> str:
-        return fingerprint(_NOTES, node_id_of(cls))
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        return fingerprint(NOTES_NAME, node_id_of(cls))
 
     @classmethod
     def execute(
-        cls, model, latent: dict, positive: list, negative: list, mask=None, vae=None, **settings
+        cls,
+        model: ModelPatcher,
+        latent: dict[str, Any],
+        positive: list,
+        negative: list,
+        mask: Tensor | None = None,
+        vae: VAE | None = None,
+        **settings: Any,
     ) -> io.NodeOutput:
         chosen = InversionSettings(**settings)
         node_id, watch = node_id_of(cls), watch_inversion(model, vae)
         inversion = invert(model, latent["samples"], positive, negative, chosen, watch, node_id)
         if node_id is not None and was_cancelled(model, node_id):  # cancelled
-            note_stopped(_NOTES, node_id, inversion.done, inversion.steps)
-        # (B, H, W) -> (B, 1, H, W), as SetLatentNoiseMask has it
-        noise_mask = latent.get("noise_mask") if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
-        return handed_on(inversion, noise_mask)
+            note_stopped(NOTES_NAME, node_id, inversion.done, inversion.steps)
+        return inversion_output(inversion, latent.get("noise_mask") if mask is None else noise_mask_of(mask))
 
 
 class SaveInversion(io.ComfyNode):
+    """Writes an inversion to a file."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ConceptSlidersSaveInversion",
             display_name="Save Inversion",
             category="sliders/inversion",
-            description="Writes an inversion to models/inversions, as one file: made once, it serves for any edit.",
+            description="Writes an inversion to models/inversions, as one file, which serves for every edit of its "
+            "images.",
             inputs=[
                 InversionSocket.Input("inversion", tooltip="From Invert Image."),
                 io.String.Input(
                     "name",
-                    default="my_picture",
+                    default="my_image",
                     tooltip="File name, with folders if you like. A number is added rather than overwriting a file.",
                 ),
             ],
@@ -90,14 +112,14 @@ class SaveInversion(io.ComfyNode):
 
     @classmethod
     def execute(cls, inversion: Inversion, name: str) -> io.NodeOutput:
-        folder = Path(folder_paths.get_folder_paths("inversions")[0])
-        path = free_path(folder, name, "Save Inversion")
+        path, file = output_path("inversions", name, "Save Inversion")
         save_inversion(inversion, path)
-        file = path.relative_to(folder).as_posix()
         return io.NodeOutput(file, ui=ui.PreviewText(f"Saved {file}"))
 
 
 class LoadInversion(io.ComfyNode):
+    """Reads an inversion from a file."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -110,24 +132,23 @@ class LoadInversion(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the picture may change: white. Outside it stays as it was.",
+                    tooltip="Where the image may change: white. Outside it stays as it was.",
                 ),
             ],
             outputs=_outputs(),
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, mask=None):
+    def fingerprint_inputs(cls, file: str, mask: Tensor | None = None) -> int:
         return find_inversion(file).stat().st_mtime_ns
 
     @classmethod
-    def execute(cls, file: str, mask=None) -> io.NodeOutput:
-        noise_mask = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
-        return handed_on(load_inversion(find_inversion(file)), noise_mask)
+    def execute(cls, file: str, mask: Tensor | None = None) -> io.NodeOutput:
+        return inversion_output(load_inversion(find_inversion(file)), None if mask is None else noise_mask_of(mask))
 
 
-def handed_on(inversion: Inversion, noise_mask=None) -> io.NodeOutput:
-    """The outputs that both nodes have in common."""
+def inversion_output(inversion: Inversion, noise_mask: Tensor | None = None) -> io.NodeOutput:
+    """Put out an inversion, as Invert Image and Load Inversion have it in common."""
     latent = {"samples": inversion.noise.clone()}
     if noise_mask is not None:
         latent["noise_mask"] = noise_mask
@@ -136,32 +157,47 @@ def handed_on(inversion: Inversion, noise_mask=None) -> io.NodeOutput:
     return io.NodeOutput(latent, negative, sigmas, report, inversion, positive, ui=ui.PreviewText(report))
 
 
-def _outputs() -> list:
+def noise_mask_of(mask: Tensor) -> Tensor:
+    """Shape a MASK, (B, H, W) or (H, W), as SetLatentNoiseMask does: (B, 1, H, W)."""
+    return mask.reshape(-1, 1, *mask.shape[-2:])
+
+
+def _outputs() -> list[io.Output]:
     return [
         io.Latent.Output(display_name="noise", tooltip="For the sampler's latent, with no noise added."),
         io.Conditioning.Output(
-            display_name="negative", tooltip="One encoding a step. It stops samplers that would not fit it."
+            display_name="negative",
+            tooltip="One encoding for each step. Sampling that would not give the image back stops with an error.",
         ),
-        io.Sigmas.Output(tooltip="The noise levels it holds for, for SamplerCustom."),
-        io.String.Output(display_name="report", tooltip="Losses of every step, and how near the picture it comes."),
-        InversionSocket.Output(display_name="inversion", tooltip="All of it, for Save Inversion."),
+        io.Sigmas.Output(tooltip="The sigmas that it was made at, for SamplerCustom."),
+        io.String.Output(
+            display_name="report", tooltip="The loss of every step, and how near the reconstruction is to the image."
+        ),
+        InversionSocket.Output(display_name="inversion", tooltip="For Save Inversion."),
         io.Conditioning.Output(
-            display_name="positive", tooltip="The prompt it was inverted with: with another one the picture changes."
+            display_name="positive", tooltip="The prompt that it was inverted with: another one changes the image."
         ),
     ]
 
 
-def _settings() -> list:
+def _settings() -> list[io.Input]:
     defaults = InversionSettings()
     return [
         io.Combo.Input(
             "method",
             options=list(METHODS),
             default=defaults.method,
-            tooltip="null-text: fits the negative encoding of every step. negative prompt: puts the positive in its "
-            "place, in seconds; refine it. plain: the noise alone, for models sampled at a cfg of 1.",
+            tooltip="null-text: fits the negative encoding of every step. negative prompt: uses the positive one in "
+            "its place, which takes seconds; add refinement. plain: the noise alone, for models sampled at a cfg of "
+            "1.",
         ),
-        io.Int.Input("steps", default=defaults.steps, min=1, max=1000, tooltip="Steps of sampling. Published: 50."),
+        io.Int.Input(
+            "steps",
+            default=defaults.steps,
+            min=1,
+            max=1000,
+            tooltip="Steps that the image will be sampled in. Published: 50.",
+        ),
         io.Float.Input(
             "cfg",
             default=defaults.cfg,
@@ -169,21 +205,21 @@ def _settings() -> list:
             max=100.0,
             step=0.1,
             round=0.01,
-            tooltip="The guidance that the picture will be sampled with. Published: 7.5.",
+            tooltip="The cfg that the image will be sampled with. Published: 7.5.",
         ),
         io.Combo.Input(
             "scheduler",
             options=list(comfy.samplers.SCHEDULER_NAMES),
             default=defaults.scheduler,
-            tooltip="The noise levels' schedule, as in KSampler.",
+            tooltip="The schedule of sigmas, as in KSampler.",
         ),
         io.Int.Input(
             "refinement",
             default=2,
             min=0,
             max=100,
-            tooltip="Fixed-point iterations of every inversion step; each costs one pass of the model a step. The "
-            "published inversion makes none; two bring plain inversion much nearer to the picture.",
+            tooltip="Fixed-point iterations of every inversion step; each costs one evaluation of the model. "
+            "Published: 0; with 2 a plain inversion comes much nearer to the image.",
         ),
         io.Int.Input(
             "inner_steps",
@@ -191,7 +227,7 @@ def _settings() -> list:
             min=1,
             max=1000,
             advanced=True,
-            tooltip="Null-text: steps of Adam in a step of sampling, at most. Published: 10.",
+            tooltip="Null-text: steps of Adam for each step of sampling, at most. Published: 10.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -201,7 +237,8 @@ def _settings() -> list:
             step=1e-3,
             round=False,
             advanced=True,
-            tooltip="Null-text: Adam's step size at first; it falls to half. Published: 0.01.",
+            tooltip="Null-text: learning rate of Adam at the first step; it falls to half by the last. Published: "
+            "0.01.",
         ),
         io.Float.Input(
             "tolerance",
@@ -211,14 +248,15 @@ def _settings() -> list:
             step=1e-6,
             round=False,
             advanced=True,
-            tooltip="Null-text: the loss (mean squared error of latents) at which the first step is good enough; it "
-            "grows with the steps. Published: 0.00001. 0 makes all inner steps.",
+            tooltip="Null-text: the loss (mean squared error of latents) at which the first step's fit ends; it "
+            "grows over the steps. Published: 0.00001. 0 always makes all inner steps.",
         ),
         io.Combo.Input(
             "pooled",
             options=list(POOLED),
             default=defaults.pooled,
             advanced=True,
-            tooltip="Null-text: what happens to the encoding's pooled part, where the model has one (SDXL, SD3).",
+            tooltip="Null-text: whether the pooled encoding, where the model has one (SDXL, SD3), stays as it is or "
+            "is fitted too.",
         ),
     ]

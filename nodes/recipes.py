@@ -1,4 +1,6 @@
-"""Recipes: those that come with the pack, and those that stand in slider files."""
+"""The node that loads recipes: those that come with the pack, and those in slider files."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -8,14 +10,16 @@ from comfy_api.latest import io, ui
 
 from ..sliders.formats.slider_files import load_slider
 from ..training.recipe import EncoderRecipe, TextualRecipe, recipe_from
-from .loading import find_slider, slider_names
+from .model_folders import find_slider, slider_names
 from .sockets import SliderConcept, SliderRecipe
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
-_PREFIX = "recipes/"  # of the names of those
+_PREFIX = "recipes/"  # of the names of shipped recipes
 
 
 class LoadRecipe(io.ComfyNode):
+    """Reads a recipe."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -34,13 +38,13 @@ class LoadRecipe(io.ComfyNode):
             ],
             outputs=[
                 SliderRecipe.Output(display_name="recipe", tooltip="All settings, for the recipe input of training."),
-                SliderConcept.Output(display_name="concept", tooltip="What it was trained for, if from words."),
+                SliderConcept.Output(display_name="concept", tooltip="What it was trained on, if from prompts."),
                 io.String.Output(display_name="text", tooltip="The recipe as JSON."),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, slider: str):
+    def fingerprint_inputs(cls, slider: str) -> int:
         return _file(slider).stat().st_mtime_ns
 
     @classmethod
@@ -54,7 +58,7 @@ class LoadRecipe(io.ComfyNode):
 
 
 def shipped_names() -> list[str]:
-    """The recipes that come with the pack, as Load Recipe lists them."""
+    """List the recipes that come with the pack, by the names that Load Recipe shows."""
     return [f"{_PREFIX}{path.stem}" for path in sorted(SHIPPED.glob("*.json"))]
 
 
@@ -69,7 +73,7 @@ def _of_json(path: Path) -> dict[str, Any]:
 
 
 def _of_slider(path: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """(the recipe in a slider's file, the model it was trained on)."""
+    """Read the recipe in a slider's file, and the family and the hash of the model that it was trained on."""
     info = load_slider(path).info
     if not info.recipe:
         raise ValueError(f"The file {name} holds no recipe: it was not trained with this pack.")

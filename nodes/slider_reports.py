@@ -1,4 +1,4 @@
-"""What nodes say about sliders: what a file holds, and how much of a slider a model has."""
+"""Texts that nodes show: what a slider file holds, and how many of a slider's layers a model has."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..sliders.slider import Slider, SliderInfo
 
 
 def described(slider: Slider, report: FileReport, size: int, gated: bool = False) -> str:
-    """What a slider file holds, in a few lines.
+    """Describe in a few lines what a slider file holds.
 
-    size: of the file, in bytes. gated: whether the gate that it notes is applied.
+    size: of the file, in bytes. gated: True if the gate that the file names is applied.
     """
     info = slider.info
     lines = [
@@ -35,7 +35,7 @@ def described(slider: Slider, report: FileReport, size: int, gated: bool = False
 
 
 def matched(model: ModelPatcher, slider: Slider, clip: CLIP | None) -> str:
-    """How much of a slider is in this model and these text encoders, and what is not, by name."""
+    """Count the layers of a slider that this model and these text encoders have, and name the others."""
     match, words = match_slider(model, slider), tuple(slider.text_layers)
     found = text_layers_in(clip, slider) if clip is not None and words else ()
     parts = [f"{match.matched} of {match.total} layers"] if match.total or not words else []
@@ -52,7 +52,7 @@ def matched(model: ModelPatcher, slider: Slider, clip: CLIP | None) -> str:
 
 
 def window(gate: Gate) -> str:
-    """A gate in words."""
+    """Put a gate into words."""
     return f"from {gate.start:g} to {gate.end:g} of sampling" + (f", ramp {gate.ramp:g}" if gate.ramp else "")
 
 

@@ -1,6 +1,13 @@
-"""Training a slider in the graph, on the model that is wired in."""
+"""Nodes that train a slider, on the model or the text encoders that are connected."""
 
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.clip_vision import ClipVisionModel
 from comfy.model_management import InterruptProcessingException
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 
 from ..comfy_host.latents import fit_latent, to_model_scale
@@ -15,15 +22,19 @@ from .run_progress import told, watch_training
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
 from .training_inputs import (
     checkpoint_inputs,
-    keeping_inputs,
     layer_inputs,
     range_inputs,
     recipe_input,
+    run_inputs,
     slider_inputs,
 )
 
+DEFAULT_NAME = "slider"  # where the name is empty
+
 
 class TrainSlider(io.ComfyNode):
+    """Trains a textual slider: from prompts."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -40,7 +51,7 @@ class TrainSlider(io.ComfyNode):
                 io.Latent.Input(
                     "latent",
                     tooltip="An empty latent of the size to train at. Its batch size is the "
-                    "number of pictures a step.",
+                    "number of images in a step.",
                 ),
                 *slider_inputs(steps=400),
                 io.Float.Input(
@@ -50,7 +61,8 @@ class TrainSlider(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     advanced=True,
-                    tooltip="Classifier-free guidance of the pictures it is trained on.",
+                    tooltip="Classifier-free guidance scale of the rollouts: the sampling runs that training "
+                    "latents are taken from.",
                 ),
                 io.Int.Input(
                     "rollout_steps",
@@ -58,7 +70,7 @@ class TrainSlider(io.ComfyNode):
                     min=2,
                     max=1000,
                     advanced=True,
-                    tooltip="Noise levels of those pictures' sampling.",
+                    tooltip="Steps of each rollout.",
                 ),
                 *range_inputs(),
                 io.Float.Input(
@@ -69,19 +81,19 @@ class TrainSlider(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="Share of those pictures that are made with the slider on, at its present state. There "
-                    "it learns what to hold in pictures it has changed itself. 0 is the published way.",
+                    tooltip="Share of the rollouts that are sampled with the slider on, as trained so far. From "
+                    "them it learns what to preserve in images that it has changed itself. Published: 0.",
                 ),
                 io.Boolean.Input(
                     "preserve_in_target",
                     default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Ask for the target with every held phrase as well, so that what they name stays at even "
-                    "odds. Off is the published way. Without phrases it changes nothing.",
+                    tooltip="Join the phrases to preserve to the target as well, so that what they name stays at "
+                    "even odds. Published: off. Without phrases it changes nothing.",
                 ),
                 *layer_inputs(),
-                *keeping_inputs(),
+                *run_inputs(),
                 io.Int.Input(
                     "phrases_per_sigma",
                     default=2,
@@ -89,8 +101,9 @@ class TrainSlider(io.ComfyNode):
                     max=100,
                     optional=True,
                     advanced=True,
-                    tooltip="How many of the held phrases are asked about at one noise level. Where there are more "
-                    "they take turns, and a step costs the same with any number of them. 0: all every time.",
+                    tooltip="How many of the phrases to preserve the model is evaluated with at one sigma. Where "
+                    "there are more they take turns, and a step costs the same with any number of them. 0: all each "
+                    "time.",
                 ),
                 io.Vae.Input(
                     "vae",
@@ -105,33 +118,37 @@ class TrainSlider(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str | None = None, **inputs) -> str:
+    def fingerprint_inputs(cls, name: str | None = None, **inputs: Any) -> str:
         return fingerprint(name, node_id_of(cls))
 
     @classmethod
     def execute(
         cls,
-        model,
-        clip,
+        model: ModelPatcher,
+        clip: CLIP,
         concept: tuple[Concept, ...],
-        latent,
+        latent: dict[str, Any],
         name: str,
-        vae=None,
+        vae: VAE | None = None,
         checkpoint_every: int = 0,
-        clip_vision=None,
+        clip_vision: ClipVisionModel | None = None,
         recipe: Recipe | None = None,
-        **settings,
+        **settings: Any,
     ) -> io.NodeOutput:
         if recipe is None:
             recipe = TextualRecipe(concepts=concept, **settings)
         must_be(TextualRecipe, recipe)
         conditionings = encode_prompts(clip, recipe.prompts())
-        run_options = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
-        trained = train_textual(model, conditionings, recipe, fit_latent(model, latent), called(name), run_options)
-        return handed_on(trained, recipe, name, cls, run_options)
+        options = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
+        trained = train_textual(
+            model, conditionings, recipe, fit_latent(model, latent), name.strip() or DEFAULT_NAME, options
+        )
+        return trained_output(trained, recipe, name, cls, options)
 
 
 class TrainVisualSlider(io.ComfyNode):
+    """Trains a visual slider: from image pairs."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -139,12 +156,12 @@ class TrainVisualSlider(io.ComfyNode):
             display_name="Train Visual Slider",
             category="sliders/training",
             search_aliases=["train lora", "image slider", "concept slider", "image pairs"],
-            description="Trains a slider on what pairs of pictures differ in, in place. Cancelling keeps "
+            description="Trains a slider on what pairs of images differ in, in place. Cancelling keeps "
             "what has been trained so far.",
             inputs=[
                 io.Model.Input("model"),
                 io.Clip.Input("clip"),
-                io.Vae.Input("vae", tooltip="Encodes the pictures, and shows the preview strip."),
+                io.Vae.Input("vae", tooltip="Encodes the images, and shows the preview strip."),
                 ImagePairsSocket.Input("pairs"),
                 io.String.Input("less", default="", tooltip="Label of the negative end, for the slider's file."),
                 io.String.Input("more", default="", tooltip="Label of the positive end."),
@@ -152,14 +169,15 @@ class TrainVisualSlider(io.ComfyNode):
                     "method",
                     options=list(VISUAL_METHODS),
                     default="ADDifT",
-                    tooltip="ADDifT: the frozen model at one picture teaches the slider at the other; it learns what "
-                    "the pictures differ in alone, and reaches less far. noise: the published loss, each picture at "
-                    "its strength; reaches far, and also learns what the model gets wrong in all of them.",
+                    tooltip="ADDifT: the frozen model at one image teaches the slider at the other; it learns only "
+                    "what the images differ in, and has a smaller effect. noise: the published loss, each image "
+                    "denoised at its strength; a larger effect, and it also learns what the model gets wrong in all "
+                    "of them.",
                 ),
                 *slider_inputs(steps=150),
                 *range_inputs(),
                 *layer_inputs(),
-                *keeping_inputs(),
+                *run_inputs(),
                 recipe_input(),
             ],
             outputs=[Sliders.Output(display_name="sliders")],
@@ -167,33 +185,35 @@ class TrainVisualSlider(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str | None = None, **inputs) -> str:
+    def fingerprint_inputs(cls, name: str | None = None, **inputs: Any) -> str:
         return fingerprint(name, node_id_of(cls))
 
     @classmethod
     def execute(
         cls,
-        model,
-        clip,
-        vae,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: VAE,
         pairs: ImagePairs,
         name: str,
         checkpoint_every: int = 0,
-        clip_vision=None,
+        clip_vision: ClipVisionModel | None = None,
         recipe: Recipe | None = None,
-        **settings,
+        **settings: Any,
     ) -> io.NodeOutput:
         if recipe is None:
             recipe = VisualRecipe(sets=len(pairs), **settings)
         must_be(VisualRecipe, recipe)
         conditionings = encode_prompts(clip, {one.prompt: None for one in pairs})
         sets = encode_sets(pairs, vae.encode, to_model_scale(model))
-        run_options = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
-        trained = train_visual(model, conditionings, recipe, sets, called(name), run_options)
-        return handed_on(trained, recipe, name, cls, run_options)
+        options = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
+        trained = train_visual(model, conditionings, recipe, sets, name.strip() or DEFAULT_NAME, options)
+        return trained_output(trained, recipe, name, cls, options)
 
 
 class TrainTextEncoderSlider(io.ComfyNode):
+    """Trains a slider of the text encoders alone."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -212,8 +232,8 @@ class TrainTextEncoderSlider(io.ComfyNode):
                     min=0.05,
                     max=10.0,
                     step=0.05,
-                    tooltip="How far strength 1 moves a prompt's encoding, in parts of the way from the less end "
-                    "to the more end. The concept's eta is not used.",
+                    tooltip="How far strength 1 moves a prompt's encoding, as a multiple of the distance from "
+                    "the less end to the more end. The concept's eta is not used.",
                 ),
                 *slider_inputs(steps=300),
                 *layer_inputs(),
@@ -225,24 +245,26 @@ class TrainTextEncoderSlider(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str | None = None, **inputs) -> str:
+    def fingerprint_inputs(cls, name: str | None = None, **inputs: Any) -> str:
         return fingerprint(name, node_id_of(cls))
 
     @classmethod
     def execute(
         cls,
-        clip,
+        clip: CLIP,
         concept: tuple[Concept, ...],
         name: str,
         checkpoint_every: int = 0,
         recipe: Recipe | None = None,
-        **settings,
+        **settings: Any,
     ) -> io.NodeOutput:
         if recipe is None:
             recipe = EncoderRecipe(concepts=concept, **settings)
         must_be(EncoderRecipe, recipe)
-        run_options = watch_training(None, recipe, checkpoint_every=checkpoint_every, node_id=node_id_of(cls))
-        return handed_on(train_text_encoder(clip, recipe, called(name), run_options), recipe, name, cls, run_options)
+        options = watch_training(None, recipe, checkpoint_every=checkpoint_every, node_id=node_id_of(cls))
+        return trained_output(
+            train_text_encoder(clip, recipe, name.strip() or DEFAULT_NAME, options), recipe, name, cls, options
+        )
 
 
 _NODES = {
@@ -253,22 +275,22 @@ _NODES = {
 
 
 def must_be(kind: type[Recipe], recipe: Recipe) -> None:
-    """Raises ValueError, saying where it belongs, if the recipe is of another kind."""
+    """Refuse a recipe of another kind. Raises ValueError that names the node it belongs to."""
     if not isinstance(recipe, kind):
         of, node = _NODES[type(recipe)]
-        raise ValueError(f"{_NODES[kind][1]}: the recipe is of {of}; wire it into {node}.")
+        raise ValueError(f"{_NODES[kind][1]}: the recipe is of {of}; connect it to {node}.")
 
 
-def called(name: str) -> str:
-    return name.strip() or "slider"
-
-
-def handed_on(
-    trained: Trained | None, recipe: Recipe, name: str, node: type[io.ComfyNode], run_options: RunOptions
+def trained_output(
+    trained: Trained | None, recipe: Recipe, name: str, node: type[io.ComfyNode], options: RunOptions
 ) -> io.NodeOutput:
+    """Put out what was trained, and write a note if the run was cancelled, so that the same graph resumes it.
+
+    trained: None where the run was cancelled before there was anything to keep: ComfyUI is told of the cancel.
+    """
     if trained is None:
-        raise InterruptProcessingException()  # cancelled before there was anything to keep
+        raise InterruptProcessingException()
     node_id = node_id_of(node)
-    if trained.progress.stopped and run_options.checkpoints:  # without them a second run could not go on with it
+    if trained.progress.stopped and options.checkpoints:  # without checkpoints there is nothing to resume from
         note_stopped(name, node_id, trained.progress.steps, recipe.steps)
     return io.NodeOutput(Stack.of(trained.slider), ui=told(trained.progress, recipe.steps, node_id))

@@ -1,5 +1,7 @@
 """Inputs that the training nodes have in common."""
 
+from __future__ import annotations
+
 from comfy_api.latest import io
 
 from ..training.layer_choice import CHOICES
@@ -8,7 +10,7 @@ from .sockets import SliderRecipe
 
 
 def slider_inputs(steps: int) -> list[io.Input]:
-    """What kind of slider, and how long to train it. steps: the default."""
+    """What kind of slider to train, and how long. steps: the default."""
     return [
         io.String.Input("name", default="my slider", tooltip="The slider's name."),
         io.Int.Input("steps", default=steps, min=1, max=100_000, tooltip="Training steps."),
@@ -20,7 +22,7 @@ def slider_inputs(steps: int) -> list[io.Input]:
             max=1.0,
             step=1e-5,
             round=False,
-            tooltip="Step size of AdamW. Published: 2e-4 for 1000 steps.",
+            tooltip="Learning rate of AdamW. Published: 2e-4 for 1000 steps.",
         ),
         io.Combo.Input(
             "layers",
@@ -34,7 +36,7 @@ def slider_inputs(steps: int) -> list[io.Input]:
             min=0,
             max=2**32 - 1,
             control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Of noise, initial weights and choices: the same seed gives the same slider.",
+            tooltip="Of noise, initial weights and random choices: the same seed gives the same slider.",
         ),
         io.Boolean.Input(
             "both_signs",
@@ -55,7 +57,7 @@ def range_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="Train from this fraction of sampling on.",
+            tooltip="Where the part of sampling that is trained on begins: 0 is the first step, 1 the last.",
         ),
         io.Float.Input(
             "end_percent",
@@ -64,7 +66,7 @@ def range_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="Train up to this fraction of sampling.",
+            tooltip="Where the part of sampling that is trained on ends.",
         ),
     ]
 
@@ -80,7 +82,7 @@ def layer_inputs() -> list[io.Input]:
             step=0.5,
             optional=True,
             advanced=True,
-            tooltip="The slider's scale while it learns is alpha / rank, as in LoRA training. 0: a scale of 1. "
+            tooltip="The slider is trained at a scale of alpha / rank, as LoRA files are. 0: a scale of 1. "
             "Published: 1 at rank 4. A smaller scale learns more slowly.",
         ),
         io.Boolean.Input(
@@ -103,13 +105,14 @@ def layer_inputs() -> list[io.Input]:
             default=False,
             optional=True,
             advanced=True,
-            tooltip="Train whole differences of weights instead of low-rank ones, for comparison. Takes much memory.",
+            tooltip="Train full-rank differences of weights instead of low-rank ones, for comparison. Takes much "
+            "memory.",
         ),
     ]
 
 
-def keeping_inputs() -> list[io.Input]:
-    """When a run ends, and how it is kept on disk."""
+def run_inputs() -> list[io.Input]:
+    """When a run stops early, how it is kept on disk, and in how much memory it runs."""
     return [
         io.Int.Input(
             "patience",
@@ -118,25 +121,25 @@ def keeping_inputs() -> list[io.Input]:
             max=100,
             optional=True,
             advanced=True,
-            tooltip="Ends training early: when the slider has reached no further for so many looks, one every 20 "
-            "steps. 3 is a good number; 0 trains all steps.",
+            tooltip="Early stop: ends training when the slider's effect has not grown for this many evaluations, one "
+            "every 20 steps. 3 is a good number; 0 trains all steps.",
         ),
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
-            tooltip="The early stop looks at pictures through it, by its embeddings; it needs a VAE wired in as "
-            "well. Without it the early stop looks at the latents. These looks take what time they take. With a "
-            "patience of 0 it is not used.",
+            tooltip="The early stop measures the effect by CLIP's embeddings of decoded images, which takes a VAE as "
+            "well, and time. Without it the effect is measured on latents. Not used with a patience of 0.",
         ),
         *checkpoint_inputs(),
     ]
 
 
 def recipe_input() -> io.Input:
+    """A recipe in place of all settings."""
     return SliderRecipe.Input(
         "recipe",
         optional=True,
-        tooltip="From Load Recipe: takes the place of every setting of this node.",
+        tooltip="From Load Recipe: replaces every setting of this node.",
     )
 
 
@@ -151,7 +154,7 @@ def checkpoint_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="Steps between checkpoints; 0 for none. The same training, queued again after a cancel or a "
-            "crash, goes on from its last one. They are in the output folder, under slider_checkpoints.",
+            "crash, resumes from its last one. They are in the output folder, under slider_checkpoints.",
         ),
         io.Combo.Input(
             "memory",
@@ -159,7 +162,7 @@ def checkpoint_inputs() -> list[io.Input]:
             default=MEMORY[0],
             optional=True,
             advanced=True,
-            tooltip="auto: keeps what learning needs, and makes do with less when memory runs out. gradient "
-            "checkpointing: much less memory and about a third more time from the start. The slider is the same.",
+            tooltip="auto: keeps activations, and saves memory only when it runs out. gradient checkpointing: much "
+            "less memory and about a third more time from the start. The slider is the same.",
         ),
     ]

@@ -114,7 +114,7 @@ def test_what_a_file_cannot_hold_is_said(node, loras):
     assert load_slider(loras / out.args[1]).info.gate == Gate(0.2, 0.7)
     out = saved(two.gated(Gate(0.1, 1.0, 0.4)).restricted_to("cond"))
     assert shown(out)[1] == (
-        "Not stored, set it anew after loading: its 3 gates (0.2 to 1 with ramp 0 and 0 to 0.7 with ramp 0 and "
+        "Not stored, set it again after loading: its 3 gates (0.2 to 1 with ramp 0 and 0 to 0.7 with ramp 0 and "
         "0.1 to 1 with ramp 0.4), which are not one gate together; that it acts on cond only"
     )
     assert load_slider(loras / out.args[1]).info.gate == Gate()
