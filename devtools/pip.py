@@ -48,17 +48,18 @@ def pip(home: Path, *arguments: str, lock: int | None = None) -> None:
             stderr=subprocess.PIPE,
             **options,
         )
-        reader = threading.Thread(target=_read_complaints, args=(process.stderr, complaints), daemon=True)
-        reader.start()
-        try:
-            if process.stdout is not None:
-                _retell(process.stdout, log)
-            code = process.wait()
-        finally:
-            if process.poll() is None:  # we are being stopped
-                process.terminate()
-                process.wait()
-        reader.join()
+        with process:
+            reader = threading.Thread(target=_read_complaints, args=(process.stderr, complaints), daemon=True)
+            reader.start()
+            try:
+                if process.stdout is not None:
+                    _retell(process.stdout, log)
+                code = process.wait()
+            finally:
+                if process.poll() is None:  # we are being stopped
+                    process.terminate()
+                    process.wait()
+            reader.join()
         log.writelines(complaints)
     if code != 0:
         raise Problem(explain(complaints, home / "setup.log"))
