@@ -30,7 +30,8 @@ from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.pairs.image_sets import pairs_from_batches, prepare
-from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import TextualRecipe, VisualRecipe
 from concept_sliders.training.run import RunOptions, train_textual, train_visual
 from concept_sliders.training.visual_samples import encode_sets
 from PIL import Image

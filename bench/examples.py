@@ -25,7 +25,8 @@ from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.cli.train import read_recipe
 from concept_sliders.training.pairs.folders import read_pairs
-from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import TextualRecipe, VisualRecipe
 from concept_sliders.training.run import Trained, train_textual, train_visual
 from concept_sliders.training.visual_samples import encode_sets
 from torch import Tensor

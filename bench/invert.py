@@ -35,7 +35,8 @@ from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.training.loop import Training
 from concept_sliders.training.trainable_layers import TrainableLayers
 from concept_sliders.training.samples import Sample
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.comfy_host.refetched_weights import refetched
 from concept_sliders.training.run import RunOptions, train_textual
 from concept_sliders.comfy_host.borrow import for_autograd

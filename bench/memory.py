@@ -19,7 +19,8 @@ import _models
 import torch
 from _live import peak_memory
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept, TextualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, TextualRecipe
 from concept_sliders.training.run import RunOptions, train_textual
 
 log = logging.getLogger("bench")

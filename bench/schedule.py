@@ -32,7 +32,8 @@ from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training import run
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.textual_samples import TextualSamples
 from PIL import Image, ImageDraw
 

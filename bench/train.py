@@ -31,7 +31,8 @@ from concept_sliders.comfy_host.autograd import differentiable
 from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.training.loop import Training
 from concept_sliders.training.trainable_layers import TrainableLayers
-from concept_sliders.training.recipe import VISUAL_METHODS, Concept, TextualRecipe, VisualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import VISUAL_METHODS, TextualRecipe, VisualRecipe
 from concept_sliders.comfy_host.gradient_checkpointing import checkpointed
 from concept_sliders.training.textual_samples import POOL, TextualSamples
 from concept_sliders.training.visual_samples import LatentSet, VisualSamples

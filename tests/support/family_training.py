@@ -10,7 +10,8 @@ from concept_sliders.comfy_host.borrow import borrowed, for_autograd
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.latents import packed
 from concept_sliders.tests.support.tiny import difference
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import train_textual
 
 if TYPE_CHECKING:

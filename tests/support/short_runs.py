@@ -7,7 +7,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.training import run as training_run
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import Trained
 from concept_sliders.training.textual_samples import TextualSamples
 

@@ -14,8 +14,8 @@ from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
+from concept_sliders.training.concept import Concept
 from concept_sliders.training.pairs.folders import read_pairs
-from concept_sliders.training.recipe import Concept
 from concept_sliders.training.run import PROJECT
 from PIL import Image
 

@@ -12,7 +12,8 @@ from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.tests.host.cli.test_train import CONCEPT, SMALL, drawn_pairs, recipe_file, same
 from concept_sliders.tests.support import checkpoint
 from concept_sliders.tests.support.tiny_vae import film_vae
-from concept_sliders.training.recipe import Concept, EncoderRecipe, TextualRecipe, VisualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import EncoderRecipe, TextualRecipe, VisualRecipe
 from safetensors.torch import load_file, save_file
 
 PARTS = {"unet": "model.diffusion_model.", "clip": "cond_stage_model.transformer.", "vae": "first_stage_model."}

@@ -8,7 +8,8 @@ from concept_sliders.comfy_host.borrow import borrowed, for_autograd
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny import difference
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.trainable_layers import TrainableLayers
 
 RECIPE = TextualRecipe(concepts=(Concept("a", "b", "c"),), rank=2, layers="all")

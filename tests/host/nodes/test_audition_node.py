@@ -5,7 +5,7 @@ import torch
 from concept_sliders.nodes.auditioning import AuditionSlider, encode_contrasts
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.probe import load_probe
-from concept_sliders.training.recipe import Concept
+from concept_sliders.training.concept import Concept
 
 import nodes
 

@@ -7,8 +7,9 @@ from concept_sliders.nodes.run_progress import watch_training
 from concept_sliders.nodes.training import TrainSlider
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.support.tiny_vision import tiny_vision
+from concept_sliders.training.concept import Concept
 from concept_sliders.training.early_stop import EarlyStop
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import PROBED, RunOptions, train_textual
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)

@@ -10,7 +10,8 @@ from concept_sliders.pocket.probe import load_probe
 from concept_sliders.pocket.show import Sampling, sample
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.training.recipe import Concept, EncoderRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import EncoderRecipe
 from concept_sliders.training.run import train_text_encoder
 
 AGE = Concept("portrait of a person", "portrait of a very old person", "portrait of a very young person")

@@ -11,8 +11,9 @@ from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.training.concept import Concept
 from concept_sliders.training.objectives import textual_change, textual_target
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import RunOptions, train_textual
 
 CONCEPT = Concept(

@@ -4,7 +4,8 @@ import comfy.model_management
 import pytest
 import torch
 from concept_sliders.pocket.model import load_pocket
-from concept_sliders.training.recipe import Concept, EncoderRecipe, VisualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import EncoderRecipe, VisualRecipe
 from concept_sliders.training.run import RunOptions, train_text_encoder, train_visual
 from concept_sliders.training.visual_samples import LatentSet
 

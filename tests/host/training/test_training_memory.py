@@ -13,8 +13,9 @@ from concept_sliders.comfy_host.latents import packed
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.sliders.equation.layer_kinds import can_act_on
 from concept_sliders.tests.support.families import FAMILIES
+from concept_sliders.training.concept import Concept
 from concept_sliders.training.loop import Training
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.samples import Sample
 from concept_sliders.training.trainable_layers import TrainableLayers
 

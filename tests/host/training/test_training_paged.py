@@ -13,7 +13,8 @@ from concept_sliders.tests.host.training.test_training_precisions import typed_m
 from concept_sliders.tests.support.paging import DynamicOnTheCpu
 from concept_sliders.tests.support.tiny import FAMILIES, condition, tiny_model, traces
 from concept_sliders.training import loop
-from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept, TextualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, TextualRecipe
 from concept_sliders.training.run import RunOptions, train_textual
 from concept_sliders.training.trainable_layers import TrainableLayers
 

@@ -7,7 +7,8 @@ from comfy.model_patcher import ModelPatcher
 from concept_sliders.tests.host.comfy_host.test_quantised import FORMATS, quantised_model
 from concept_sliders.tests.host.training.test_training_memory import PROMPT, Samples, gradients
 from concept_sliders.tests.support.tiny import FAMILIES, condition, tiny_model
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import train_textual
 
 RECIPE = TextualRecipe(

@@ -16,9 +16,10 @@ from concept_sliders.pocket.codec import CHANNELS
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny_vae import film_vae, picture_vae
+from concept_sliders.training.concept import Concept
 from concept_sliders.training.loop import Progress
 from concept_sliders.training.pairs.image_sets import pairs_from_batches
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import RunOptions, train_textual
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)

@@ -13,9 +13,10 @@ from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import difference
 from concept_sliders.training import resume
 from concept_sliders.training import run as training_run
+from concept_sliders.training.concept import Concept
 from concept_sliders.training.loop import Training
 from concept_sliders.training.previews import PreviewSampler
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import RunOptions, train_textual
 from concept_sliders.training.textual_samples import TextualSamples
 from concept_sliders.training.trainable_layers import TrainableLayers

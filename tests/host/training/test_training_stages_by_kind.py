@@ -12,10 +12,11 @@ from concept_sliders.nodes.training import TrainSlider, TrainTextEncoderSlider, 
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.training import loop
 from concept_sliders.training import run as training_run
+from concept_sliders.training.concept import Concept
 from concept_sliders.training.early_stop import EarlyStop
 from concept_sliders.training.loop import Training
 from concept_sliders.training.pairs.image_sets import pairs_from_batches
-from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept
+from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING
 from concept_sliders.training.text_encoder_samples import EncoderSamples
 from concept_sliders.training.visual_samples import VisualSamples
 

@@ -9,7 +9,8 @@ from concept_sliders.bench._live import Live, peak_memory
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.host.training.test_training_precisions import typed_model
 from concept_sliders.tests.support.tiny import FAMILIES, condition
-from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, Concept, TextualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, TextualRecipe
 from concept_sliders.training.run import RunOptions, train_textual
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)

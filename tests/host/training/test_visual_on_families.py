@@ -4,7 +4,8 @@ import pytest
 import torch
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny import traces
-from concept_sliders.training.recipe import VISUAL_METHODS, Concept, TextualRecipe, VisualRecipe
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import VISUAL_METHODS, TextualRecipe, VisualRecipe
 from concept_sliders.training.run import train_textual, train_visual
 from concept_sliders.training.visual_samples import LatentSet
 

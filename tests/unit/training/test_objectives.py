@@ -7,8 +7,9 @@ import torch
 from concept_sliders.comfy_host.predictor import classifier_free
 from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.equation.hooks import SliderHooks
+from concept_sliders.training.concept import Concept
 from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
-from concept_sliders.training.recipe import Concept, TextualRecipe
+from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.textual_samples import POOL, TextualSamples, roll_out
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -4,8 +4,9 @@ import json
 import re
 
 import pytest
+from concept_sliders.training.concept import Concept
 from concept_sliders.training.layer_choice import CHOICES, choose_layers
-from concept_sliders.training.recipe import Concept, TextualRecipe, VisualRecipe, recipe_from
+from concept_sliders.training.recipe import TextualRecipe, VisualRecipe, recipe_from
 
 SAID = {"target": "person", "more": "old person", "less": "young person"}
 AGE = Concept("person", "old person", "young person", ("with glasses", "without glasses"))
