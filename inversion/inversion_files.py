@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..sliders.formats.atomic_write import write_whole
+from ..sliders.formats.atomic_write import write_safetensors
 from .inversion import Inversion
 from .settings import InversionSettings
 
@@ -56,7 +56,7 @@ def save_inversion(inversion: Inversion, path: str | os.PathLike) -> None:
         "positive": plain_positive,
     }
     contiguous = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    write_whole(path, contiguous, {_FORMAT: json.dumps(header)}, "inversion")
+    write_safetensors(path, contiguous, {_FORMAT: json.dumps(header)}, "inversion")
 
 
 def _split_options(options: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..comfy_host.model_places import ModelPlaces
+from ..comfy_host.model_weights import ComfyModelWeights
 from ..sliders.changes import Change, kind_of
 from ..sliders.equation.layer_kinds import weight_shape
 from ..sliders.formats.conventions import (
@@ -20,11 +20,11 @@ from ..sliders.formats.conventions import (
     DIFFUSERS,
     KOHYA,
     NATIVE,
-    names_in,
-    renamed,
+    name_in,
+    names_by_key,
     tensors_in,
 )
-from ..sliders.formats.conversion import translated
+from ..sliders.formats.conversion import convert_layers
 from ..sliders.formats.layer_names import listed
 from ..sliders.formats.model_family import candidates, family_of
 from ..sliders.formats.slider_files import save_slider
@@ -98,7 +98,7 @@ def converted_layers(slider: Slider, convention: str, model: ModelPatcher | None
     several = _has_several_encoders(slider, model)
     by_name = slider.layers if model is None else slider.text_layers
     layers: dict[str, Change] = {}
-    names = {name: renamed(name, convention, several) for name in by_name}
+    names = {name: name_in(name, convention, several) for name in by_name}
     if unnamed := [name for name, new in names.items() if new is None]:
         hint = "" if model is not None else " Connect the model that the slider is for: it may know them."
         raise ValueError(
@@ -131,7 +131,7 @@ def _by_model(layers: dict[str, Change], convention: str, model: ModelPatcher) -
 
     def by(other: str) -> tuple[dict[str, Change], tuple[str, ...]]:
         flux_2 = isinstance(model.model, comfy.model_base.Flux2)
-        return translated(layers, key_map, names_in(key_map, other, flux_2), shape_of)
+        return convert_layers(layers, key_map, names_by_key(key_map, other, flux_2), shape_of)
 
     named, unnamed = by(convention)
     if unnamed:
@@ -190,12 +190,12 @@ class MergeSliders(io.ComfyNode):
 
 def _left_whole(merged: Merged) -> str:
     """A line about what a rank could not be given to; "" where there is nothing."""
-    if not merged.whole:
+    if not merged.uncompressed:
         return ""
-    kinds = ", ".join(sorted({kind_of(merged.layers[name]) for name in merged.whole}))
+    kinds = ", ".join(sorted({kind_of(merged.layers[name]) for name in merged.uncompressed}))
     return (
-        f"\nNot compressed, and not in the error: {len(merged.whole)} of the layers, which are no low-rank products "
-        f"({kinds}): {listed(merged.whole, most=5)}"
+        f"\nNot compressed, and not in the error: {len(merged.uncompressed)} of the layers, which are no low-rank "
+        f"products ({kinds}): {listed(merged.uncompressed, most=5)}"
     )
 
 
@@ -216,8 +216,8 @@ def merged_stack(sliders: Stack, rank: int, name: str, model: ModelPatcher | Non
                 f"Sliders '{first.slider.name}' and '{placed.slider.name}' act in different parts of sampling or of "
                 "guidance. One slider cannot do both: gate them alike, or merge them apart."
             )
-    places = None if model is None else ModelPlaces(model)
-    merged = merge([(placed.slider, placed.strength[0]) for placed in sliders], rank, places)
+    weights = None if model is None else ComfyModelWeights(model)
+    merged = merge([(placed.slider, placed.strength[0]) for placed in sliders], rank, weights)
     slider = Slider(name.strip() or "merged", merged.layers, _info(sliders))
     return Stack((replace(first, slider=slider, strength=(1.0,)),)), merged
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..sliders.formats.atomic_write import written_whole
+from ..sliders.formats.atomic_write import written_atomically
 from ..training.resume import plain_name
 
 
@@ -41,7 +41,7 @@ def note_stopped(name: str, node_id: str | None, done: int, steps: int) -> None:
         return
     note = checkpoint_folder() / f"{plain_name(name)}{_of_node(node_id)}"
     try:
-        with written_whole(note) as partial:
+        with written_atomically(note) as partial:
             partial.write_text(f"stopped after step {done} of {steps}, {time.time_ns()}", encoding="utf-8")
     except OSError as error:
         logging.warning("That a run was stopped cannot be noted, so the same graph will not resume it: %s", error)

@@ -3,8 +3,8 @@
 The change of a layer is the sum of strength_i * up_i @ down_i: B A with B = [strength_i * up_i] side by side and
 A = [down_i] one below the other. With B = Q_B R_B and A^T = Q_A R_A it is Q_B (R_B R_A^T) Q_A^T, and since Q_B
 and Q_A have orthonormal columns, its singular values are those of the small matrix in the middle. The dense product
-is never formed. Where changes that are no such products meet in a layer, it takes the model to multiply them out, and
-the whole difference is what is kept or approximated.
+is never formed. If changes that are no such products meet in a layer, it takes the model to multiply them out; then
+their difference is kept or approximated.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from .slider import Slider
 _ROUNDING = 1e-7
 
 
-Acting = Sequence[tuple[Slider, Change, float]]  # the changes of one layer, with whose they are and their strengths
+WeightedChanges = Sequence[tuple[Slider, Change, float]]  # of one layer: each with its slider and its strength
 
 
-class Places(Protocol):
-    """What a model knows of the layers, see `comfy_host.model_places`."""
+class ModelWeights(Protocol):
+    """What merging asks of a model, see `comfy_host.model_weights`."""
 
-    def of(self, name: str) -> Hashable: ...
+    def slice_of(self, name: str) -> Hashable:
+        """Return what a layer name stands for, the same for all names of a layer."""
 
-    def differences(self, name: str, changes: Acting) -> dict[str, Tensor]: ...
+    def differences(self, name: str, changes: WeightedChanges) -> dict[str, Tensor]:
+        """Return what changes of one layer add to each of its parameters, in float32."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ class Merged:
     """The layers of a merged slider.
 
     error: the Frobenius norm of what was left out, relative to the norm of all that could be compressed; 0 if exact.
-    whole: the layers that are no low-rank products, and so were kept whole although a rank was asked for.
+    uncompressed: the layers that are no low-rank products, and so were kept as they are although a rank was given.
     """
 
     layers: Mapping[str, Change]
     error: float
-    whole: tuple[str, ...] = ()
+    uncompressed: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -54,22 +56,22 @@ class Merged:
         return max(change.rank for change in self.layers.values())
 
 
-def merge(sliders: Iterable[tuple[Slider, float]], rank: int = 0, places: Places | None = None) -> Merged:
-    """The sum of sliders at strengths, layer by layer. The same slider twice acts with the sum of its strengths.
+def merge(sliders: Iterable[tuple[Slider, float]], rank: int = 0, model: ModelWeights | None = None) -> Merged:
+    """Add sliders up at strengths, layer by layer; a slider given twice counts with the sum of its strengths.
 
     rank: the largest rank of a merged layer, or 0 to keep all. A change that is no low-rank product and alone in its
         layer is kept as it is, times the strength.
-    places: the model's. With it, two names of one place are one layer, and changes of any kind can meet: they become
-        a difference of the weight, to which a rank applies as well.
+    model: that the sliders are for. With it, two names of one weight are one layer, and changes of any kind can meet:
+        they become a difference of the weight, to which a rank applies as well.
     Raises ValueError if nothing is left at these strengths, if changes of one layer do not fit each other, or if one
         that is no low-rank product meets another without the model.
     """
     if rank < 0:
         raise ValueError(f"The rank of a merged slider is at least 1, or 0 to keep all; got {rank}.")
     layers: dict[str, Change] = {}
-    kept_whole: list[str] = []
-    lost = whole = 0.0
-    for name, changes in _by_layer(sliders, places).items():
+    uncompressed: list[str] = []
+    lost = total = 0.0
+    for name, changes in _by_layer(sliders, model).items():
         values, kept = None, 0
         products = [(slider, change, strength) for slider, change, strength in changes if isinstance(change, LowRank)]
         if len(products) == len(changes):
@@ -78,22 +80,22 @@ def merge(sliders: Iterable[tuple[Slider, float]], rank: int = 0, places: Places
                 layers[name], kept, values = compressed(joined, rank)
         elif len(changes) == 1:
             layers[name] = _alone(*changes[0][1:])
-            kept_whole += [name] if rank else []
-        elif places is None:
+            uncompressed += [name] if rank else []
+        elif model is None:
             raise ValueError(_met(name, changes))
         else:
-            layers[name], kept, values = _difference(places.differences(name, changes), rank)
+            layers[name], kept, values = _difference(model.differences(name, changes), rank)
         if values is not None:
             lost += float(values[kept:].square().sum())
-            whole += float(values.square().sum())
-    return Merged(layers, sqrt(lost / whole) if whole else 0.0, tuple(kept_whole))
+            total += float(values.square().sum())
+    return Merged(layers, sqrt(lost / total) if total else 0.0, tuple(uncompressed))
 
 
 def compressed(change: LowRank, rank: int) -> tuple[LowRank, int, Tensor]:
-    """The best approximation of a change of at most this rank, in float32.
+    """Return the best approximation of a change of at most this rank, in float32.
 
-    Returns it with its rank, which is lower where the change needs no more, and all singular values of the change,
-    float64, in descending order.
+    With it come its rank, which is lower if the change needs no more, and all singular values of the change, float64,
+    in descending order.
     """
     up, down = change.up.flatten(1).float(), change.down.flatten(1).float()
     q_up, r_up = torch.linalg.qr(up)  # (out, r) -> (out, m), (m, r)
@@ -110,7 +112,7 @@ def compressed(change: LowRank, rank: int) -> tuple[LowRank, int, Tensor]:
 
 
 def _difference(differences: dict[str, Tensor], rank: int) -> tuple[Change, int, Tensor | None]:
-    """A layer's change from what it adds to the parameters, with a rank and the singular values as `compressed`."""
+    """Make a layer's change of what it adds to parameters, with rank and singular values as `compressed` has them."""
     parts = {BIAS if parameter == "bias" else DIFF: tensor for parameter, tensor in differences.items()}
     weight = parts.get(DIFF)
     if not rank or weight is None or weight.ndim < 2:
@@ -121,7 +123,7 @@ def _difference(differences: dict[str, Tensor], rank: int) -> tuple[Change, int,
 
 
 def _approximated(weight: Tensor, rank: int) -> tuple[LowRank, int, Tensor]:
-    """The best approximation of a whole difference, as `compressed` has it of a product."""
+    """Approximate a difference of a weight, as `compressed` does a product."""
     left, values, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
     kept = _rank_within(rank, values)
     half = values[:kept].sqrt()
@@ -131,14 +133,14 @@ def _approximated(weight: Tensor, rank: int) -> tuple[LowRank, int, Tensor]:
 
 
 def _rank_within(rank: int, values: Tensor) -> int:
-    """The rank to keep of these singular values, in descending order: no more than they need."""
+    """Return the rank to keep of these singular values, in descending order: no more than they need."""
     return max(1, min(rank, int((values > _ROUNDING * values[0]).sum())))
 
 
 def _by_layer(
-    sliders: Iterable[tuple[Slider, float]], places: Places | None
+    sliders: Iterable[tuple[Slider, float]], model: ModelWeights | None
 ) -> dict[str, list[tuple[Slider, Change, float]]]:
-    """(slider, change, strength) of each layer, every slider once; by the first name that a place is met under."""
+    """Return the changes of each layer, every slider once, by the first name that a weight is met under."""
     strengths: dict[str, float] = {}
     known: dict[str, Slider] = {}
     for slider, strength in sliders:
@@ -149,7 +151,7 @@ def _by_layer(
     for mark, slider in known.items():
         if strengths[mark]:
             for name, change in slider.layers.items():
-                name = names.setdefault(places.of(name) if places else name, name)
+                name = names.setdefault(model.slice_of(name) if model else name, name)
                 by_layer.setdefault(name, []).append((slider, change, strengths[mark]))
     if not by_layer:
         raise ValueError("There is nothing to merge: no slider of the stack has a strength other than zero.")
@@ -160,7 +162,7 @@ def _alone(change: Change, strength: float) -> Change:
     return change.scaled(strength) if strength != 1 else change
 
 
-def _met(name: str, changes: Acting) -> str:
+def _met(name: str, changes: WeightedChanges) -> str:
     names = " and ".join(f"'{slider.name}' ({kind_of(change)})" for slider, change, _ in changes)
     return (
         f"Layer {name} is changed by {names}, and not all of these changes are low-rank products, so it takes the "
@@ -170,7 +172,7 @@ def _met(name: str, changes: Acting) -> str:
 
 
 def _joined(name: str, changes: Sequence[tuple[Slider, LowRank, float]]) -> LowRank:
-    """The changes of one layer as one product, in float32 unless there is just one as it is."""
+    """Join the changes of one layer to one product, in float32 unless there is just one as it is."""
     if len(changes) == 1:
         _, change, strength = changes[0]
         return change if strength == 1 else LowRank(change.down.float(), change.up.float() * strength)
@@ -191,5 +193,5 @@ def _joined(name: str, changes: Sequence[tuple[Slider, LowRank, float]]) -> LowR
 
 
 def _shape(change: LowRank) -> tuple[int, ...]:
-    """The shape of the weight that a change is for."""
+    """Return the shape of the weight that a change is for."""
     return (change.up.shape[0], *change.down.shape[1:])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..sliders.formats.atomic_write import written_whole
+from ..sliders.formats.atomic_write import written_atomically
 from .loop import Training
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def is_another_kept(folder: Path, name: str, digest: str) -> bool:
 
 def store(path: Path, state: dict[str, Any]) -> None:
     """Write a training state, whole or not at all. Raises OSError if it cannot be written."""
-    with written_whole(path) as partial:
+    with written_atomically(path) as partial:
         try:
             torch.save({"version": _VERSION, "state": state}, partial)
         except RuntimeError as error:  # torch's own writer has no other class for a disk that is full

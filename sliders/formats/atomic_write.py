@@ -1,4 +1,4 @@
-"""Files, written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write to within the block; it takes the place of `path`, and what was there, when that ends well.
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Give a path to write to within the block, and put that file in the place of `path` if the block ends well.
 
     Raises OSError if the folder cannot be made or the file not be put in its place.
     """
@@ -30,13 +30,15 @@ def written_whole(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-def write_whole(path: str | os.PathLike, tensors: Mapping[str, Tensor], header: Mapping[str, str], what: str) -> None:
-    """Write a safetensors file.
+def write_safetensors(
+    path: str | os.PathLike, tensors: Mapping[str, Tensor], header: Mapping[str, str], what: str
+) -> None:
+    """Write a safetensors file, completely or not at all.
 
-    what: it is, for messages. Raises OSError if it cannot be written.
+    what: the file is, for messages, such as "slider". Raises OSError if it cannot be written.
     """
     try:
-        with written_whole(Path(path)) as partial:
+        with written_atomically(Path(path)) as partial:
             save_file(dict(tensors), partial, metadata=dict(header))
     except (OSError, SafetensorError) as error:
         raise OSError(f"Cannot write the {what} to {path}: {error}. Is the folder writable?") from error

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..changes import Change, kind_of
-from .conversion import Place
+from .conversion import WeightSlice
 from .diffusers_names import encoder_in_diffusers, to_diffusers, without_processor
-from .keys import is_low_rank, tensors_of
+from .keys import is_low_rank, layer_tensors
 from .kohya_names import encoder_in_kohya, to_kohya
 from .layer_names import is_text_layer
 
@@ -22,7 +22,7 @@ _OF_FLUX_2 = ("attn.to_qkv_mlp_proj", "attn.to_out", "ff.linear_in", "ff.linear_
 _OF_FLUX_1 = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")
 
 
-def renamed(name: str, convention: str, several_encoders: bool = False) -> str | None:
+def name_in(name: str, convention: str, several_encoders: bool = False) -> str | None:
     """Return a layer's name in a convention by its name alone; None where that takes the model.
 
     several_encoders: True if the model has more than one text encoder.
@@ -36,17 +36,19 @@ def renamed(name: str, convention: str, several_encoders: bool = False) -> str |
     return to_kohya(name) if convention == KOHYA else to_diffusers(name)
 
 
-def names_in(key_map: Mapping[str, Any], convention: str, flux_2: bool = False) -> dict[str, dict[Place, str]]:
-    """Return the names that a convention has for the places of a model, by the keys of its weights.
+def names_by_key(
+    key_map: Mapping[str, Any], convention: str, flux_2: bool = False
+) -> dict[str, dict[WeightSlice, str]]:
+    """Return a convention's names of the weights of a model, by their keys in the state dict, and of slices of them.
 
-    key_map: ComfyUI's, from layer names to places. flux_2: True if the model is of that family.
+    key_map: ComfyUI's, from layer names to weights. flux_2: True if the model is of that family.
     """
-    names: dict[str, dict[Place, str]] = {}
+    names: dict[str, dict[WeightSlice, str]] = {}
     for name, target in key_map.items():
         new = _form_of(name, convention, flux_2)
         if new is None:
             continue
-        place = Place.of(target)
+        place = WeightSlice.of(target)
         own = names.setdefault(place.key, {})
         # ComfyUI lists a weight's own name first, and the diffusers form of an underscored name last
         if convention == KOHYA or place not in own:
@@ -77,11 +79,11 @@ def tensors_in(convention: str, name: str, change: Change, dtype: torch.dtype) -
 
     kohya states an alpha equal to the rank. diffusers reads a missing alpha as one, and a stated one in its own
     layout not at all, so there is none.
-    Raises ValueError for diffusers if the change is not of a kind that it reads, and as `keys.tensors_of` does.
+    Raises ValueError for diffusers if the change is not of a kind that it reads, and as `keys.layer_tensors` does.
     """
     if convention == DIFFUSERS:
         if not is_low_rank(change):
             raise ValueError(f"Layer {name} is a {kind_of(change)} change; diffusers reads low-rank products only.")
-        return tensors_of(name, change, dtype, "lora_A", with_alpha=False)
+        return layer_tensors(name, change, dtype, "lora_A", with_alpha=False)
     spelling = {KOHYA: "lora_down", NATIVE: "lora_A"}.get(convention, "")
-    return tensors_of(name, change, dtype, spelling)
+    return layer_tensors(name, change, dtype, spelling)

@@ -1,8 +1,8 @@
 """A slider's layers under the names of another convention, also where that one divides the weights in another way.
 
-A host gives every layer name a place: a weight of the model, or part of one, such as the queries of a joint
-query-key-value weight. Two names of one place are synonyms. A part is widened with zeros where a convention has
-a name for the whole weight only; a change of the whole weight is cut where it has names for all the parts only.
+ComfyUI maps every layer name to a weight of the model or a slice of one, such as the queries of a joint qkv weight.
+Two names of one slice are synonyms. The change of a slice is widened with zeros if a convention has a name for the
+whole weight only; the change of a whole weight is cut if it has names for all the slices only.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ ShapeOf = Callable[[str], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a layer name stands for: a weight by its key, or rows of it, maybe in another order.
+class WeightSlice:
+    """What a layer name stands for: a weight of the model, or rows of it, maybe in another order.
 
-    part: (dimension, start, length), or None for all of it. order: what the host does to a change's outputs, or None.
+    key: the weight's in the state dict. part: (dimension, start, length), or None for all of it.
+    order: the function that ComfyUI applies to the outputs of a change, or None.
     """
 
     key: str
@@ -34,20 +35,20 @@ class Place:
     order: Callable[[Tensor], Tensor] | None = None
 
     @staticmethod
-    def of(target: Any) -> Place:
-        """From an entry of the host's key map: a key, or (key, part), or (key, part, order)."""
-        return Place(*target) if isinstance(target, tuple) else Place(target)
+    def of(target: Any) -> WeightSlice:
+        """Read an entry of ComfyUI's key map: a key, or (key, part), or (key, part, order)."""
+        return WeightSlice(*target) if isinstance(target, tuple) else WeightSlice(target)
 
 
-def translated(
+def convert_layers(
     layers: Mapping[str, Change],
     key_map: Mapping[str, Any],
-    names: Mapping[str, Mapping[Place, str]],
+    names: Mapping[str, Mapping[WeightSlice, str]],
     shape_of: ShapeOf,
 ) -> tuple[dict[str, Change], tuple[str, ...]]:
-    """The same change under the names of a convention, and the layers that have no name in it, with their kinds.
+    """Return a slider's layers under the names of a convention, and those that have no name in it, with their kinds.
 
-    key_map: the host's, from layer names to places. names: the convention's names of places, by the weight's key.
+    key_map: ComfyUI's, from layer names to weights. names: the convention's names, by the weight's key and slice.
     shape_of: the shape of a weight by its key.
     Raises ValueError, naming the layers, if the model does not know them.
     """
@@ -57,8 +58,8 @@ def translated(
     if strange := [name for name, in_model in known.items() if in_model is None]:
         raise ValueError(f"Not in the model, so their other names are not known: {listed(strange)}.")
     for name, change in layers.items():
-        place = Place.of(key_map[known[name] or name])
-        found = _moved(change, place, names.get(place.key, {}), partial(shape_of, place.key), name)
+        weight = WeightSlice.of(key_map[known[name] or name])
+        found = _moved(change, weight, names.get(weight.key, {}), partial(shape_of, weight.key), name)
         if not found:
             unnamed.append(f"{name} ({kind_of(change)})")
         for new, piece in found:
@@ -67,27 +68,31 @@ def translated(
 
 
 def _moved(
-    change: Change, place: Place, names: Mapping[Place, str], shape: Callable[[], tuple[int, ...]], name: str
+    change: Change,
+    weight: WeightSlice,
+    names: Mapping[WeightSlice, str],
+    shape: Callable[[], tuple[int, ...]],
+    name: str,
 ) -> list[tuple[str, Change]]:
-    """(new name, change) pairs that add up to the change; none if these names cannot say it."""
-    if place in names:
-        return [(names[place], change)]
+    """Return (new name, change) pairs that add up to the change; none if these names cannot say it."""
+    if weight in names:
+        return [(names[weight], change)]
     if not isinstance(change, LowRank):
         return []
     for other, new in names.items():  # the same rows in another order
-        if other.part == place.part and (reordered := _reordered(change, place, other)) is not None:
+        if other.part == weight.part and (reordered := _reordered(change, weight, other)) is not None:
             return [(new, reordered)]
-    whole = Place(place.key)
-    if place.part is not None and place.order is None and whole in names:
-        return [(names[whole], _widened(change, place.part, shape(), name))]
-    if place == whole:
+    whole = WeightSlice(weight.key)
+    if weight.part is not None and weight.order is None and whole in names:
+        return [(names[whole], _widened(change, weight.part, shape(), name))]
+    if weight == whole:
         return _cut(change, names, shape(), name)
     return []
 
 
-def _reordered(change: LowRank, place: Place, other: Place) -> LowRank | None:
-    """The change whose outputs, ordered as `other` orders them, are this one's as `place` orders them."""
-    up = change.up if place.order is None else place.order(change.up)
+def _reordered(change: LowRank, weight: WeightSlice, other: WeightSlice) -> LowRank | None:
+    """Return the change whose outputs in the order of `other` are those of this one in the order of `weight`."""
+    up = change.up if weight.order is None else weight.order(change.up)
     if other.order is None:
         return LowRank(change.down, up)
     numbers = torch.arange(len(up))
@@ -103,10 +108,12 @@ def _widened(change: LowRank, part: tuple[int, int, int], shape: tuple[int, ...]
     return change.widened(part, shape, name)
 
 
-def _cut(change: LowRank, names: Mapping[Place, str], shape: tuple[int, ...], name: str) -> list[tuple[str, Change]]:
-    """The change of a weight as changes of its rows from part to part, if the parts are all of it."""
+def _cut(
+    change: LowRank, names: Mapping[WeightSlice, str], shape: tuple[int, ...], name: str
+) -> list[tuple[str, Change]]:
+    """Cut the change of a weight into changes of its slices, if these are all of it."""
     parts = sorted(
-        (place.part, new) for place, new in names.items() if place.part is not None and place.order is None
+        (weight.part, new) for weight, new in names.items() if weight.part is not None and weight.order is None
     )
     ends = [start + length for (_, start, length), _ in parts]
     starts = [start for (_, start, _), _ in parts]
@@ -118,13 +125,13 @@ def _cut(change: LowRank, names: Mapping[Place, str], shape: tuple[int, ...], na
 
 
 def _used(down: Tensor, up: Tensor) -> LowRank:
-    """The product without the columns of `up` that are zero: widened parts come back at their own rank."""
+    """Return the product without the columns of `up` that are zero: widened slices come back at their own rank."""
     columns = up.flatten(2).any(dim=2).any(dim=0) if up.ndim > 2 else up.any(dim=0)
     return LowRank(down[columns], up[:, columns])
 
 
 def _together(name: str, changes: Iterable[Change]) -> Change:
-    """Several changes of one layer as one.
+    """Join several changes of one layer.
 
     Raises ValueError, naming the layer, where they are not all low-rank products.
     """

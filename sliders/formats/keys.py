@@ -1,7 +1,7 @@
 """From the keys of a slider file to its layers, and back.
 
-A key is a layer's name and the ending of one of its parts. Trainers spell both in their own ways; `names` knows the
-names, this module the endings, and `adapters` what the parts of a layer make together.
+A key is a layer's name and the ending of one of its parts. Trainers spell both in their own ways: `layer_names` knows
+the names, this module the endings, and `adapters` what the parts of a layer make together.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class FileReport:
-    """What a slider file holds, as it is written there.
+    """What is in a slider file, as it is written there.
 
-    kinds: how many layers there are of each kind of change. ranks, alphas: the different ones, in ascending order.
-    without_alpha: how many layers have none though one would scale them, so that their scale is 1.
-    dtypes: of the weights. renamed: how many layers got another name than the file's.
-    notes: what else should be known, such as the keys that are of no layer.
+    kinds: the number of layers of each kind of change. ranks, alphas: the different ones, in ascending order.
+    without_alpha: the number of layers without an alpha that one would scale; their scale is 1.
+    dtypes: of the weights. renamed: the number of layers that have another name in ComfyUI.
+    notes: what else should be known, such as keys that belong to no layer.
     """
 
     kinds: Mapping[str, int]
@@ -72,8 +72,8 @@ class FileReport:
 
 
 @dataclass(frozen=True)
-class Keys:
-    """The keys of a file, sorted: those of slider layers, by layer and part, and those of none.
+class GroupedKeys:
+    """The keys of a file: those of slider layers, by layer and part, and those of none.
 
     layers: for each layer's name in the file, its parts with their keys. strays: keys of no layer.
     orphans: alphas that stand beside no weights.
@@ -100,8 +100,8 @@ class Keys:
         )
 
 
-def sorted_keys(keys: Iterable[str]) -> Keys:
-    """The keys of a file by what they are of. No tensor is looked at.
+def group_keys(keys: Iterable[str]) -> GroupedKeys:
+    """Group the keys of a file by layer and part, without looking at a tensor.
 
     Raises ValueError if there is no slider layer among them, two keys are for one part, or one is of a kind that
     is no slider.
@@ -129,22 +129,22 @@ def sorted_keys(keys: Iterable[str]) -> Keys:
             "not supported: a control LoRA for Flux as Black Forest Labs publish them. It replaces norms and widens "
             f"the first layer (key {norm}), which has no strength, so it is no slider."
         )
-    return Keys(layers, tuple(strays), orphans)
+    return GroupedKeys(layers, tuple(strays), orphans)
 
 
-def layers_from(
+def read_layers(
     tensors: Mapping[str, Tensor],
     configs: Mapping[str, PeftConfig] | None = None,
     encoder: str = "text_encoder",
-    keys: Keys | None = None,
+    keys: GroupedKeys | None = None,
 ) -> tuple[dict[str, Change], FileReport]:
-    """The layers of a state dict by the names the stock loader knows, with alpha / rank folded in, and a report.
+    """Read the layers of a state dict, by ComfyUI's names of them and with alpha / rank folded in, and a report.
 
-    configs: PEFT configurations by the prefix of the layer names they are for. encoder: see `names.comfyui_names`.
-    keys: the file's keys, where `tensors` has not all of them. What is of no layer is left out, and noted.
+    configs: PEFT configurations by the prefix of the layer names they are for. encoder: see `comfyui_names`.
+    keys: the file's keys, if `tensors` has not all of them. What belongs to no layer is left out, and noted.
     Raises ValueError for parts that make no change.
     """
-    keys = keys or sorted_keys(tensors)
+    keys = keys or group_keys(tensors)
     names = comfyui_names(keys.layers, encoder)
     layers: dict[str, Change] = {}
     first: dict[str, str] = {}
@@ -173,7 +173,7 @@ def layers_from(
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """(layer name, part) of a key in a slider file; ("", "") if it is none."""
+    """Split a key of a slider file into layer name and part; ("", "") if it belongs to no layer."""
     match = _PEFT_KEY.fullmatch(key)
     if match:
         part = _PEFT_PARTS.get((match["part"], match["end"] or "weight"))
@@ -187,7 +187,7 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 def _alpha_of(name: str, parts: dict[str, Tensor], configs: Mapping[str, PeftConfig]) -> float | None:
-    """The alpha that the file states for a layer; from a PEFT configuration it is added to the parts."""
+    """Return the alpha that the file states for a layer; one of a PEFT configuration is added to the parts."""
     if ALPHA in parts:
         return parts[ALPHA].item() if parts[ALPHA].numel() == 1 and not parts[ALPHA].is_complex() else None
     prefix = next((prefix for prefix in configs if name.startswith(prefix)), None)
@@ -204,13 +204,13 @@ def _described(keys: tuple[str, ...]) -> str:
     )
 
 
-def tensors_of(
+def layer_tensors(
     name: str, change: Change, dtype: torch.dtype, spelling: str = "", with_alpha: bool = True
 ) -> dict[str, Tensor]:
-    """A layer's tensors by the keys of a file, in that precision; alpha always in float32.
+    """Return a layer's tensors by their keys in a file, in a precision; alpha always in float32.
 
     spelling: "lora_down" or "lora_A" for low-rank changes, or "" for the one that goes with the name.
-    with_alpha: whether a low-rank product states an alpha (equal to the rank, since the scale is folded in).
+    with_alpha: True if a low-rank product states an alpha (equal to the rank, since the scale is folded in).
     Raises ValueError if a number overflows `dtype`, or the change has a scale that no tensors can have.
     """
     spelling = spelling or ("lora_A" if "." in name else "lora_down")
@@ -233,7 +233,7 @@ _IN_PEFT = {DOWN: "lora_A.weight", UP: "lora_B.weight"}
 
 
 def _without_alpha(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same low-rank change with alpha in its up-projection; DoRA's magnitudes as diffusers has them."""
+    """Return the same low-rank change with alpha in its up-projection, and diffusers' form of DoRA's magnitudes."""
     scale = parts[ALPHA].item() / parts[DOWN].shape[0] if ALPHA in parts else 1.0
     parts = {part: tensor for part, tensor in parts.items() if part != ALPHA}
     if scale != 1.0:
@@ -255,5 +255,5 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def is_low_rank(change: Change) -> bool:
-    """Whether a change is a low-rank product, if need be with DoRA or a bias: all that diffusers and PEFT read."""
+    """Return True if a change is a low-rank product, maybe with DoRA or a bias: all that diffusers and PEFT read."""
     return isinstance(change, LowRank) or (isinstance(change, Adapter) and DOWN in change.parts)

@@ -16,7 +16,7 @@ from .peft import HEADER_FIELD
 FIELD = "concept_sliders"
 FORMAT = 1
 
-# The ModelSpec names of base models, by the host's family names; other families stand under their own
+# The ModelSpec names of base models, by ComfyUI's family names; other families keep their own
 _ARCHITECTURES = {
     "SD15": "stable-diffusion-v1",
     "SD20": "stable-diffusion-v2-512",
@@ -32,7 +32,7 @@ _STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "ss_ne
 
 
 def write_header(slider: Slider) -> dict[str, str]:
-    """The header fields of a slider, all strings as safetensors wants them.
+    """Return the header fields of a slider, all strings, as safetensors wants them.
 
     Raises ValueError if its recipe or extra fields are not plain JSON.
     """
@@ -68,12 +68,12 @@ def write_header(slider: Slider) -> dict[str, str]:
 
 
 def name_from_header(header: Mapping[str, str], otherwise: str) -> str:
-    """The slider's name: ours, the ModelSpec title, or `otherwise`."""
+    """Return the slider's name: ours, the ModelSpec title, or `otherwise`."""
     return str(_own_fields(header).get("name") or header.get("modelspec.title") or otherwise)
 
 
 def info_from_header(header: Mapping[str, str], source: str) -> SliderInfo:
-    """What a header says about a slider; fields that are absent take their defaults.
+    """Read what a header says about a slider; fields that are absent take their defaults.
 
     Raises ValueError if our own field is there but cannot be understood.
     """

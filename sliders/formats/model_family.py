@@ -1,4 +1,4 @@
-"""The family of models that a file's layer names speak of, as far as names tell.
+"""The family of models that a file's layer names belong to, as far as names tell.
 
 Families share names: where the ones in a file fit several, all of these are given. A name that another family has too
 must not decide alone.
@@ -114,7 +114,7 @@ _FAMILIES = tuple(
 
 
 def family_of(names: Iterable[str]) -> str:
-    """The family of models that the names of a file's layers speak of; `UNKNOWN` if they speak of none.
+    """Return the family of models that the layer names of a file belong to; `UNKNOWN` if they tell none.
 
     Several that have such names are given as "one, another or a third".
     """
@@ -123,5 +123,5 @@ def family_of(names: Iterable[str]) -> str:
 
 
 def candidates(family: str) -> tuple[str, ...]:
-    """The single names in what `family_of` gave."""
+    """Split what `family_of` returned into single families."""
     return tuple(re.split(r", | or ", family))

@@ -31,11 +31,11 @@ class PeftConfig:
     stabilised: bool = False
 
     def alpha_of(self, module: str) -> float:
-        """The alpha of a module, by its name in the model that was trained."""
+        """Return the alpha of a module, by its name in the model that was trained."""
         return self.alphas.get(_pattern_of(module, self.alphas), self.alpha)
 
     def scale(self, module: str, rank: int) -> float:
-        """The factor of up @ down for a module whose tensors have this rank.
+        """Return the factor of up @ down for a module whose tensors have this rank.
 
         Raises ValueError if the configuration is of another rank: it then belongs to another file.
         """
@@ -49,7 +49,7 @@ class PeftConfig:
 
 
 def config_from(fields: Any, where: str) -> PeftConfig:
-    """The configuration in the fields of a JSON object. where: its place, for messages.
+    """Read a configuration from the fields of a JSON object. where: it is, for messages.
 
     Raises ValueError for another kind of adapter, and for numbers that are none.
     """
@@ -69,13 +69,13 @@ def config_from(fields: Any, where: str) -> PeftConfig:
 
 
 def config_beside(path: Path) -> Path | None:
-    """The JSON file with the configuration of a file that PEFT itself wrote, if there is one."""
+    """Return the JSON file with the configuration of a file that PEFT itself wrote, if there is one."""
     beside = path.parent / CONFIG
     return beside if path.stem == _STEM and beside.is_file() else None
 
 
 def configs_for(path: Path, header: Mapping[str, str]) -> dict[str, PeftConfig]:
-    """The configurations that belong to a slider file, by the prefix of the layer names they are for.
+    """Read the configurations of a slider file, by the prefix of the layer names they are for.
 
     The JSON beside a file of PEFT's own is for "base_model.model."; the header's are for "unet.", "transformer.", ...
     Raises ValueError naming the place if one cannot be understood.
@@ -98,7 +98,7 @@ def configs_for(path: Path, header: Mapping[str, str]) -> dict[str, PeftConfig]:
 
 
 def unknown_alpha(path: Path, names: Iterable[str], configs: Mapping[str, PeftConfig]) -> str:
-    """What to say about a file of PEFT's own names whose scale is not known; "" where there is nothing to say."""
+    """Return a note on a file of PEFT's own names whose scale is not known; "" if there is nothing to say."""
     if configs or not any(_PREFIX in name for name in names):
         return ""
     if path.stem == _STEM:
@@ -139,5 +139,5 @@ def _patterns(value: Any, what: str) -> dict[str, float]:
 
 
 def _pattern_of(module: str, patterns: Mapping[str, float]) -> str:
-    """The first pattern that a module's name ends with, which is PEFT's rule; the name itself if there is none."""
+    """Return the first pattern that a module's name ends with, which is PEFT's rule; the name itself if none."""
     return next((p for p in patterns if re.match(rf"(?:.*\.)?(?:{p})$", module)), module)

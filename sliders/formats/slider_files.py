@@ -1,6 +1,6 @@
 """Slider files: safetensors with a header that describes the slider, and every LoRA layout in the wild.
 
-What a file's keys mean is told in `keys`; here they are read from the disk, safely, and written to it.
+What a file's keys mean is told in `keys`; here files are read from the disk, safely, and written to it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..changes import Change
 from ..slider import Slider
-from .atomic_write import write_whole
-from .keys import FileReport, Keys, layers_from, sorted_keys, tensors_of
+from .atomic_write import write_safetensors
+from .keys import FileReport, GroupedKeys, group_keys, layer_tensors, read_layers
 from .metadata import info_from_header, name_from_header, write_header
 from .peft import configs_for, unknown_alpha
 
@@ -50,7 +50,7 @@ _UNREADABLE = (
     struct.error,
     zipfile.BadZipFile,
 )
-_Content = tuple[Keys, dict[str, Tensor], dict[str, str]]  # a file's keys, tensors and header
+_Content = tuple[GroupedKeys, dict[str, Tensor], dict[str, str]]  # a file's keys, tensors and header
 LayerTensors = Callable[[str, Change, torch.dtype], Mapping[str, Tensor]]
 
 
@@ -58,36 +58,36 @@ def save_slider(
     slider: Slider,
     path: str | os.PathLike,
     dtype: torch.dtype = torch.float16,
-    layer_tensors: LayerTensors = tensors_of,
+    to_tensors: LayerTensors = layer_tensors,
 ) -> None:
     """Write a slider as safetensors, whole or not at all.
 
     Layers with underscored names ("lora_unet_...") are written as `lora_down`, `lora_up`; dotted ones
     ("diffusion_model...", "transformer...") as `lora_A`, `lora_B`; other kinds of change by the endings that the
-    stock loader reads. Alpha is written equal to the rank: the scale is then 1, and a tool that loses alpha changes
-    nothing.
-    layer_tensors: another way to spell a layer's tensors.
+    ComfyUI's loader reads. Alpha is written equal to the rank: the scale is then 1, and a tool that loses alpha
+    changes nothing.
+    to_tensors: the function that gives a layer's tensors by their keys in the file.
     Raises ValueError if a weight overflows `dtype` or a change cannot be written at its strength, OSError if the
     file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     for name, layer in slider.layers.items():
-        tensors.update(layer_tensors(name, layer, dtype))
-    write_whole(path, tensors, write_header(slider), "slider")
+        tensors.update(to_tensors(name, layer, dtype))
+    write_safetensors(path, tensors, write_header(slider), "slider")
 
 
 def load_slider(path: str | os.PathLike) -> Slider:
     """Read a slider from .safetensors, from a .pt, .bin or .ckpt of plain tensors, or from a PEFT adapter's folder.
 
     The name comes from the header, or from the file's name. Layers keep the names they have in the file, except
-    where the stock loader knows them by others only.
+    where ComfyUI's loader knows them by others only.
     Raises FileNotFoundError, or ValueError naming the file and what is wrong with it.
     """
     return read_slider(path)[0]
 
 
 def read_slider(path: str | os.PathLike) -> tuple[Slider, FileReport]:
-    """A slider, as `load_slider` reads it, and a report of what its file holds."""
+    """Read a slider, as `load_slider` does, with a report of what is in its file."""
     path = _file_at(Path(path))
     keys, tensors, header = (_read_safetensors if path.suffix.lower() in SAFE else _read_pickle)(path)
     folder = path.parent.name
@@ -95,7 +95,7 @@ def read_slider(path: str | os.PathLike) -> tuple[Slider, FileReport]:
         info = info_from_header(header, str(path))
         configs = configs_for(path, header)
         encoder = folder if folder in _ENCODER_FOLDERS else "text_encoder"
-        layers, report = layers_from(tensors, configs, encoder, keys)
+        layers, report = read_layers(tensors, configs, encoder, keys)
         name = name_from_header(header, folder if path.name in _PEFT_FILES else path.stem)
         slider = Slider(name, layers, info)
     except ValueError as error:
@@ -130,10 +130,10 @@ def _read_safetensors(path: Path) -> _Content:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
-def _slider_keys(path: Path, keys: Iterable[str]) -> Keys:
-    """Sorted before a tensor is read: a checkpoint that lies among the sliders would fill the memory."""
+def _slider_keys(path: Path, keys: Iterable[str]) -> GroupedKeys:
+    """Group keys before a tensor is read: a checkpoint among the sliders would fill the memory."""
     try:
-        return sorted_keys(keys)
+        return group_keys(keys)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -176,7 +176,7 @@ def _as_text(key: Any) -> str:
 
 
 def _state_in(path: Path, mmap: bool = False) -> Mapping[Any, Any]:
-    """What a pickle of named tensors holds, unpickled without running code. mmap: without reading the tensors."""
+    """Unpickle a state dict without running code in it. mmap: leave the tensors on the disk until they are used."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except _UNREADABLE as error:
@@ -196,7 +196,7 @@ def _state_in(path: Path, mmap: bool = False) -> Mapping[Any, Any]:
 
 
 def _plain_tensor(path: Path, key: str, value: Any) -> Tensor:
-    """An entry of a pickle as an ordinary tensor of its own memory; alpha may be a plain number."""
+    """Return an entry of a pickle as an ordinary tensor of its own memory; alpha may be a plain number."""
     if key.endswith(".alpha") and type(value) in (int, float):
         return torch.tensor(float(value))
     if not isinstance(value, Tensor):

@@ -3,7 +3,7 @@
 import comfy.lora
 import pytest
 from concept_sliders.comfy_host.match import layer_names
-from concept_sliders.sliders.formats.conventions import DIFFUSERS, names_in
+from concept_sliders.sliders.formats.conventions import DIFFUSERS, names_by_key
 from concept_sliders.sliders.formats.model_family import UNKNOWN, candidates, family_of
 from concept_sliders.tests.support.families import FAMILIES
 
@@ -68,7 +68,7 @@ def test_every_familys_own_names_tell_it(family):
     if family in UNETS:  # the tiny ones have attention where the real ones have none
         return
     wrong, state = {}, model.model.state_dict()  # the host's map has names of layers that the model has not
-    theirs = names_in(comfy.lora.model_lora_keys_unet(model.model, {}), DIFFUSERS, family == "Flux 2")
+    theirs = names_by_key(comfy.lora.model_lora_keys_unet(model.model, {}), DIFFUSERS, family == "Flux 2")
     for name in (*names, *(name for key, own in theirs.items() if key in state for name in own.values())):
         found = family_of([name])
         if found != UNKNOWN and called not in candidates(found):

@@ -14,7 +14,7 @@ from comfy.supported_models_base import ClipTarget
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import match_slider, tensors_by_key
 from concept_sliders.nodes.converting import converted_layers
-from concept_sliders.sliders.formats.conversion import Place
+from concept_sliders.sliders.formats.conversion import WeightSlice
 from concept_sliders.sliders.formats.slider_files import load_slider, read_slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.families import FAMILIES
@@ -181,7 +181,7 @@ def test_early_attention_layers_are_not_flux_because_they_look_like_it(family, t
     if family == "SD3":  # in the spelling of diffusers
         diffusers = {n: t for n, t in keys.items() if n.startswith("lora_transformer_") and "_attn_to_" in n}
         own = {name.replace("lora_transformer_", "lora_unet_"): target for name, target in diffusers.items()}
-    own = {name: t for name, t in own.items() if Place.of(t).key in model.model.state_dict()}
+    own = {name: t for name, t in own.items() if WeightSlice.of(t).key in model.model.state_dict()}
     assert len(own) >= 4
     tensors = file_named(model, ("lora_unet_", 1), own)
     save_file(tensors, tmp_path / "x.safetensors")
@@ -189,7 +189,9 @@ def test_early_attention_layers_are_not_flux_because_they_look_like_it(family, t
     assert all(name.startswith("lora_transformer_") for name in slider.layers)
     assert match_slider(model, slider).unmatched == ()
     names = converted_layers(slider, "diffusion_model.", model)
-    assert {Place.of(keys[name]).key for name in names} == {Place.of(target).key for target in own.values()}
+    assert {WeightSlice.of(keys[name]).key for name in names} == {
+        WeightSlice.of(target).key for target in own.values()
+    }
 
 
 META = {

@@ -125,9 +125,9 @@ def test_other_kinds_are_kept_alone_and_refused_together():
 
 def test_what_a_rank_cannot_be_given_to_is_named():
     one = slider("a", x=low_rank(4), b=Adapter({"diff_b": torch.ones(3)}), d=Adapter({"diff": torch.ones(3, 2)}))
-    assert merge([(one, 0.5)], 2).whole == ("b", "d")
-    assert merge([(one, 0.5)]).whole == ()  # nothing was asked for that they have not got
-    assert merge([(slider("a", x=low_rank(4)), 1.0)], 2).whole == ()
+    assert merge([(one, 0.5)], 2).uncompressed == ("b", "d")
+    assert merge([(one, 0.5)]).uncompressed == ()  # nothing was asked for that they have not got
+    assert merge([(slider("a", x=low_rank(4)), 1.0)], 2).uncompressed == ()
 
 
 def test_what_cannot_be_merged():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from concept_sliders.sliders.adapters.kind import ALPHA, DOWN, PEFT_BIAS, PEFT_MAGNITUDE, UP
-from concept_sliders.sliders.formats.conventions import renamed
+from concept_sliders.sliders.formats.conventions import name_in
 from concept_sliders.sliders.formats.diffusers_names import dotted, encoder_in_diffusers
 from concept_sliders.sliders.formats.keys import split_key
 from concept_sliders.sliders.formats.kohya_names import encoder_in_kohya
@@ -238,7 +238,7 @@ def test_names_of_encoders():
     ],
 )
 def test_conventions_by_the_name_alone(name, convention, new):
-    assert renamed(name, convention) == new
+    assert name_in(name, convention) == new
 
 
 @pytest.mark.parametrize(

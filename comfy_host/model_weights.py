@@ -11,36 +11,36 @@ from torch import Tensor
 
 from ..sliders.changes import Change
 from ..sliders.equation.module_changes import apply_changes, of_parameter, parameters_of
-from ..sliders.formats.conversion import Place
+from ..sliders.formats.conversion import WeightSlice
 from ..sliders.formats.layer_names import known_name
 from ..sliders.slider import Slider
 from .match import changes_in
 from .parameters import COMFY_PARAMETERS
 
 
-class ModelPlaces:
-    """The places of a diffusion model, for `merge_sliders.merge`."""
+class ComfyModelWeights:
+    """The weights of a diffusion model by the layer names of slider files, for `merge_sliders.merge`."""
 
     def __init__(self, model: ModelPatcher) -> None:
         self._model = model
         self._key_map = comfy.lora.model_lora_keys_unet(model.model, {})
 
-    def of(self, name: str) -> Hashable:
-        """What a layer's name stands for: the same for all of its names. The name itself where the model has none."""
+    def slice_of(self, name: str) -> Hashable:
+        """Return what a layer name stands for, the same for all its names; the name itself if unknown."""
         known = known_name(name, self._key_map)
-        return name if known is None else Place.of(self._key_map[known])
+        return name if known is None else WeightSlice.of(self._key_map[known])
 
     @torch.no_grad()
     def differences(self, name: str, changes: Sequence[tuple[Slider, Change, float]]) -> dict[str, Tensor]:
-        """What changes of one layer, in order and at strengths, add to the parameters of its place, in float32.
+        """Return what changes of one layer, in order and at strengths, add to each of its parameters, in float32.
 
         Those that depend on the weight act on the model's own, without any patches, as those before have left it.
         Raises ValueError if the model has no such layer, takes its outputs in another order, or a change does not
         fit.
         """
         known = known_name(name, self._key_map)
-        place = None if known is None else Place.of(self._key_map[known])
-        if place is None or place.order is not None:
+        weight = None if known is None else WeightSlice.of(self._key_map[known])
+        if weight is None or weight.order is not None:
             raise ValueError(
                 f"Layer {name}: changes that are not all low-rank products meet in it, and they cannot be multiplied "
                 "out: it is not a layer that this model has as it is."
@@ -58,19 +58,19 @@ class ModelPlaces:
         for parameter in sorted({p for _, part in own for p in parameters_of(part)}):
             before = self._own(path, parameter)
             after = apply_changes(before.clone(), parameter, of_parameter(parameter, own), strengths, name)
-            found[parameter] = _part_of(after - before, place)
+            found[parameter] = _part_of(after - before, weight)
         return found
 
     def _own(self, path: str, parameter: str) -> Tensor:
-        """The model's parameter as its file has it, also while the host has it patched."""
+        """The model's parameter as its file has it, also while ComfyUI has it patched."""
         module, backup = self._model.model.get_submodule(path), self._model.backup.get(f"{path}.{parameter}")
         if backup is not None:
             return backup.weight.detach().to("cpu", torch.float32)
         return COMFY_PARAMETERS.value(module, parameter, torch.device("cpu"))
 
 
-def _part_of(difference: Tensor, place: Place) -> Tensor:
-    """The rows of the place; of a bias, where they are its outputs."""
-    if place.part is None or (difference.ndim == 1 and place.part[0] != 0):
+def _part_of(difference: Tensor, weight: WeightSlice) -> Tensor:
+    """The rows of the slice; of a bias, where they are its outputs."""
+    if weight.part is None or (difference.ndim == 1 and weight.part[0] != 0):
         return difference
-    return difference.narrow(*place.part).clone()
+    return difference.narrow(*weight.part).clone()
