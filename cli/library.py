@@ -25,7 +25,7 @@ def enter() -> None:
     import torch
 
     own_arguments = sys.argv
-    sys.argv = ["main.py"] if torch.cuda.is_available() else ["main.py", "--cpu", "--use-pytorch-cross-attention"]
+    sys.argv = ["main.py"] if torch.cuda.is_available() else ["main.py", "--cpu"]
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -21,7 +21,7 @@ from ..world.pool import Pool
 from .initial import initialise
 from .run import Plan, bfloat16, fit, written
 
-PLAN = Plan(steps=12000, batch=48, rate=1e-3, warm_up=400, ema=0.9995, weight_decay=0.01)
+PLAN = Plan(steps=5000, batch=48, rate=1e-3, warm_up=300, ema=0.999, save=250)
 EMPTY = 0.1  # share of empty captions, for classifier-free guidance
 ENDS = ("out_layers.3", "proj_out", "out.2")  # layers that a residual branch, or the network, ends with
 ENCODED_AT_A_TIME = 64

@@ -19,7 +19,7 @@ from .run import Plan, bfloat16, fit
 TOGETHER = Plan(steps=2200, batch=32, rate=1.5e-3, ema=0.998)
 DECODER = Plan(steps=6000, batch=32, rate=1e-3, ema=0.999, warm_up=100)
 KL_WEIGHT = 3e-4
-DISTURBED = 0.05  # of the latents' spread, at the most, in the second stage
+DISTURBED = 0.15  # of the latents' spread, at the most, in the second stage
 COUNTED = 2048  # drawings that tell a latent channel's mean and spread
 
 
