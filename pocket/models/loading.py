@@ -18,10 +18,10 @@ from .vision import build_vision
 FOLDER = Path(__file__).with_name("weights")
 
 
-def build_clip(state_dict=None, **model_options) -> comfy.sd.CLIP:
-    """The text encoder; `dtype` among the options overrides what the host would choose."""
+def build_clip(**model_options) -> comfy.sd.CLIP:
+    """The text encoder with unset weights; `dtype` among the options overrides what ComfyUI would choose."""
     target = comfy.supported_models_base.ClipTarget(PocketTokenizer, PocketClipModel)
-    return comfy.sd.CLIP(target, state_dict=state_dict or {}, parameters=1_000_000, model_options=model_options)
+    return comfy.sd.CLIP(target, state_dict={}, parameters=1_000_000, model_options=model_options)
 
 
 def build_vae(network: Autoencoder) -> comfy.sd.VAE:
@@ -50,8 +50,9 @@ def load_pocket(folder: Path = FOLDER):
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    text = {f"clip_l.{name}": value for name, value in weights_of(folder, "text").items()}
-    return patcher, build_clip(text), build_vae(load_autoencoder(folder)), build_vision(weights_of(folder, "vision"))
+    clip = build_clip()
+    clip.cond_stage_model.clip_l.transformer.load_state_dict(weights_of(folder, "text"))
+    return patcher, clip, build_vae(load_autoencoder(folder)), build_vision(weights_of(folder, "vision"))
 
 
 def load_autoencoder(folder: Path = FOLDER) -> Autoencoder:

@@ -54,6 +54,7 @@ def build_student(text: dict[str, Tensor], seed: int) -> Student:
 
 def train_unet(student: Student, latents: np.ndarray, pool: Pool, folder: Path, seed: int, plan: Plan = PLAN):
     """The whole run; the average of the UNet's weights, inside a Student."""
+    student.unet.compile()
     return fit(student, _samples(latents, pool), v_loss, plan, folder / "unet.pt", seed=seed)
 
 
