@@ -21,7 +21,7 @@ from ..world.pool import Pool
 from .initial import initialise
 from .run import Plan, bfloat16, fit, written
 
-PLAN = Plan(steps=5000, batch=48, rate=1e-3, warm_up=300, ema=0.999, save=250)
+PLAN = Plan(steps=2800, batch=48, rate=1.2e-3, warm_up=200, ema=0.999, save=250)
 EMPTY = 0.1  # share of empty captions, for classifier-free guidance
 ENDS = ("out_layers.3", "proj_out", "out.2")  # layers that a residual branch, or the network, ends with
 ENCODED_AT_A_TIME = 64
@@ -54,7 +54,6 @@ def build_student(text: dict[str, Tensor], seed: int) -> Student:
 
 def train_unet(student: Student, latents: np.ndarray, pool: Pool, folder: Path, seed: int, plan: Plan = PLAN):
     """The whole run; the average of the UNet's weights, inside a Student."""
-    student.unet.compile()
     return fit(student, _samples(latents, pool), v_loss, plan, folder / "unet.pt", seed=seed)
 
 
