@@ -61,7 +61,8 @@ def test_drawings_find_their_captions(models):
 def test_comfyuis_clip_vision_node_sees_what_training_saw(models):
     images = drawings(portraits(4, seed=9))
     seen = nodes.CLIPVisionEncode().encode(models.vision, images, "none")[0]
-    torch.testing.assert_close(F.normalize(seen["image_embeds"].float(), dim=1), models.features_of(images), atol=2e-3, rtol=0)
+    embeddings = F.normalize(seen["image_embeds"].float(), dim=1)
+    torch.testing.assert_close(embeddings, models.features_of(images), atol=2e-3, rtol=0)
 
 
 def test_samples_follow_opposing_prompts(models):
