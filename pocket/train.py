@@ -1,7 +1,7 @@
 """Makes the pocket models from nothing: `python3 dev.py module pocket.train --folder FOLDER`.
 
-In order: drawings, VAE, joint encoder, probe, UNet, decoder. Each stage goes on from its last checkpoint, and one
-that is complete is not begun again; the same command therefore resumes. `--only` names stages to run now.
+In order: drawings, VAE, joint encoder, probe, UNet, decoder, turbo. Each stage goes on from its last checkpoint,
+and one that is complete is not begun again; the same command therefore resumes. `--only` names stages to run now.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 
 from .models.autoencoder import Autoencoder
 from .models.loading import FOLDER, weights_of
-from .training import joint, probe, run, unet, vae
+from .training import joint, probe, run, turbo, unet, vae
 from .world.pool import HELD_OUT_SEED, TRAINING_SEED, drawn_pool
 
-STAGES = ("drawings", "vae", "joint", "probe", "unet", "decoder")
+STAGES = ("drawings", "vae", "joint", "probe", "unet", "decoder", "turbo")
 DRAWINGS, HELD_OUT = 79_872, 4_096
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,12 @@ class Maker:
 
     def decoder(self) -> None:
         trained = vae.train_decoder(self._autoencoder(), self.pool, self.folder, self.seed, self._plan(vae.DECODER))
-        self._export("vae", trained.state_dict(), "decoder")
+        self._export("vae", trained.state_dict(), "decoder", "turbo")
+
+    def turbo(self) -> None:
+        latents = unet.encoded(self._autoencoder(), self.pool, self.folder / "latents.npy")
+        trained = turbo.train_turbo(self.weights, latents, self.pool, self.folder, self.seed, self._plan(turbo.PLAN))
+        self._export("turbo", trained, "turbo")
 
     def _autoencoder(self) -> Autoencoder:
         network = Autoencoder()

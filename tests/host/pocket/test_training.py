@@ -2,16 +2,20 @@
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from concept_sliders.pocket.models.loading import weights_of
-from concept_sliders.pocket.models.unet import TIMESTEPS, noise_levels
+from comfy.sd import load_lora_for_models
+from comfy.utils import load_torch_file
+from concept_sliders.pocket.models.loading import load_pocket, weights_of
+from concept_sliders.pocket.models.unet import TIMESTEPS, build_unet, noise_levels
 from concept_sliders.pocket.train import STAGES, Maker
-from concept_sliders.pocket.training import unet
+from concept_sliders.pocket.training import turbo, unet
 from concept_sliders.pocket.training.run import Plan, fit
 from concept_sliders.pocket.world import pool
+from torch import nn
 
 PLAN = Plan(steps=6, batch=4, rate=1e-2, warm_up=2, save=2)
 
@@ -89,5 +93,41 @@ def made(tmp_path, monkeypatch):
 
 
 def test_every_stage_stores_weights_that_load(made):
-    for part in ("vae", "text", "vision", "probe", "unet"):
+    for part in ("vae", "text", "vision", "probe", "unet", "turbo"):
         assert all(value.isfinite().all() for value in weights_of(made, part).values())
+
+
+def test_comfyuis_lora_loader_applies_the_students_lora_to_every_layer(made):
+    with torch.inference_mode():
+        model, clip, *_ = load_pocket(made)
+        lora = load_torch_file(str(made / "turbo.safetensors"))
+        patched, _ = load_lora_for_models(model, clip, lora, 1.0, 0.0)
+    layers = [n for n, m in model.model.diffusion_model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    assert set(patched.patches) == {f"diffusion_model.{name}.weight" for name in layers}
+
+
+def test_v_and_the_clean_latents_tell_each_other():
+    x, v = torch.randn(2, 3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.1, 1.0, 9.0])
+    torch.testing.assert_close(turbo.v_of(x, turbo.denoised(x, v, sigma), sigma), v, atol=1e-4, rtol=1e-4)
+
+
+def test_sigmas_between_timesteps_are_comfyuis():
+    model = build_unet()
+    timesteps = torch.tensor([0.0, 12.5, 749.25, 999.0])
+    torch.testing.assert_close(turbo.sigma_at(timesteps), model.model_sampling.sigma(timesteps))
+
+
+def test_the_student_is_right_where_one_step_lands_as_the_teachers_several_do():
+    """A teacher that knows the clean latents walks along a straight line, so the student's v is the true one."""
+    clean = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    class Knowing(nn.Module):
+        def forward(self, inputs, timesteps, ids):
+            sigma = turbo.sigma_at(timesteps)
+            x = inputs * (1 + sigma.square()).sqrt()[:, None, None, None]
+            return turbo.v_of(x, clean.repeat(len(x) // 4, 1, 1, 1), sigma)
+
+    trained = SimpleNamespace(teacher=Knowing(), student=Knowing())
+    ids = torch.zeros(4, 1)
+    assert turbo.distillation_loss(trained, clean, torch.arange(4), ids, ids) < 1e-4
