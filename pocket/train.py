@@ -58,7 +58,7 @@ class Maker:
 
     def decoder(self) -> None:
         trained = vae.train_decoder(self._autoencoder(), self.pool, self.folder, self.seed, self._plan(vae.DECODER))
-        self._export("vae", trained.state_dict(), "decoder", "turbo")
+        self._export("vae", trained.state_dict(), "decoder")
 
     def turbo(self) -> None:
         latents = unet.encoded(self._autoencoder(), self.pool, self.folder / "latents.npy")

@@ -49,7 +49,7 @@ def held_out_figures(readings: Readings, numbers: Tensor, names: Sequence[str] =
 def figures_on(probe: Probe, pool: Pool) -> dict[str, float]:
     """`held_out_figures` of the probe as it is stored, in half precision."""
     probe.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in probe.state_dict().items()})
-    parts = [probe.read(images(pool.pictures(range(i, i + 256)))) for i in range(0, len(pool), 256)]
+    parts = [probe.read(images(pictures)) for pictures in pool.batches(256)]
     readings = Readings(torch.cat([part.values for part in parts]))
     figures = held_out_figures(readings, torch.from_numpy(pool.numbers()))
     return {name: round(value, 4) for name, value in figures.items()}

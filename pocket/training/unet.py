@@ -60,12 +60,8 @@ def train_unet(student: Student, latents: np.ndarray, pool: Pool, folder: Path, 
 def encoded(vae: Autoencoder, pool: Pool, path: Path) -> np.ndarray:
     """(N, 8, 16, 16) float16 latents of the pool, made once and kept at `path`."""
     if not path.exists():
-        places = range(0, len(pool), ENCODED_AT_A_TIME)
         with torch.no_grad(), bfloat16():
-            parts = [
-                vae.encode(pool.pictures(range(i, min(i + ENCODED_AT_A_TIME, len(pool))))).half().numpy()
-                for i in places
-            ]
+            parts = [vae.encode(pictures).half().numpy() for pictures in pool.batches(ENCODED_AT_A_TIME)]
         written(path, lambda partial: _save(partial, np.concatenate(parts)))
     return np.load(path, mmap_mode="r")
 

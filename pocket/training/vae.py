@@ -39,7 +39,7 @@ def train_decoder(vae: Autoencoder, pool: Pool, folder: Path, seed: int, plan: P
 @torch.no_grad()
 def normalised(vae: Autoencoder, pool: Pool) -> Autoencoder:
     """Let each latent channel have mean 0 and spread 1 over drawings."""
-    latents = torch.cat([vae.posterior(pool.pictures(range(i, i + 64)))[0] for i in range(0, COUNTED, 64)])
+    latents = torch.cat([vae.posterior(pictures)[0] for pictures in pool.batches(64, COUNTED)])
     vae.shift.copy_(latents.mean((0, 2, 3), keepdim=True))
     vae.scale.copy_(latents.std((0, 2, 3), keepdim=True))
     return vae

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,12 @@ class Pool:
         """The drawings of the people at these places: (B, 3, 128, 128) in [-1, 1]."""
         drawn = np.stack([self.shards[i // SHARD][i % SHARD] for i in chosen])
         return rearrange(torch.from_numpy(drawn).float() / 127.5 - 1, "b h w c -> b c h w")
+
+    def batches(self, size: int, count: int | None = None) -> Iterator[Tensor]:
+        """The drawings of the first `count` people, or of all, `size` at a time."""
+        last = len(self) if count is None else min(count, len(self))
+        for begin in range(0, last, size):
+            yield self.pictures(range(begin, min(begin + size, last)))
 
     def numbers(self) -> np.ndarray:
         """(N, 14): `Portrait.numbers`, then the brow, which no caption names."""

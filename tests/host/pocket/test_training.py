@@ -83,7 +83,6 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "SHARD", 64)
     monkeypatch.setattr(pool, "ProcessPoolExecutor", ThreadPoolExecutor)  # shares the smaller shard
     monkeypatch.setattr("concept_sliders.pocket.train.HELD_OUT", 64)
-    monkeypatch.setattr("concept_sliders.pocket.training.vae.COUNTED", 64)
     options = argparse.Namespace(
         folder=tmp_path, weights=tmp_path / "weights", pool=tmp_path / "pool", seed=1, steps=2, drawings=64
     )
