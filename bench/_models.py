@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "cli"))
 import library  # noqa: F401  (makes ComfyUI and the pack importable)
@@ -37,7 +38,7 @@ UNET = {
     "use_temporal_attention": False,
     "use_temporal_resblock": False,
 }
-SIZES = {
+SIZES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "sd15": (
         comfy.supported_models.SD15,
         {
@@ -89,8 +90,8 @@ def full_size(size: str) -> comfy.model_patcher.ModelPatcher:
 
 def full_size_vae() -> torch.nn.Module:
     """The autoencoder of SD1.5 and SDXL with random weights, as the host builds it; `encode` takes (B, 3, H, W)."""
-    sizes = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128}
-    sizes |= {"ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    sizes: dict[str, Any] = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3}
+    sizes |= {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
     vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=sizes, embed_dim=4)
     for parameter in vae.parameters():
         parameter.data.normal_(0.0, 0.02)

@@ -15,6 +15,7 @@ def two_products(module: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tens
     """B (A x) for a linear layer's or a convolution's input x."""
     if down.ndim == 2:
         return F.linear(F.linear(x, down), up)
+    assert isinstance(module, nn.Conv2d)
     return F.conv2d(F.conv2d(x, down, None, module.stride, module.padding), up)
 
 

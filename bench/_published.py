@@ -105,7 +105,8 @@ class PublishedVisualTraining(Training):
             with self._spending("unused predictions"), torch.no_grad():
                 self.denoiser(x, sample.sigma, prompts)
             with self.layers.acting(strengths.repeat(2, 1)):
-                d = classifier_free(*self.denoiser(x, sample.sigma, prompts), 1.0)
+                d_prompt, d_empty = self.denoiser(x, sample.sigma, prompts)
+                d = classifier_free(d_prompt, d_empty, 1.0)
                 loss = prediction_loss(d, sample.target[row : row + 1])
                 loss.backward()
             total += loss.item()

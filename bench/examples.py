@@ -48,16 +48,15 @@ class Studio:
 
     @torch.inference_mode()
     def textual(self, recipe: TextualRecipe) -> Trained:
-        return train_textual(
-            self.model, self._said(recipe.prompts()), recipe, torch.zeros(BATCH, 24, 16, 16), "words"
-        )
+        latents = torch.zeros(BATCH, 24, 16, 16)
+        return whole(train_textual(self.model, self._said(recipe.prompts()), recipe, latents, "words"))
 
     @torch.inference_mode()
     def visual(self, recipe: VisualRecipe) -> Trained:
         sets = encode_sets(
             read_pairs(draw_pairs.FOLDER / "pocket_shirt"), self.vae.encode, self.model.model.process_latent_in
         )
-        return train_visual(self.model, self._said([draw_pairs.PROMPT]), recipe, sets, "pairs")
+        return whole(train_visual(self.model, self._said([draw_pairs.PROMPT]), recipe, sets, "pairs"))
 
     @torch.inference_mode()
     def sweep(self, slider: Slider, prompt: str, strengths: Sequence[float]) -> Tensor:
@@ -88,8 +87,16 @@ class Studio:
         return encode_prompts(self.clip, prompts)
 
 
+def whole(trained: Trained | None) -> Trained:
+    """Return what was trained. Raises RuntimeError if it was cancelled before its first step."""
+    if trained is None:
+        raise RuntimeError("The training was cancelled.")
+    return trained
+
+
 def repair(studio: Studio) -> None:
     recipe = read_recipe(draw_pairs.FOLDER.parents[1] / "recipes" / "pocket_repair.json")
+    assert isinstance(recipe, TextualRecipe)
     slider = studio.textual(recipe).slider
     for prompt in recipe.concepts[0].prompts():  # of good pictures, and of spoiled ones
         studio.tell("spoiled", slider, prompt, (-1.5, -1.0, 0.0, 1.0, 1.5))

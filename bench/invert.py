@@ -100,7 +100,7 @@ class Bench:
 
     def measure(self, method: str, **settings) -> dict:
         """Passes and seconds of an inversion."""
-        self.forward, made, own_optimise = 0, 0, inversion_run.optimise_embedding
+        self.forward, made, own_optimise = 0, 0, inversion_run.optimise_embedding  # type: ignore[attr-defined]
 
         def optimise(*given):
             nonlocal made
@@ -108,13 +108,14 @@ class Bench:
             made += sum(map(len, fitted.losses))
             return fitted
 
+        positive, negative = self.prompts
         recipe = InversionSettings(method=method, steps=self.steps, **settings)
-        before, inversion_run.optimise_embedding = self.unit(), optimise
+        before, inversion_run.optimise_embedding = self.unit(), optimise  # type: ignore[attr-defined]
         try:
             with torch.inference_mode():
-                seconds = _models.timed(lambda: invert(self.counted, self.latents, *self.prompts, recipe))
+                seconds = _models.timed(lambda: invert(self.counted, self.latents, positive, negative, recipe))
         finally:
-            inversion_run.optimise_embedding = own_optimise
+            inversion_run.optimise_embedding = own_optimise  # type: ignore[attr-defined]
         unit = statistics.mean([before, self.unit()])
         passes, floor = self.forward + made, 2 * made
         return {
@@ -159,9 +160,10 @@ class Bench:
 
     def run_peaks(self) -> dict:
         """Bytes that a whole inversion and a whole training of two steps hold at most."""
-        recipe = InversionSettings(steps=self.steps, refinement=2, inner_steps=2)
+        positive, negative = self.prompts
+        settings = InversionSettings(steps=self.steps, refinement=2, inner_steps=2)
         with torch.inference_mode(), peak_memory(self.model.load_device) as peak:
-            invert(self.model, self.latents, *self.prompts, recipe)
+            invert(self.model, self.latents, positive, negative, settings)
         inverting = peak.bytes
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, samples_per_rollout=2)
         prompts = dict.fromkeys((*CONCEPT.prompts(), ""), self.prompts[0])

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import _models  # noqa: F401  (makes ComfyUI and the pack importable)
 import comfy.sample
@@ -45,7 +46,7 @@ SEED = 2**40  # beyond every seed that a training draws people with
 SLIDERS = {"age": "age", "smile": "smile", "eyes": "eye_size"}  # files of the pack, and what they turn
 READ = [name for name in COLUMNS if name not in ("flat colour", "ink sketch", "pastel", "spoiled")]
 SHOWN = 8
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "null-text": {"refinement": 2},
     "negative prompt": {"method": "negative prompt", "refinement": 2},
     "plain": {"method": "plain", "cfg": 1.0},
@@ -88,8 +89,8 @@ class Bench:
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             log.info("%s: inverting", name)
-            settings = {"steps": self.steps, "cfg": self.cfg, "learning_rate": self.rate, **METHODS[name]}
-            chosen = InversionSettings(**settings)
+            common = {"steps": self.steps, "cfg": self.cfg, "learning_rate": self.rate}
+            chosen = InversionSettings(**{**common, **METHODS[name]})
             with torch.inference_mode():
                 made = invert(self.model, self.latents, self.positive, self.negative, chosen)
             save_inversion(made, path)
@@ -209,7 +210,7 @@ def main() -> None:
         options.gate,
         options.named,
     )
-    figures = {}
+    figures: dict[str, Any] = {}
     if "reconstructions" in options.parts:
         figures["psnr"] = bench.reconstructions()
         for name, value in figures["psnr"].items():

@@ -149,6 +149,7 @@ def soak(runs: int) -> tuple[float, float, bool]:
         kinds.update(_kinds_of(drawn))
         if result is not None and run % COMPARED_EVERY == 0:
             fresh = run_of(small_model(), drawn, sampler, run)
+            assert fresh is not None
             worst = max(worst, ((result - fresh).norm() / fresh.norm()).item())
         if run % max(1, runs // 10) == 0:
             sizes.append(megabytes())

@@ -19,7 +19,7 @@ import logging
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import _models
 import comfy.model_management
@@ -128,17 +128,17 @@ class Bench:
         layers = TrainableLayers(self.model, VisualRecipe(), generator)
         recipes = {method: VisualRecipe(steps=10**6, method=method) for method in VISUAL_METHODS}
 
-        def training(kind: type[Training], method: str) -> Training:
+        def parts(method: str) -> tuple[Any, ...]:
             samples = VisualSamples(self.denoiser, sets, recipes[method], generator)
-            return kind(self.denoiser, layers, samples, recipes[method], generator)
+            return self.denoiser, layers, samples, recipes[method], generator
 
-        published = training(PublishedVisualTraining, "noise")
+        published = PublishedVisualTraining(*parts("noise"))
         published.encode, published.clock = torch.no_grad()(self.encode), _models.now
         before = self._cost(published, iterations)
         spent = {part: seconds / (iterations + 1) / self.unit for part, seconds in published.spent.items()}
         floor = self._floor(latents, iterations)
         for method in VISUAL_METHODS:
-            self._note(f"visual, {method}", before, self._cost(training(Training, method), iterations), spent, floor)
+            self._note(f"visual, {method}", before, self._cost(Training(*parts(method)), iterations), spent, floor)
 
     def _floor(self, latents: torch.Tensor, iterations: int) -> float:
         """Units of the two passes over a pair that its training cannot do without."""

@@ -31,7 +31,15 @@ from ..sliders.formats.slider_files import load_slider, save_slider
 from ..training.loop import Progress
 from ..training.pairs.folders import read_pairs
 from ..training.pairs.image_sets import STEP
-from ..training.recipe import EncoderRecipe, Recipe, RunRecord, TextualRecipe, recipe_from, run_record_from
+from ..training.recipe import (
+    EncoderRecipe,
+    Recipe,
+    RunRecord,
+    TextualRecipe,
+    VisualRecipe,
+    recipe_from,
+    run_record_from,
+)
 from ..training.run import RunOptions, Trained, train_text_encoder, train_textual, train_visual
 from ..training.visual_samples import encode_sets
 from .model_files import add_options, load_models
@@ -88,6 +96,8 @@ def train(recipe: Recipe, facts: RunRecord, options: argparse.Namespace) -> Trai
         if isinstance(recipe, TextualRecipe):
             conditionings = _encoded(clip, recipe.prompts())
             return train_textual(model, conditionings, recipe, _latents(model, facts, options), name, run_options)
+        if not isinstance(recipe, VisualRecipe):
+            raise ValueError(f"A {type(recipe).__name__} cannot be trained here.")
         if options.pairs is None:
             raise ValueError("The recipe is of a visual slider: say where its pictures are, with --pairs FOLDER.")
         side = options.size or _side(facts, vae) or _size(options)

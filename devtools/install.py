@@ -119,7 +119,10 @@ def unpack_comfyui(archive: Path, target: Path, sha256: str) -> None:
                 path.mkdir(parents=True, exist_ok=True)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tar.extractfile(member) as content, open(path, "wb") as file:
+            content = tar.extractfile(member)
+            if content is None:
+                raise Problem(f"{archive.name} has no content of {member.name}; run it again")
+            with content, open(path, "wb") as file:
                 shutil.copyfileobj(content, file)
 
 

@@ -87,7 +87,7 @@ def _widget_values(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
     names = _widget_names(info)
     values = node.get("widgets_values") or []
     if isinstance(values, Mapping):
-        return {name: values[name] for name in names if name in values}
+        return {name: values[name] for name in names if name is not None and name in values}
     if len(values) != len(names):
         raise ValueError(
             f"Node {node['id']} ({node['type']}) has {len(values)} widget values "

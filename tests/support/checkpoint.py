@@ -62,7 +62,7 @@ def text_shapes(width: int, layers: int) -> dict[str, tuple[int, ...]]:
     """Of a CLIP text model's tensors, by name."""
     parts = {f"self_attn.{name}_proj": (width, width) for name in "qkv"}
     parts |= {"self_attn.out_proj": (width, width), "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         f"embeddings.{name}_embedding.weight": (n, width) for name, n in (("token", WORDS), ("position", TOKENS))
     }
     for layer in range(layers):

@@ -56,7 +56,7 @@ def dora(model, seed: int = 3) -> Slider:
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     for name, change in low_rank(model, seed).layers.items():
-        out, *inner = (change.up.shape[0], *change.down.shape[1:])
+        out, inner = change.up.shape[0], tuple(change.down.shape[1:])
         magnitudes = 1 + 0.3 * torch.rand(out, *(1 for _ in inner), generator=generator)
         parts = {"lora_up.weight": change.up, "lora_down.weight": change.down, "dora_scale": magnitudes}
         layers[name] = Adapter(parts)

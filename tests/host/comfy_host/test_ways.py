@@ -88,7 +88,7 @@ def test_gates_swap_pointers(model, gates):
 
 def builds_of(monkeypatch) -> list:
     """What is built or updated from now on, one entry a weight."""
-    made = []
+    made: list[int] = []
     for name in ("build", "update"):
         real = getattr(merging, name)
         monkeypatch.setattr(merging, name, lambda *given, real=real: (made.append(1), real(*given))[1])
