@@ -18,7 +18,7 @@ FEW = {
     "train_a_textual_slider": {
         **SMALL_SWEEP,
         "Train Slider": {"steps": 3, "rollout_steps": 3},
-        "Pictures a Training Step": {"batch_size": 2},
+        "Images in a Training Step": {"batch_size": 2},
     },
     "train_a_visual_slider": {**SMALL_SWEEP, "Train Visual Slider": {"steps": 3}},
     "train_a_repair_slider": SMALL_SWEEP,  # how long it trains stands in its recipe

@@ -16,7 +16,7 @@ WRITER = Path(__file__).parents[1] / "support" / "checkpoint.py"
 PICTURES = {"batch_size": 1}
 BY_NAME = {  # as the examples' notes say, with few steps
     "train_a_textual_slider": {
-        "Pictures a Training Step": PICTURES,
+        "Images in a Training Step": PICTURES,
         "People to Sweep Over": PICTURES,
         "Slider Concept": {"preserve": "", "eta": 4.0},
         "Train Slider": {"steps": 2, "rollout_steps": 2, "learning_rate": 5e-4},
@@ -27,7 +27,7 @@ BY_NAME = {  # as the examples' notes say, with few steps
     },
     "train_a_repair_slider": {
         "Load Recipe": {"slider": "recipes/fix_hands"},
-        "Pictures a Training Step": PICTURES,
+        "Images in a Training Step": PICTURES,
         "People to Sweep Over": PICTURES,
     },
 }
