@@ -110,7 +110,7 @@ class GateSliders(io.ComfyNode):
         ramp: float,
         cond_or_uncond: str = COND_OR_UNCOND[0],
     ) -> io.NodeOutput:
-        return io.NodeOutput(sliders.gated(Gate(start_percent, end_percent, ramp)).on(cond_or_uncond))
+        return io.NodeOutput(sliders.gated(Gate(start_percent, end_percent, ramp)).restricted_to(cond_or_uncond))
 
 
 class SweepSliders(io.ComfyNode):
