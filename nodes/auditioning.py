@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..comfy_host.audition import Contrast, audition
 from ..comfy_host.text_encoders import encode_prompts
 from ..sliders.gate import Gate
-from ..training.recipe import Concept
+from ..training.concept import Concept
 from .composing import STRENGTH_TOOLTIP, gate_inputs
 from .sockets import SliderConcept
 

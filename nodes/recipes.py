@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _of_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _of_slider(path: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _of_slider(path: Path, name: str) -> tuple[Mapping[str, Any], dict[str, str]]:
     """Read the recipe in a slider's file, and the family and the hash of the model that it was trained on."""
     info = load_slider(path).info
     if not info.recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_management import InterruptProcessingException
@@ -13,8 +13,9 @@ from comfy_api.latest import io
 from ..comfy_host.latents import fit_latent, to_model_scale
 from ..comfy_host.text_encoders import encode_prompts
 from ..sliders.stack import Stack
+from ..training.concept import Concept
 from ..training.pairs.image_sets import ImagePairs
-from ..training.recipe import VISUAL_METHODS, Concept, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
+from ..training.recipe import VISUAL_METHODS, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
 from ..training.run import RunOptions, Trained, train_text_encoder, train_textual, train_visual
 from ..training.visual_samples import encode_sets
 from .resume_notes import fingerprint, node_id_of, note_stopped
@@ -28,6 +29,8 @@ from .training_inputs import (
     run_inputs,
     slider_inputs,
 )
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 DEFAULT_NAME = "slider"  # where the name is empty
 
@@ -135,9 +138,7 @@ class TrainSlider(io.ComfyNode):
         recipe: Recipe | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        if recipe is None:
-            recipe = TextualRecipe(concepts=concept, **settings)
-        must_be(TextualRecipe, recipe)
+        recipe = of_kind(TextualRecipe, recipe or TextualRecipe(concepts=concept, **settings))
         conditionings = encode_prompts(clip, recipe.prompts())
         options = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
         trained = train_textual(
@@ -201,9 +202,7 @@ class TrainVisualSlider(io.ComfyNode):
         recipe: Recipe | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        if recipe is None:
-            recipe = VisualRecipe(sets=len(pairs), **settings)
-        must_be(VisualRecipe, recipe)
+        recipe = of_kind(VisualRecipe, recipe or VisualRecipe(sets=len(pairs), **settings))
         conditionings = encode_prompts(clip, {one.prompt: None for one in pairs})
         sets = encode_sets(pairs, vae.encode, to_model_scale(model))
         options = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
@@ -258,9 +257,7 @@ class TrainTextEncoderSlider(io.ComfyNode):
         recipe: Recipe | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        if recipe is None:
-            recipe = EncoderRecipe(concepts=concept, **settings)
-        must_be(EncoderRecipe, recipe)
+        recipe = of_kind(EncoderRecipe, recipe or EncoderRecipe(concepts=concept, **settings))
         options = watch_training(None, recipe, checkpoint_every=checkpoint_every, node_id=node_id_of(cls))
         return trained_output(
             train_text_encoder(clip, recipe, name.strip() or DEFAULT_NAME, options), recipe, name, cls, options
@@ -274,11 +271,12 @@ _NODES = {
 }
 
 
-def must_be(kind: type[Recipe], recipe: Recipe) -> None:
-    """Refuse a recipe of another kind. Raises ValueError that names the node it belongs to."""
+def of_kind(kind: type[AnyRecipe], recipe: Recipe) -> AnyRecipe:
+    """Return a recipe that is of this kind. Raises ValueError for another, which names the node it belongs to."""
     if not isinstance(recipe, kind):
         of, node = _NODES[type(recipe)]
         raise ValueError(f"{_NODES[kind][1]}: the recipe is of {of}; connect it to {node}.")
+    return recipe
 
 
 def trained_output(

@@ -10,7 +10,7 @@ their difference is kept or approximated.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Protocol
 
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from .adapters.kind import BIAS, DIFF, DOWN, UP
 from .changes import Adapter, Change, LowRank, kind_of
-from .slider import Slider
+from .gate import Gate
+from .slider import Slider, SliderInfo
+from .stack import Stack, StackedSlider
 
 # Singular values below this part of the largest are rounding of float32 factors, not part of the change
 _ROUNDING = 1e-7
@@ -195,3 +197,48 @@ def _joined(name: str, changes: Sequence[tuple[Slider, LowRank, float]]) -> LowR
 def _shape(change: LowRank) -> tuple[int, ...]:
     """Return the shape of the weight that a change is for."""
     return (change.up.shape[0], *change.down.shape[1:])
+
+
+def merged_stack(sliders: Stack, rank: int, name: str, model: ModelWeights | None = None) -> tuple[Stack, Merged]:
+    """Merge a stack at its strengths into a stack of one slider; also returns how its layers were merged.
+
+    rank, model: see `merge`. name: of the slider that comes out.
+    Raises ValueError if the stack is empty, one of its sliders is swept, or they act in different parts of sampling
+    or of guidance.
+    """
+    if not len(sliders):
+        raise ValueError("Merge Sliders needs at least one slider; the stack is empty.")
+    if swept := [stacked.slider.name for stacked in sliders if len(set(stacked.strength)) > 1]:
+        raise ValueError(f"Slider '{swept[0]}' is swept; merge the sliders as they are before the sweep.")
+    first = sliders[0]
+    for stacked in sliders:
+        if _window(stacked) != _window(first):
+            raise ValueError(
+                f"Sliders '{first.slider.name}' and '{stacked.slider.name}' act in different parts of sampling or of "
+                "guidance. One slider cannot do both: gate them alike, or merge them apart."
+            )
+    merged = merge([(stacked.slider, stacked.strength[0]) for stacked in sliders], rank, model)
+    slider = Slider(name.strip() or "merged", merged.layers, _info(sliders))
+    return Stack((replace(first, slider=slider, strength=(1.0,)),)), merged
+
+
+def _window(stacked: StackedSlider) -> tuple[tuple[Gate, ...], str]:
+    """When a slider acts: its gates that are not always open, and cond or uncond."""
+    return tuple(gate for gate in stacked.gates if not gate.always_open), stacked.cond_or_uncond
+
+
+def _info(sliders: Stack) -> SliderInfo:
+    """What the header of the merged slider says: what it was merged of, and what all of them have in common."""
+    infos = [stacked.slider.info for stacked in sliders]
+
+    def common(values: list[str]) -> str:
+        return values[0] if len(set(values)) == 1 else ""
+
+    parts = [{"name": stacked.slider.name, "strength": stacked.strength[0]} for stacked in sliders]
+    gates = sliders[0].gates
+    return SliderInfo(
+        recipe={"merged": parts},
+        family=common([info.family for info in infos]),
+        base_model_hash=common([info.base_model_hash for info in infos]),
+        gate=gates[0] if len(gates) == 1 else Gate(),
+    )

@@ -3,8 +3,10 @@
 import comfy.sd
 import pytest
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.nodes.converting import MergeSliders, merged_stack
+from concept_sliders.comfy_host.model_weights import ComfyModelWeights
+from concept_sliders.nodes.converting import MergeSliders
 from concept_sliders.nodes.loading import SaveSlider
+from concept_sliders.sliders.merge_sliders import merged_stack
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.host.comfy_host.test_stacks_of_kinds import slider_of
 from concept_sliders.tests.host.comfy_host.test_ways_of_kinds import adapted_slider
@@ -51,8 +53,8 @@ def test_differences_of_the_model_are_compressed_too(of_all_kinds):
 def test_a_model_with_patches_is_merged_on_as_its_file_has_it(of_all_kinds):
     """What depends on the weight is not to count in what another node has patched into it."""
     model, stack = of_all_kinds
-    (before,) = (merged_stack(stack, 0, "x", model)[0],)
+    (before,) = (merged_stack(stack, 0, "x", ComfyModelWeights(model))[0],)
     patched = comfy.sd.load_lora_for_models(model, None, tensors_of(random_slider(model, 5)), 1.0, 0.0)[0]
     sample(patched, "SD15")
-    (after,) = (merged_stack(stack, 0, "x", patched)[0],)
+    (after,) = (merged_stack(stack, 0, "x", ComfyModelWeights(patched))[0],)
     assert before[0].slider.content_hash == after[0].slider.content_hash

@@ -3,8 +3,8 @@
 import comfy.sd
 import pytest
 import torch
+from concept_sliders.comfy_host.layer_conversion import converted_layers
 from concept_sliders.comfy_host.text_encoders import apply_to_clip
-from concept_sliders.nodes.converting import converted_layers
 from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate

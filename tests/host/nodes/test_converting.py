@@ -5,13 +5,16 @@ import comfy.sd
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
+from concept_sliders.comfy_host.layer_conversion import converted_layers
 from concept_sliders.comfy_host.match import layer_names
-from concept_sliders.nodes.converting import ConvertSlider, MergeSliders, converted_layers, merged_stack
+from concept_sliders.comfy_host.model_weights import ComfyModelWeights
+from concept_sliders.nodes.converting import ConvertSlider, MergeSliders
 from concept_sliders.nodes.loading import SaveSlider
 from concept_sliders.nodes.model_folders import free_path
 from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.merge_sliders import merged_stack
 from concept_sliders.sliders.slider import Slider, SliderInfo
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support import tiny
@@ -263,6 +266,6 @@ def test_two_names_of_one_weight():
     stack = Stack.of(slider) + Stack.of(own)
     expected = sample(apply_sliders(model, stack), "SD15")
     for given, layers in ((None, len(slider.layers) + len(own.layers)), (model, len(slider.layers))):
-        merged, _ = merged_stack(stack, 0, "x", given)
+        merged, _ = merged_stack(stack, 0, "x", given and ComfyModelWeights(given))
         assert len(merged[0].slider.layers) == layers
         assert difference(sample(apply_sliders(model, merged), "SD15"), expected) < 1e-4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from concept_sliders.nodes.converting import converted_layers
+from concept_sliders.comfy_host.layer_conversion import converted_layers
 from concept_sliders.sliders.formats.conventions import DIFFUSERS, KOHYA, NATIVE
 from concept_sliders.sliders.formats.layer_names import comfyui_names
 from concept_sliders.sliders.slider import Slider

@@ -12,8 +12,8 @@ import pytest
 import torch
 from comfy.supported_models_base import ClipTarget
 from concept_sliders.comfy_host.apply import apply_sliders
+from concept_sliders.comfy_host.layer_conversion import converted_layers
 from concept_sliders.comfy_host.match import match_slider, tensors_by_key
-from concept_sliders.nodes.converting import converted_layers
 from concept_sliders.sliders.formats.conversion import WeightSlice
 from concept_sliders.sliders.formats.slider_files import load_slider, read_slider
 from concept_sliders.sliders.stack import Stack
