@@ -129,6 +129,6 @@ def _left_whole(merged: Merged) -> str:
         return ""
     kinds = ", ".join(sorted({kind_of(merged.layers[name]) for name in merged.uncompressed}))
     return (
-        f"\nNot compressed, and not in the error: {len(merged.uncompressed)} of the layers, which are no low-rank products "
-        f"({kinds}): {listed(merged.uncompressed, most=5)}"
+        f"\nNot compressed, and not in the error: {len(merged.uncompressed)} of the layers, which are no low-rank "
+        f"products ({kinds}): {listed(merged.uncompressed, most=5)}"
     )
