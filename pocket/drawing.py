@@ -128,7 +128,7 @@ def _measure(p: Portrait, unnamed: Unnamed) -> Face:
         y,
         half_width,
         half_height,
-        tuple(eyes),
+        (eyes[0], eyes[1]),
         mouth,
         tilt,
         ramp(SKIN, p.skin_tone),

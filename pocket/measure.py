@@ -69,7 +69,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     ranks = [_ranks(np.asarray(values, dtype=float)) for values in (a, b)]
     if any(np.ptp(r) == 0 for r in ranks):
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(np.stack(ranks))[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

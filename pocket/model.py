@@ -106,7 +106,7 @@ def load_pocket(path: Path = WEIGHTS):
     if not path.is_file():
         raise FileNotFoundError(f"No pocket model at {path}: train one with pocket/train.py.")
     weights = {key: value.float() for key, value in comfy.utils.load_torch_file(str(path)).items()}
-    split = {"unet.": {}, "clip_l.": {}}
+    split: dict[str, dict[str, torch.Tensor]] = {"unet.": {}, "clip_l.": {}}
     for key, value in weights.items():
         prefix = next(p for p in split if key.startswith(p))
         split[prefix][key.removeprefix("unet.")] = value

@@ -14,7 +14,8 @@ import torch
 
 from ..sliders.formats.slider_files import save_slider
 from ..sliders.gate import Gate
-from ..training.recipe import Concept, TextualRecipe
+from ..training.concept import Concept
+from ..training.recipe import TextualRecipe
 from ..training.run import train_textual
 from .model import load_pocket
 from .probe import SIZE
@@ -82,6 +83,7 @@ def train(name: str, pocket, folder: Path) -> Path:
         conditionings = {prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts}
         latents = torch.zeros_like(vae.encode(torch.zeros(BATCH, SIZE, SIZE, 3)))
         trained = train_textual(model, conditionings, lesson.recipe, latents, f"pocket {name.replace('_', ' ')}")
+    assert trained is not None  # nobody cancels it
     slider = replace(trained.slider, info=replace(trained.slider.info, gate=Gate(lesson.start)))
     path = folder / f"pocket_{name}.safetensors"
     save_slider(slider, path)

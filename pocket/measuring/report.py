@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from comfy.clip_vision import ClipVisionModel
 from einops import rearrange
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class Models:
     """What is measured. pocket: (MODEL, CLIP, VAE). vision: a ClipVisionModel."""
 
     pocket: tuple
-    vision: object
+    vision: ClipVisionModel
     probe: Probe
 
     @property
@@ -114,7 +115,7 @@ def of_samples(models: Models, count: int, sampling: Sampling) -> dict[str, floa
     real, fresh = drawings(people), drawings(others)
     latents = sampled_latents(models.pocket, captions, sampling)
     made = decoded(models.vae, latents)
-    figures = {}
+    figures: dict[str, float] = {}
     views = {
         "embeddings": models.features_of,
         "patches": lambda shown: _some(patches(models.latents_of(shown)), count),

@@ -19,14 +19,9 @@ class Residual(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-        )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        last = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
@@ -38,6 +33,9 @@ def _residuals(width: int, count: int) -> list[nn.Module]:
 
 class Autoencoder(nn.Module):
     """`encode` and `decode` as ComfyUI's VAE calls them; `posterior` and `loss` for training."""
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self):
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def initialise(model: nn.Module, generator: torch.Generator, ends: Sequence[str] = ()) -> nn.Module:
@@ -31,5 +31,5 @@ def differentiable(encoder: nn.Module) -> nn.Module:
     return encoder
 
 
-def _normal(weight: nn.Parameter, std: float, generator: torch.Generator) -> None:
+def _normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
     weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)

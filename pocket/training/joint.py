@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # of the cosines, learned
 class JointEncoder(nn.Module):
     """Vision tower and text encoder with the scale of their cosines."""
 
+    vision: Any  # ComfyUI's, untyped
+    text: Any
+
     def __init__(self):
         super().__init__()
         self.vision = build_vision().model.float()
@@ -45,14 +49,16 @@ class JointEncoder(nn.Module):
 def build_joint(seed: int) -> JointEncoder:
     """With weights to begin from."""
     generator = torch.Generator().manual_seed(seed)
-    joint = initialise(JointEncoder(), generator)
+    joint = JointEncoder()
+    initialise(joint, generator)
     embeddings = joint.vision.vision_model.embeddings
     embeddings.class_embedding.data.copy_(torch.randn(embeddings.class_embedding.shape, generator=generator) * 0.3)
     for part in (joint.vision.vision_model.encoder, joint.text.text_model.encoder):
         for layer in part.layers:  # residual branches begin small
             layer.self_attn.out_proj.weight.data.mul_(0.4)
             layer.mlp.fc2.weight.data.mul_(0.4)
-    return differentiable(joint).requires_grad_(True)
+    differentiable(joint).requires_grad_(True)
+    return joint
 
 
 def train_joint(pool: Pool, folder: Path, seed: int, plan: Plan = PLAN) -> JointEncoder:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..measuring.probe import NUMBERS, Probe, Readings, split_columns
 from ..world.pool import Pool
 from ..world.portrait import BINARY
-from .run import Plan, bfloat16, fit
+from .run import Plan, bfloat16, channels_last, fit
 
 PLAN = Plan(steps=3000, batch=64, rate=3e-3, warm_up=150, ema=0.998, weight_decay=0.02)
 NUMBERS_WEIGHT = 30.0  # of the squared errors, which are far smaller than the entropies
@@ -29,8 +29,7 @@ NOISE = 0.08  # most standard deviation that is added to a picture, whose values
 def train_probe(pool: Pool, folder: Path, seed: int, plan: Plan = PLAN) -> Probe:
     """The whole run; the average of its weights."""
     torch.manual_seed(seed)
-    probe = Probe().to(memory_format=torch.channels_last)
-    return fit(probe, _lessons(pool), _loss, plan, folder / "probe.pt", seed=seed).eval()
+    return fit(channels_last(Probe()), _drawings(pool), _loss, plan, folder / "probe.pt", seed=seed)
 
 
 def held_out_figures(readings: Readings, numbers: Tensor, names: Sequence[str] = NUMBERS) -> dict[str, float]:
@@ -63,7 +62,7 @@ def images(pictures: Tensor) -> Tensor:
 _TARGETS = (*NUMBERS[:-1], *BINARY, "style", NUMBERS[-1])  # the columns of `Pool.numbers`
 
 
-def _lessons(pool: Pool):
+def _drawings(pool: Pool):
     numbers = torch.from_numpy(pool.numbers())
 
     def batch(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:

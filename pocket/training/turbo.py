@@ -8,6 +8,7 @@ arXiv 2210.03142). The sampler is Euler over ComfyUI's `sgm_uniform` schedule of
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,15 +34,20 @@ class LowRank(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int):
         super().__init__()
-        if isinstance(layer, nn.Conv2d):
-            window = layer.kernel_size, layer.stride, layer.padding
-            self.lora_down = nn.Conv2d(layer.in_channels, rank, *window, bias=False)
-            self.lora_up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
-        else:
-            self.lora_down = nn.Linear(layer.in_features, rank, bias=False)
-            self.lora_up = nn.Linear(rank, layer.out_features, bias=False)
-        nn.init.zeros_(self.lora_up.weight)
+        self.lora_down, self.lora_up = factors(layer, rank)
+        nn.init.zeros_(next(self.lora_up.parameters()))
         layer.register_forward_hook(lambda _, inputs, output: output + self.lora_up(self.lora_down(inputs[0])))
+
+
+def factors(layer: nn.Linear | nn.Conv2d, rank: int) -> tuple[nn.Module, nn.Module]:
+    """The way down to `rank`, with the layer's own window, and the way up."""
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
+    size: Any = layer.kernel_size
+    stride: Any = layer.stride
+    padding: Any = layer.padding
+    down = nn.Conv2d(layer.in_channels, rank, size, stride, padding, bias=False)
+    return down, nn.Conv2d(rank, layer.out_channels, 1, bias=False)
 
 
 class Distilled(nn.Module):
@@ -56,14 +62,14 @@ class Distilled(nn.Module):
             if isinstance(module, (nn.Linear, nn.Conv2d))
         }
         self.changes = nn.ModuleDict({name.replace(".", "/"): layer for name, layer in layers.items()})
+        self.layers = list(layers.items())
 
     def lora(self) -> dict[str, Tensor]:
         """Keys as ComfyUI's LoRA loader reads them; alpha is the rank, so the scale is 1."""
-        weights = {}
-        for name, layer in self.changes.items():
-            key = f"diffusion_model.{name.replace('/', '.')}"
-            weights[f"{key}.lora_down.weight"] = layer.lora_down.weight.detach()
-            weights[f"{key}.lora_up.weight"] = layer.lora_up.weight.detach()
+        weights: dict[str, Tensor] = {}
+        for name, layer in self.layers:
+            key = f"diffusion_model.{name}"
+            weights |= {f"{key}.{factor}": value for factor, value in layer.state_dict().items()}
             weights[f"{key}.alpha"] = torch.tensor(float(RANK))
         return weights
 

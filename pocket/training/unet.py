@@ -19,7 +19,7 @@ from ..models.unet import TIMESTEPS, build_unet, noise_levels
 from ..world.captions import caption
 from ..world.pool import Pool
 from .initial import initialise
-from .run import Plan, bfloat16, fit, written
+from .run import Plan, bfloat16, channels_last, fit, written
 
 PLAN = Plan(steps=2800, batch=48, rate=1.2e-3, warm_up=200, ema=0.999, save=250)
 EMPTY = 0.1  # share of empty captions, for classifier-free guidance
@@ -29,6 +29,8 @@ ENCODED_AT_A_TIME = 64
 
 class Student(nn.Module):
     """The UNet, with the text encoder that prompts it and does not learn."""
+
+    sigmas: Tensor  # (1000,)
 
     def __init__(self, unet: nn.Module, text: nn.Module):
         super().__init__()
@@ -49,7 +51,7 @@ def build_student(text: dict[str, Tensor], seed: int) -> Student:
     initialise(unet, torch.Generator().manual_seed(seed), ENDS)
     encoder = build_clip(dtype=torch.float32).cond_stage_model.clip_l.transformer
     encoder.load_state_dict(text)
-    return Student(unet.to(memory_format=torch.channels_last), encoder)
+    return Student(channels_last(unet), encoder)
 
 
 def train_unet(student: Student, latents: np.ndarray, pool: Pool, folder: Path, seed: int, plan: Plan = PLAN):

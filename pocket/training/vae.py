@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models.autoencoder import Autoencoder, divergence, sampled
 from ..world.pool import Pool
-from .run import Plan, bfloat16, fit
+from .run import Plan, bfloat16, channels_last, fit
 
 TOGETHER = Plan(steps=2200, batch=32, rate=1.5e-3, ema=0.998)
 DECODER = Plan(steps=6000, batch=32, rate=1e-3, ema=0.999, warm_up=100)
@@ -26,13 +26,13 @@ COUNTED = 2048  # drawings that tell a latent channel's mean and spread
 def train_together(pool: Pool, folder: Path, seed: int, plan: Plan = TOGETHER) -> Autoencoder:
     """Encoder and decoder."""
     torch.manual_seed(seed)
-    vae = Autoencoder().to(memory_format=torch.channels_last)
-    return fit(vae, _pictures(pool), _loss_together, plan, folder / "vae.pt", seed=seed)
+    return fit(channels_last(Autoencoder()), _pictures(pool), _loss_together, plan, folder / "vae.pt", seed=seed)
 
 
 def train_decoder(vae: Autoencoder, pool: Pool, folder: Path, seed: int, plan: Plan = DECODER) -> Autoencoder:
     """The decoder alone; the latents stay what they are."""
-    vae.requires_grad_(True).encoder.requires_grad_(False)
+    vae.requires_grad_(True)
+    vae.encoder.requires_grad_(False)
     return fit(vae, _pictures(pool), _loss_of_decoder, plan, folder / "decoder.pt", seed=seed)
 
 
@@ -61,7 +61,7 @@ def _loss_together(vae: Autoencoder, pictures: Tensor) -> Tensor:
     return _difference(decoded.float(), pictures) + KL_WEIGHT * divergence(mean, log_variance)
 
 
-def _loss_of_decoder(vae: nn.Module, pictures: Tensor) -> Tensor:
+def _loss_of_decoder(vae: Autoencoder, pictures: Tensor) -> Tensor:
     with bfloat16():
         with torch.no_grad():
             latents = vae.encode(pictures).float()

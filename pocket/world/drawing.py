@@ -127,8 +127,8 @@ class Brush:
         image = self.image
         if self.style == "pastel":
             image = image.filter(ImageFilter.GaussianBlur(1.2 * OVERSAMPLED))
-        box = tuple(OVERSAMPLED * edge for edge in FRAME)
-        return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX, box=box))
+        left, top, right, bottom = (OVERSAMPLED * edge for edge in FRAME)
+        return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX, box=(left, top, right, bottom)))
 
 
 def _pixels(points) -> list[tuple[float, float]]:
@@ -153,7 +153,7 @@ def _measure(p: Portrait, unnamed: Unnamed) -> Face:
         y,
         half_width,
         half_height,
-        tuple(eyes),
+        (eyes[0], eyes[1]),
         mouth,
         tilt,
         ramp(SKIN, p.skin_tone),

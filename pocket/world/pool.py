@@ -31,7 +31,7 @@ class Pool:
     def __len__(self) -> int:
         return len(self.people)
 
-    def pictures(self, chosen: Sequence[int]) -> Tensor:
+    def pictures(self, chosen: Sequence[int] | np.ndarray) -> Tensor:
         """The drawings of the people at these places: (B, 3, 128, 128) in [-1, 1]."""
         drawn = np.stack([self.shards[i // SHARD][i % SHARD] for i in chosen])
         return rearrange(torch.from_numpy(drawn).float() / 127.5 - 1, "b h w c -> b c h w")
