@@ -10,7 +10,7 @@ from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.sliders.test_files_kinds import parts_of
+from concept_sliders.tests.support.adapter_files import parts_of
 from concept_sliders.tests.support.tiny import difference, random_slider, sample, tiny_model
 from safetensors.torch import save_file
 

@@ -6,7 +6,7 @@ import torch
 from concept_sliders.sliders.equation.layer_kinds import can_act_on, is_linear, weight_shape
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.sliders.test_files_kinds import parts_of, random
+from concept_sliders.tests.support.adapter_files import parts_of, random
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.family_checks import Subject
 from concept_sliders.tests.support.tiny import difference

@@ -11,8 +11,7 @@ from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.sliders.test_files import unet_keys
-from concept_sliders.tests.host.sliders.test_files_kinds import KINDS, NAME, parts_of
+from concept_sliders.tests.support.adapter_files import KINDS, NAME, parts_of, unet_keys
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny import tiny_model
 from hypothesis import given, settings

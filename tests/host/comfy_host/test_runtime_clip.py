@@ -10,7 +10,7 @@ from concept_sliders.sliders.formats.slider_files import load_slider, save_slide
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.sliders.test_files_kinds import KINDS, parts_of
+from concept_sliders.tests.support.adapter_files import KINDS, parts_of
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny import difference
 from concept_sliders.tests.support.tiny_clip import LAYER, tiny_clip

@@ -13,10 +13,11 @@ import torch
 from comfy.supported_models_base import ClipTarget
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.layer_conversion import converted_layers
-from concept_sliders.comfy_host.match import match_slider, tensors_by_key
+from concept_sliders.comfy_host.match import match_slider
 from concept_sliders.sliders.formats.conversion import WeightSlice
 from concept_sliders.sliders.formats.slider_files import load_slider, read_slider
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.support.adapter_files import change_by_comfyui, unet_keys
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.family_names import file_named
 from concept_sliders.tests.support.tiny import difference, sample, tiny_model
@@ -41,10 +42,6 @@ UNET_LAYOUTS = {
 }
 
 
-def unet_keys(model):
-    return comfy.lora.model_lora_keys_unet(model.model, {})
-
-
 @pytest.mark.parametrize("layout", UNET_LAYOUTS)
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
 def test_unet_layouts_change_the_weight_they_name(layout, ending, tmp_path):
@@ -55,23 +52,10 @@ def test_unet_layouts_change_the_weight_they_name(layout, ending, tmp_path):
     path = tmp_path / f"adapter_model.{ending}"
     save_file(tensors, path) if ending == "safetensors" else torch.save({"state_dict": tensors}, path)
     model = tiny_model("SD15")
-    changed = change_by_host(load_slider(path), model, unet_keys(model))
+    changed = change_by_comfyui(load_slider(path), model, unet_keys(model))
     assert set(changed) == {TARGET.format("q")}
     expected = (up @ down) * (0.25 if keys[2] else 1.0)
     assert torch.allclose(changed[TARGET.format("q")], expected, atol=1e-5)
-
-
-def change_by_host(slider, model, key_map, strength=1.0):
-    """What the stock loader makes of a slider's layers, by the key of the weight: new minus old, in float32."""
-    state = model.model.state_dict()
-    found = {}
-    for name, change in slider.layers.items():
-        for key, value in comfy.lora.load_lora(tensors_by_key(name, change), {name: key_map[name]}).items():
-            key, offset, function = (*(key if isinstance(key, tuple) else (key,)), None, None)[:3]
-            own = state[key].float()
-            patch = [(strength, value, 1.0, offset, function)]
-            found[key] = found.get(key, 0) + comfy.lora.calculate_weight(patch, own.clone(), key) - own
-    return found
 
 
 @pytest.mark.parametrize("family", ["SD15", "SDXL"])
@@ -148,7 +132,7 @@ def test_flux_layouts(layout, tmp_path):
         config = {"peft_type": "LORA", "r": 4, "lora_alpha": 1}
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     slider = load_slider(tmp_path / "adapter_model.safetensors")
-    changed = change_by_host(slider, model, unet_keys(model))
+    changed = change_by_comfyui(slider, model, unet_keys(model))
     scale = 1.0 if layout == "ai-toolkit" else 0.25
     assert changed.keys() == expected.keys()
     for key, change in expected.items():

@@ -10,6 +10,7 @@ from concept_sliders.sliders.formats.slider_files import load_slider, save_slide
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import Slider, SliderInfo
 from concept_sliders.tests.support.full_disk import full_disk
+from concept_sliders.tests.support.slider_files import state
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -100,11 +101,6 @@ def test_layouts_and_alphas(down_end, up_end, alpha, scale, kind, tmp_path):
     found = loaded.layers["some.layer"]
     assert torch.equal(found.down, layer.down.half())
     assert torch.equal(found.up.float(), layer.up.half().float() * scale)
-
-
-def state() -> dict[str, torch.Tensor]:
-    """One good layer."""
-    return {"a.lora_down.weight": torch.ones(2, 3), "a.lora_up.weight": torch.ones(4, 2)}
 
 
 BAD = {

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import struct
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,24 +11,12 @@ from concept_sliders.sliders.adapters import PARTS
 from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.slider import Slider
+from concept_sliders.tests.support.slider_files import LAYERS, loaded_or_refused, tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-LAYERS = 3
-NAMED_ERRORS = (ValueError, FileNotFoundError, OSError)
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def tensors() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    found = {}
-    for i in range(LAYERS):
-        name = f"lora_unet_mid_block_attentions_{i}_proj_in"
-        found[f"{name}.lora_down.weight"] = torch.randn(2, 5, generator=generator)
-        found[f"{name}.lora_up.weight"] = torch.randn(6, 2, generator=generator)
-        found[f"{name}.alpha"] = torch.tensor(1.0)
-    return found
 
 
 def content_of(kind: str) -> bytes:
@@ -41,18 +28,6 @@ def content_of(kind: str) -> bytes:
 
 
 CONTENT = {kind: content_of(kind) for kind in ("safetensors", "pt", "ckpt")}  # .ckpt: the pickles of old
-
-
-def loaded_or_refused(path: Path) -> Slider | None:
-    """The whole slider, or None after an error that names the file. Anything else fails the test."""
-    try:
-        slider = load_slider(path)
-    except NAMED_ERRORS as error:
-        assert str(path) in str(error)
-        return None
-    for layer in slider.layers.values():
-        layer.check("x")
-    return slider
 
 
 @pytest.mark.parametrize("kind", CONTENT)

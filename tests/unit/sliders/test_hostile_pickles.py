@@ -9,7 +9,7 @@ import pytest
 import torch
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.slider import Slider
-from concept_sliders.tests.unit.sliders.test_hostile_files import LAYERS, loaded_or_refused, tensors
+from concept_sliders.tests.support.slider_files import LAYERS, loaded_or_refused, tensors
 
 
 class Calls:

@@ -7,7 +7,7 @@ import struct
 import pytest
 import torch
 from concept_sliders.sliders.formats.slider_files import load_slider, read_slider
-from concept_sliders.tests.unit.sliders.test_files import state
+from concept_sliders.tests.support.slider_files import state
 from safetensors.torch import save_file
 
 STRAYS = ("bundle_emb.age.string_to_param.*", "emb_params", "b.weight")

@@ -9,65 +9,16 @@ from concept_sliders.sliders.changes import LowRank, kind_of
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.sliders.test_files import change_by_host, unet_keys
+from concept_sliders.tests.support.adapter_files import (
+    KINDS,
+    NAME,
+    change_by_comfyui,
+    parts_of,
+    random,
+    unet_keys,
+)
 from concept_sliders.tests.support.tiny import difference, sample, tiny_model
 from safetensors.torch import save_file
-
-
-def random(*size):
-    return 0.3 * torch.randn(*size)
-
-
-def low_rank_parts(out, inner, kernel=()):
-    ones = (1,) * len(kernel)
-    return {"lora_up.weight": random(out, 4, *ones), "lora_down.weight": random(4, inner, *kernel)}
-
-
-def parts_of(kind: str, out: int, inner: int) -> dict[str, torch.Tensor]:
-    alpha = {"alpha": torch.tensor(2.0)}
-    hada = {f"hada_w{i}_{ab}": random(*((out, 4) if ab == "a" else (4, inner))) for i in (1, 2) for ab in "ab"}
-    return {
-        "LoRA": {**low_rank_parts(out, inner), **alpha},
-        "DoRA": {**low_rank_parts(out, inner), **alpha, "dora_scale": 1 + random(out, 1).abs()},
-        "LoRA with a bias": {**low_rank_parts(out, inner), **alpha, "diff_b": random(out)},
-        "LoHa": {**hada, **alpha},
-        "LoHa with DoRA": {**hada, **alpha, "dora_scale": 1 + random(1, inner).abs()},
-        "LoKr": {
-            "lokr_w1": random(4, 4),
-            "lokr_w2_a": random(out // 4, 3),
-            "lokr_w2_b": random(3, inner // 4),
-            **alpha,
-        },
-        "LoKr, whole": {"lokr_w1": random(2, 2), "lokr_w2": random(out // 2, inner // 2), **alpha},
-        "OFT": {"oft_blocks": random(4, out // 4, out // 4), **alpha},
-        "BOFT": {"oft_blocks": random(2, out // 4, 4, 4)},
-        "GLoRA": {
-            "a1.weight": random(inner, 2),
-            "a2.weight": random(2, inner),
-            "b1.weight": random(out, 2),
-            "b2.weight": random(2, inner),
-            **alpha,
-        },
-        "difference": {"diff": random(out, inner), "diff_b": random(out)},
-        "bias": {"diff_b": random(out)},
-    }[kind]
-
-
-KINDS = (
-    "LoRA",
-    "DoRA",
-    "LoRA with a bias",
-    "LoHa",
-    "LoHa with DoRA",
-    "LoKr",
-    "LoKr, whole",
-    "OFT",
-    "BOFT",
-    "GLoRA",
-    "difference",
-    "bias",
-)
-NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_2"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +40,7 @@ def test_every_kind_is_what_the_host_makes_of_the_file(kind, tmp_path):
     save_slider(first, tmp_path / "b.safetensors", torch.float32)
     second = load_slider(tmp_path / "b.safetensors")
     for slider in (first, second):
-        found = change_by_host(slider, model, key_map)
+        found = change_by_comfyui(slider, model, key_map)
         assert found.keys() == expected.keys()
         for key, change in expected.items():
             assert change.norm() > 1e-2
@@ -122,8 +73,8 @@ def test_a_strength_in_the_file_is_the_strength(kind, tmp_path):
         assert not (tmp_path / "b.safetensors").exists()
         return
     save_slider(turned, tmp_path / "b.safetensors", torch.float32)
-    found = change_by_host(load_slider(tmp_path / "b.safetensors"), model, key_map)
-    expected = change_by_host(slider, model, key_map)
+    found = change_by_comfyui(load_slider(tmp_path / "b.safetensors"), model, key_map)
+    expected = change_by_comfyui(slider, model, key_map)
     for key, change in expected.items():
         assert difference(found[key], -0.7 * change) < 1e-5
 
@@ -145,7 +96,7 @@ def test_a_middle_convolution_is_folded_exactly(tmp_path):
     slider = load_slider(tmp_path / "a.safetensors")
     layer = slider.layers[name]
     assert isinstance(layer, LowRank) and layer.rank == 4 and layer.down.shape == (4, 32, 3, 3)
-    (found,), (wanted,) = change_by_host(slider, model, key_map).values(), expected.values()
+    (found,), (wanted,) = change_by_comfyui(slider, model, key_map).values(), expected.values()
     assert difference(found, wanted) < 1e-6
 
 
@@ -206,7 +157,7 @@ def test_norms(tmp_path):
     name = "lora_unet_down_blocks_0_resnets_0_norm1"
     tensors = {f"{name}.w_norm": random(32), f"{name}.b_norm": random(32)}
     save_file(tensors, tmp_path / "a.safetensors")
-    found = change_by_host(load_slider(tmp_path / "a.safetensors"), model, unet_keys(model))
+    found = change_by_comfyui(load_slider(tmp_path / "a.safetensors"), model, unet_keys(model))
     expected = changes(comfy.lora.load_lora(tensors, {name: unet_keys(model)[name]}), model)
     assert found.keys() == expected.keys() and len(found) == 2
     assert all(torch.equal(found[key], expected[key]) for key in expected)

@@ -26,9 +26,9 @@ def test_a_large_header_is_read_once(last, tmp_path):
     """One look at every name: a comparison of all with all would take minutes."""
     path = tmp_path / "x.safetensors"
     path.write_bytes(header_of([*(f"{n}.diff" for n in range(MANY)), last]))
-    start = time.perf_counter()
+    start = time.process_time()
     found = repeated_in_header(path)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert found == (None if last == "another.diff" else last)
 
 
