@@ -70,3 +70,19 @@ def _gaussian(images: Tensor, sigma: float) -> Tensor:
     planes = torch.nn.functional.pad(images.movedim(3, 1), (reach,) * 4, mode="replicate")
     planes = torch.nn.functional.conv2d(planes, taps, groups=3)
     return torch.nn.functional.conv2d(planes, taps.transpose(2, 3), groups=3).movedim(1, 3)
+
+
+def shifts(a: Tensor, b: Tensor, most: int = 6) -> Tensor:
+    """(B,) how far, in pixels, each of `b` has to be moved to lie best on that of `a`: (B, H, W, 3) in [0, 1]."""
+    grey_a, grey_b = a.mean(3), b.mean(3)
+    inner = grey_a[:, most:-most, most:-most]
+    height, width = inner.shape[1:]
+    moves = [(y, x) for y in range(-most, most + 1) for x in range(-most, most + 1)]
+    errors = torch.stack(
+        [
+            (grey_b[:, most + y : most + y + height, most + x : most + x + width] - inner).square().mean((1, 2))
+            for y, x in moves
+        ]
+    )
+    lengths = torch.tensor([(y * y + x * x) ** 0.5 for y, x in moves])
+    return lengths[errors.argmin(0)]

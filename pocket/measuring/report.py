@@ -1,7 +1,8 @@
-"""What the pocket models must show, each part a table: of the VAE, of prompts, of samples."""
+"""What the pocket models must show, each part a table: of the VAE, of prompts, of samples, of the gate."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +22,14 @@ from .figures import (
     patches,
     precision_and_recall,
     psnr,
+    shifts,
 )
 from .probe import NUMBERS, Probe, Readings
-from .prompts import OPPOSITIONS, degrees_of, described
-from .sampling import Sampling, decoded, sampled, sampled_latents
+from .prompts import OPPOSITIONS, PLAIN, degrees_of, described
+from .sampling import Sampling, continued, decoded, sampled, sampled_latents
 
 DISTURBED = 0.1  # of the latents' spread
+GATES = (0.0, 0.1, 0.2, 0.3, 0.5)  # shares of sampling
 SOFT = 30.0  # decibels of the blur that the fidelity figures have to notice
 
 
@@ -132,6 +135,27 @@ def of_samples(models: Models, count: int, sampling: Sampling) -> dict[str, floa
     through = decoded(models.vae, models.latents_of(real))
     figures["gradient energy, of the drawings'"] = gradient_energy(made) / gradient_energy(through)
     figures["called spoiled"] = (models.read(made)["spoiled"] > 0.5).float().mean().item()
+    return figures
+
+
+def of_the_gate(
+    models: Models, count: int, sampling: Sampling, shares: Sequence[float] = GATES
+) -> dict[str, list[float]]:
+    """How alike two runs are that share the first part of sampling, by the part shared.
+
+    Of each number: correlation of what is read in both. Of yes or no and of style: the share that agrees. Of the
+    place: how far one image has to be moved to lie best on the other, in pixels.
+    """
+    figures: dict[str, list[float]] = {name: [] for name in (*NUMBERS, *BINARY, "style", "place, px")}
+    for share in shares:
+        one, other = continued(models.pocket, [PLAIN] * count, share, (1, 2), sampling)
+        a, b = models.read(one), models.read(other)
+        for name in NUMBERS:
+            figures[name].append(correlation(a[name], b[name]))
+        for name in BINARY:
+            figures[name].append(((a[name] > 0.5) == (b[name] > 0.5)).float().mean().item())
+        figures["style"].append((a["style"].argmax(1) == b["style"].argmax(1)).float().mean().item())
+        figures["place, px"].append(shifts(one, other).mean().item())
     return figures
 
 

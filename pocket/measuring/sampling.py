@@ -65,3 +65,28 @@ def decoded(vae, latents: Tensor, batch: int = 64) -> Tensor:
     """(N, 8, 16, 16) -> (N, 128, 128, 3) in [0, 1]."""
     with torch.inference_mode():
         return torch.cat([vae.decode(part) for part in latents.split(batch)])
+
+
+def continued(pocket, prompts: Sequence[str], share: float, seeds: Sequence[int], sampling: Sampling) -> list[Tensor]:
+    """Images of runs that share the first part of sampling and go on with noise of their own, a run a seed.
+
+    share: how much of the steps is shared, in [0, 1]. Each is (N, 128, 128, 3) in [0, 1].
+    """
+    model, clip, vae = pocket
+    shared = round(share * sampling.steps)
+    (latent,) = nodes.EmptyLatentImage().generate(SIZE, SIZE, len(prompts))
+    with torch.inference_mode():
+        asked, empty = conditioning(clip, prompts), conditioning(clip, [""])
+
+        def run(noise: str, seed: int, sampler: str, latent, start: int, end: int, leftover: str):
+            return nodes.KSamplerAdvanced().sample(
+                model, noise, seed, sampling.steps, sampling.cfg, sampler, sampling.scheduler,
+                asked, empty, latent, start, end, leftover,
+            )[0]  # fmt: skip
+
+        half = run("enable", sampling.seed, sampling.sampler, latent, 0, shared, "enable") if shared else latent
+        ends = [
+            run("disable" if shared else "enable", seed, "euler_ancestral", half, shared, sampling.steps, "disable")
+            for seed in seeds
+        ]
+    return [decoded(vae, end["samples"]) for end in ends]

@@ -10,6 +10,7 @@ from concept_sliders.pocket.measuring.figures import (
     patches,
     precision_and_recall,
     psnr,
+    shifts,
 )
 
 
@@ -66,3 +67,9 @@ def test_pictures_are_blurred_to_what_is_asked(generator):
     images = torch.rand(3, 32, 32, 3, generator=generator)
     for decibels in (15.0, 25.0):
         assert psnr(images, blurred_to(images, decibels)).mean() == pytest.approx(decibels, abs=0.2)
+
+
+def test_a_shift_is_found_again(generator):
+    image = torch.rand(1, 40, 40, 3, generator=generator)
+    moved = image.roll((3, -4), (1, 2))
+    assert shifts(torch.cat([image, image]), torch.cat([image, moved])).tolist() == [0.0, 5.0]

@@ -1,0 +1,117 @@
+"""Measures the pocket models: `python3 dev.py module pocket.measuring.command --folder FOLDER`.
+
+Writes what `report` finds as `report.json` and `report.md`, and sheets of unselected samples, into the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import time
+from pathlib import Path
+
+import comfy.utils
+import torch
+
+from ..models.loading import FOLDER, load_pocket
+from ..training.run import written
+from ..world.portrait import portraits
+from . import report
+from .probe import load_probe
+from .prompts import PLAIN
+from .sampling import Sampling, sampled
+from .sheet import contact_sheet, overview
+
+PARTS = ("vae", "described", "oppositions", "samples", "gate", "time", "sheets")
+ON_A_SHEET, IN_A_ROW = 64, 16
+log = logging.getLogger(__name__)
+
+
+class Measurement:
+    """Runs the parts that were asked for; each gives a table, name to figure."""
+
+    def __init__(self, models: report.Models, count: int, sampling: Sampling, folder: Path):
+        self.models, self.count, self.sampling, self.folder = models, count, sampling, folder
+
+    def vae(self) -> dict[str, float]:
+        return report.of_the_vae(self.models, min(512, self.count))
+
+    def described(self) -> dict[str, float]:
+        return report.of_described(self.models, self.count, self.sampling)
+
+    def oppositions(self) -> dict[str, list[float]]:
+        shown = report.of_oppositions(self.models, min(64, self.count), self.sampling)
+        rows = [(column, low[:4], high[:4]) for column, (_, _, low, high) in shown.items()]
+        overview(rows).save(self.folder / "oppositions.png", optimize=True)
+        return {column: [low, high, high - low] for column, (low, high, _, _) in shown.items()}
+
+    def samples(self) -> dict[str, float]:
+        unguided = Sampling(steps=self.sampling.steps, cfg=1.0, batch=self.sampling.batch)
+        return report.of_samples(self.models, self.count, unguided)
+
+    def gate(self) -> dict[str, list[float]]:
+        return report.of_the_gate(self.models, min(64, self.count), self.sampling)
+
+    def time(self) -> dict[str, float]:
+        """Seconds an image of a batch, VAE and prompt left out: the median of three."""
+        took = []
+        for _ in range(3):
+            start = time.monotonic()
+            report.sampled_latents(self.models.pocket, [PLAIN] * 8, self.sampling)
+            took.append((time.monotonic() - start) / 8)
+        return {"seconds an image": statistics.median(took)}
+
+    def sheets(self) -> dict[str, str]:
+        drawn = report.drawings(portraits(ON_A_SHEET, seed=2**41))
+        made = sampled(self.models.pocket, [PLAIN] * ON_A_SHEET, self.sampling)
+        for name, images in (("drawings", drawn), ("samples", made)):
+            rows = [("", part) for part in images.split(IN_A_ROW)]
+            contact_sheet(rows, scale=1).save(self.folder / f"{name}.png", optimize=True)
+        return {"drawings": "drawings.png", "samples": "samples.png"}
+
+
+def markdown(tables: dict[str, dict]) -> str:
+    """Each part as a table."""
+    lines = []
+    for part, table in tables.items():
+        lines += [f"## {part}", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {_told(value)} |" for name, value in table.items()] + [""]
+    return "\n".join(lines)
+
+
+def _told(value: float | str | list[float]) -> str:
+    if isinstance(value, list):
+        return " ".join(_told(each) for each in value)
+    return value if isinstance(value, str) else f"{value:.3f}"
+
+
+def main() -> None:
+    defaults = Sampling()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="tables and sheets go here")
+    parser.add_argument("--weights", type=Path, default=FOLDER)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--count", type=int, default=2048, help="samples, where many are needed")
+    parser.add_argument("--cfg", type=float, default=defaults.cfg)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    comfy.utils.set_progress_bar_enabled(False)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():  # as ComfyUI runs its nodes
+        *pocket, vision = load_pocket(options.weights)
+    models = report.Models(tuple(pocket), vision, load_probe(options.weights / "probe.safetensors"))
+    measurement = Measurement(models, options.count, Sampling(steps=options.steps, cfg=options.cfg), options.folder)
+    tables = {}
+    for part in PARTS:
+        if part in options.only:
+            tables[part] = getattr(measurement, part)()
+            log.info("%s", markdown({part: tables[part]}))
+    written(options.folder / "report.json", lambda path: path.write_text(json.dumps(tables, indent=1)))
+    written(options.folder / "report.md", lambda path: path.write_text(markdown(tables)))
+
+
+if __name__ == "__main__":
+    main()
