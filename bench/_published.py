@@ -78,9 +78,9 @@ class PublishedSamples:
 class PublishedTraining(Training):
     """Trains in doubled batches, too."""
 
-    def _part(self, sample: Sample, rows: Tensor) -> float:
+    def _backward_part(self, sample: Sample, entries: Tensor) -> float:
         with self.layers.acting(sample.strengths.repeat(2, 1)):
-            d_prompt, d_empty = self.denoiser(sample.x, sample.sigma, [sample.prompt, ""])
+            d_prompt, d_empty = self.predictor(sample.x, sample.sigma, [sample.prompt, ""])
             loss = prediction_loss(classifier_free(d_prompt, d_empty, 1.0), sample.target)
             loss.backward()
         return loss.item()
@@ -96,16 +96,16 @@ class PublishedVisualTraining(Training):
     encode: Callable[[], object]
     clock: Callable[[], float]
 
-    def _part(self, sample: Sample, rows: Tensor) -> float:
+    def _backward_part(self, sample: Sample, entries: Tensor) -> float:
         total, prompts = 0.0, [sample.prompt, sample.prompt]
         for row in range(len(sample.x)):
             with self._spending("encoding"):
                 self.encode()
             x, strengths = sample.x[row : row + 1], sample.strengths[row : row + 1]
             with self._spending("unused predictions"), torch.no_grad():
-                self.denoiser(x, sample.sigma, prompts)
+                self.predictor(x, sample.sigma, prompts)
             with self.layers.acting(strengths.repeat(2, 1)):
-                d_prompt, d_empty = self.denoiser(x, sample.sigma, prompts)
+                d_prompt, d_empty = self.predictor(x, sample.sigma, prompts)
                 d = classifier_free(d_prompt, d_empty, 1.0)
                 loss = prediction_loss(d, sample.target[row : row + 1])
                 loss.backward()

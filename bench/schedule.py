@@ -84,11 +84,10 @@ class Studio:
                 self.model,
                 self.conditionings,
                 recipe,
-                torch.zeros(shape),
+                run.TrainingData(torch.zeros(shape), AGE.target),
                 schedule,
                 lambda denoiser, layers, generator: samples(denoiser, layers, recipe, shape, generator),
-                AGE.target,
-                run_options=run.RunOptions(preview_every=0),
+                run.RunOptions(preview_every=0),
             )
         return trained.slider, _models.now() - began
 

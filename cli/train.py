@@ -224,8 +224,8 @@ def reported(trained: Trained, recipe: Recipe, facts: RunRecord, out: Path) -> i
     progress, made = trained.progress, trained.slider.info.recipe
     if facts.pairs and made.get("pairs") != facts.pairs:
         sys.stderr.write("Note: these are not the pictures, or the sizes, that the recipe's slider was trained on.\n")
-    if progress.broken:
-        sys.stderr.write(f"{progress.broken} {out} is from before that.\n")
+    if progress.failure:
+        sys.stderr.write(f"{progress.failure} {out} is from before that.\n")
     elif progress.stopped:
         sys.stderr.write(f"Stopped after step {progress.steps} of {recipe.steps}; {out} is the slider so far.\n")
     return 1 if progress.stopped else 0

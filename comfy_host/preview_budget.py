@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import comfy.model_management
 
 SHARE = 0.04  # of the time that looks take, at most
-FIRST = 4  # training steps that a first look is taken to last: 11 forward passes, then the pictures are decoded
 
 
 class Looks:
@@ -30,15 +29,6 @@ class Looks:
     def has_time(self) -> bool:
         """Whether, after one more like the last, all looks together have taken no more than their share."""
         return self._spent + self._last <= self.at_most * (self._now() - self._began + self._last)
-
-    def has_time_for_first(self, done: int, steps: int) -> bool:
-        """Whether they will have done so by the end, if a look is taken now that nothing is known of yet.
-
-        done: training steps since the beginning, 1 or more. steps: how many there will be at the end.
-        """
-        step = (self._now() - self._began - self._spent) / done
-        looks = self._spent + FIRST * step
-        return looks <= self.at_most * (steps * step + looks)
 
     @contextmanager
     def timed(self) -> Iterator[None]:

@@ -112,12 +112,10 @@ def watch_inversion(model: ModelPatcher, vae: VAE | None = None) -> ReportProgre
 def told(progress: Progress, steps: int, node_id: str | None) -> ui.PreviewText:
     """Say how a training run ended, for its node to show. An error that ended it is logged and shown at once too."""
     lasting = statistics.mean(progress.losses[-50:])
-    text = progress.broken or f"{progress.steps} of {steps} steps; loss {lasting:.4g}"
-    if progress.looks >= 0.005:
-        text += f"; previews and evaluations of the early stop took {progress.looks:.0%} of the time"
-    if progress.still:
+    text = progress.failure or f"{progress.steps} of {steps} steps; loss {lasting:.4g}"
+    if progress.converged:
         text += "; it ended early, as its effect no longer grew"
-    if progress.broken:
+    if progress.failure:
         text += f" The slider is as it was after step {progress.steps}."
         logging.error(text)
         say(text, node_id)

@@ -1,11 +1,11 @@
-"""The training loop: samples in, a slider out; whatever happens, the last good state is kept."""
+"""The training loop: a sample, its loss, the gradient, a step of the optimiser; then the early stop and the log."""
 
 from __future__ import annotations
 
 import logging
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,31 +25,29 @@ from .samples import Sample, SampleSource
 from .snapshot import RandomState, Snapshot
 
 if TYPE_CHECKING:
-    from ..comfy_host.denoiser import Denoiser
+    from ..comfy_host.predictor import Predictor
     from .early_stop import EarlyStop
     from .recipe import Recipe
     from .trainable_layers import TrainableLayers
 
-_EXPLODED = 1000.0  # times the median of the losses before
-# A loss beyond this many medians may be the noise level's, or the beginning of an explosion: not a state to keep
-_SOUND = 10.0
-_JUDGED_BY = 50  # losses
-_LEAST_SCALE = 2.0**-10  # of half-precision gradients: below it they overflow at every step
+_WINDOW = 50  # losses that a new one is compared with
+_EXPLODED = 1000.0  # times their median: the run is broken
+_SOUND = 10.0  # times their median: above it the state may be the beginning of an explosion
+_LEAST_SCALE = 2.0**-10  # of half-precision gradients: with a smaller one they overflow at every step
 
 
 @dataclass
 class Progress:
-    """How a run went: the loss of every step done, whether it was stopped, and what broke it, if so.
+    """How a run went.
 
-    still: it ended early because the slider reached no further. looks: the share of its time that previews and the
-    early stop's looks took.
+    losses: one for every step done. stopped: it ended before its last step, other than by the early stop.
+    converged: the early stop ended it. failure: what broke it, for the user; empty if nothing did.
     """
 
     losses: list[float] = field(default_factory=list)
     stopped: bool = False
-    still: bool = False
-    broken: str = ""
-    looks: float = 0.0
+    converged: bool = False
+    failure: str = ""
 
     @property
     def steps(self) -> int:
@@ -57,60 +55,74 @@ class Progress:
 
 
 class Training:
-    """One run. `state` holds everything that changes, so that a restored run goes on as if it had never stopped."""
+    """One run. `state` holds everything that changes, so that a restored run goes on as if it had never stopped.
+
+    predictor: the borrowed model. layers: the slider's. samples: what to learn from. generator: all randomness.
+    """
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        predictor: Predictor,
         layers: TrainableLayers,
         samples: SampleSource,
         recipe: Recipe,
         generator: torch.Generator,
-        reach: EarlyStop | None = None,
+        early_stop: EarlyStop | None = None,
     ):
-        self.denoiser, self.layers, self.samples = denoiser, layers, samples
-        self.recipe, self.generator, self.reach = recipe, generator, reach
+        self.predictor, self.layers, self.samples = predictor, layers, samples
+        self.recipe, self.generator, self.early_stop = recipe, generator, early_stop
         self.progress = Progress()
         self._parameters = layers.parameters()
         self._optimizer = torch.optim.AdamW(self._parameters, lr=recipe.learning_rate, weight_decay=0.0)
         # Gradients that pass through half-precision layers vanish unless the loss is scaled up
-        half = denoiser.dtype == torch.float16
-        self._scaler = torch.amp.GradScaler(denoiser.device.type, enabled=half)
-        # Most rows at once: that the model takes, or that memory has had room for, if it ran out
-        self._at_once: int | None = denoiser.at_once
-        self._recompute = recipe.memory == GRADIENT_CHECKPOINTING
-        self._changing = False  # whether the optimiser is at work
-        self._carefully = False  # unless the model turns out to need it, see `autograd`
-        self._good = Snapshot(self._parameters, self._optimizer)
-        self._is_good()
+        half = predictor.dtype == torch.float16
+        self._scaler = torch.amp.GradScaler(predictor.device.type, enabled=half)
+        self._at_once: int | None = predictor.at_once  # batch entries: less than a sample has, if memory ran out
+        self._checkpointing = recipe.memory == GRADIENT_CHECKPOINTING
+        self._carefully = False  # see `autograd.differentiable`
+        self._updating = False  # whether the optimiser is changing the parameters right now
+        self._snapshot = Snapshot(self._parameters, self._optimizer)
+        self._take_snapshot(self._random_state())
 
     def run(
         self,
         should_stop: Callable[[], bool],
         after_step: Callable[[Progress, Sample], None],
-        cancelled: type[BaseException] | tuple = (),
+        cancelled: type[BaseException] | tuple[type[BaseException], ...] = (),
     ) -> Progress:
-        """Train up to the recipe's number of steps.
+        """Train up to the recipe's number of steps, or until the early stop, a stop or a breakdown ends the run.
 
-        should_stop: asked before every step; what has been learned by then is kept.
-        after_step: told how it goes. cancelled: what the model or `after_step` raises when it is told to stop; a step
-        that is cut off by it is undone. A loss or a gradient that is no finite number, or a loss that explodes, ends
-        the run at the last good state, and `Progress.broken` says where.
+        should_stop: asked before every step. after_step: told how the run goes. cancelled: what the model or
+        `after_step` raises when the user cancels; a step that it interrupts is undone.
+        A broken loss or gradient (see `is_broken`) ends the run at the last sound state, and `Progress.failure` says
+        where. Raises FloatingPointError if there is none.
         """
-        while not self._is_done():
+        progress = self.progress
+        while True:
             try:
-                self._look()  # where a look was cut off
-                if self._is_done() or should_stop():
+                self._evaluate_early_stop()
+                if self.is_done or should_stop():
                     break
-                with self._undone_if_cut_off():
-                    sample = self._step()
-                if sample is not None:
-                    self._look()
-                    after_step(self.progress, sample)
+                with self._undone_if_interrupted() as before:
+                    sample = next(self.samples)
+                    loss = self._backward(sample)
+                    norm = self._clip_gradients()
+                    if is_broken(loss, norm, progress.losses, self._gradient_scale):
+                        self._break_off(sample, loss, norm)
+                        break
+                    if is_sound(loss, progress.losses):  # it is the loss of the state before the step
+                        self._take_snapshot(before)
+                    self._update_parameters()
+                    progress.losses.append(loss)
+                after_step(progress, sample)
             except cancelled:
                 break
-        self.progress.stopped = not self.progress.still and self.progress.steps < self.recipe.steps
-        return self.progress
+        progress.stopped = not progress.converged and progress.steps < self.recipe.steps
+        return progress
+
+    @property
+    def is_done(self) -> bool:
+        return self.progress.steps >= self.recipe.steps or self.progress.converged
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, as tensors and plain values."""
@@ -121,11 +133,11 @@ class Training:
             "generator": self.generator.get_state(),
             "samples": self.samples.state(),
             "losses": list(self.progress.losses),
-            "still": self.progress.still,
+            "converged": self.progress.converged,
             "at_once": self._at_once,
-            "asked_at_once": self.denoiser.at_once,
-            "recompute": self._recompute,
-            "reach": self.reach.state() if self.reach else None,
+            "predictor_at_once": self.predictor.at_once,
+            "checkpointing": self._checkpointing,
+            "early_stop": self.early_stop.state() if self.early_stop else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -140,147 +152,148 @@ class Training:
         self._scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         self.samples.restore(state["samples"])
-        self.progress.losses, self.progress.still = list(state["losses"]), state["still"]
-        self._at_once, self.denoiser.at_once = state["at_once"], state["asked_at_once"]
-        self._recompute = self._recompute or state["recompute"]
-        if self.reach and state["reach"]:
-            self.reach.restore(state["reach"])
-        self._is_good()
+        self.progress.losses, self.progress.converged = list(state["losses"]), state["converged"]
+        self._at_once, self.predictor.at_once = state["at_once"], state["predictor_at_once"]
+        self._checkpointing = self._checkpointing or state["checkpointing"]
+        if self.early_stop and state["early_stop"]:
+            self.early_stop.restore(state["early_stop"])
+        self._take_snapshot(self._random_state())
 
-    def _is_done(self) -> bool:
-        progress = self.progress
-        return progress.steps >= self.recipe.steps or progress.still or bool(progress.broken)
+    def _evaluate_early_stop(self) -> None:
+        """Let the early stop evaluate the slider, if an evaluation is due, and note whether it has converged."""
+        if self.early_stop is not None and not self.progress.converged:
+            self.early_stop.evaluate(self.progress.steps)
+            self.progress.converged = self.early_stop.has_converged
 
-    def _look(self) -> None:
-        """The early stop's, where one is due."""
-        if self.reach is not None and self.reach.is_reached(self.progress.steps):
-            self.progress.still = True
+    def _backward(self, sample: Sample) -> float:
+        """Add the gradient of a sample's loss, in as many parts as the model or the memory asks for.
 
-    @contextmanager
-    def _undone_if_cut_off(self) -> Iterator[None]:
-        """A step that any exception ends has not been: what it has drawn is yet to come."""
-        begun, whole = self._drawn(), False
-        try:
-            yield
-            whole = True
-        finally:
-            if not whole and self._changing:  # the parameters may be in part
-                self._fall_back()
-            elif not whole:
-                self._draw_again(begun)
-
-    def _drawn(self) -> RandomState:
-        return RandomState(self.generator.get_state(), self.samples.state())
-
-    def _draw_again(self, drawn: RandomState) -> None:
-        """The samples from there on are yet to come; what a step has left of its gradient is dropped."""
-        self.generator.set_state(drawn.generator)
-        self.samples.restore(drawn.samples)
-        self._optimizer.zero_grad()
-
-    def _is_good(self, drawn: RandomState | None = None) -> None:
-        """The parameters as they are. drawn: what had been drawn when they came to be."""
-        self._good.keep(self.progress.steps, drawn or self._drawn(), self._scaler.state_dict())
-
-    def _step(self) -> Sample | None:
-        """One optimiser step; None where the state it started from turned out to be no good."""
-        drawn = self._drawn()
-        sample = next(self.samples)
-        loss = self._gradient(sample)
-        self._scaler.unscale_(self._optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, 1.0))
-        if self._is_bad(loss, norm):
-            self._break_off(sample, loss, norm)
-            return None
-        if self._is_sound(loss):
-            self._is_good(drawn)
-        self._changing = True
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._changing = False
-        self._optimizer.zero_grad()
-        self.progress.losses.append(loss)
-        return sample
-
-    def _gradient(self, sample: Sample) -> float:
-        """The loss of a sample, after its backward pass; in parts where memory or the model asks for it."""
+        Returns the loss. What the model turns out to need is kept for the steps to come.
+        """
         while True:
             try:
-                return sum(self._part(sample, rows) for rows in self._parts(sample.strengths))
+                return sum(self._backward_part(sample, entries) for entries in self._parts(sample.strengths))
             except RuntimeError as error:
                 self._optimizer.zero_grad()
                 if is_out_of_memory(error):
-                    self._make_do(len(sample.x), error)
+                    self._use_less_memory(len(sample.x), error)
                 elif self._carefully:
                     raise
                 else:
                     self._carefully = True
             free_unused()
 
-    def _part(self, sample: Sample, rows: Tensor) -> float:
-        """The loss of some of the rows, weighed by their number, after its backward pass."""
-        share = len(rows) / len(sample.x)
+    def _backward_part(self, sample: Sample, entries: Tensor) -> float:
+        """The same for some batch entries (indices), as their share of the whole loss."""
+        share = len(entries) / len(sample.x)
         with ExitStack() as during:
             during.enter_context(differentiable(self._carefully))
-            during.enter_context(self.layers.acting(sample.strengths[rows]))
-            during.enter_context(refetched(self.denoiser.model))
-            if self._recompute:
-                during.enter_context(checkpointed(self.denoiser.network))
-            prediction = self.denoiser(sample.x[rows], sample.sigma, [sample.prompt])[0]
-            mask = sample.mask[rows] if sample.mask is not None and len(sample.mask) > 1 else sample.mask
-            loss = share * prediction_loss(prediction, sample.target[rows], mask)
+            during.enter_context(self.layers.acting(sample.strengths[entries]))
+            during.enter_context(refetched(self.predictor.model))
+            if self._checkpointing:
+                during.enter_context(checkpointed(self.predictor.network))
+            prediction = self.predictor(sample.x[entries], sample.sigma, [sample.prompt])[0]
+            mask = sample.mask[entries] if sample.mask is not None and len(sample.mask) > 1 else sample.mask
+            loss = share * prediction_loss(prediction, sample.target[entries], mask)
             self._scaler.scale(loss).backward()
         return loss.item()
 
     def _parts(self, strengths: Tensor) -> Iterator[Tensor]:
-        """Rows that go through the model at once."""
-        rows = torch.arange(len(strengths), device=strengths.device)
-        together = [rows]
-        if needs_separate_evaluations(self.denoiser.model, strengths):
-            together = [rows[strengths[:, 0] == value] for value in strengths.unique()]
+        """Indices of the batch entries that are evaluated together, part by part. strengths: (B, 1)."""
+        entries = torch.arange(len(strengths), device=strengths.device)
+        together = [entries]
+        if needs_separate_evaluations(self.predictor.model, strengths):
+            together = [entries[strengths[:, 0] == value] for value in strengths.unique()]
         for some in together:
-            yield from some.split(self._at_once or len(rows))
+            yield from some.split(self._at_once or len(entries))
 
-    def _make_do(self, rows: int, error: BaseException) -> None:
-        """Memory ran out: fewer rows at once, then blocks run twice; then it is an error."""
-        now = self._at_once or rows
+    def _use_less_memory(self, entries: int, error: BaseException) -> None:
+        """Evaluate fewer entries at once from now on, then use gradient checkpointing; raise the error after that."""
+        now = self._at_once or entries
         if now > 1:
             self._at_once = now // 2
-            logging.warning("Training: there is no memory for %d pictures at once; going on with %d.", now, now // 2)
-        elif not self._recompute:
-            self._recompute = True
-            logging.warning("Training: there is little memory; going on with blocks run again in backward.")
+            logging.warning("Training: there is no memory for %d images at once; going on with %d.", now, now // 2)
+        elif not self._checkpointing:
+            self._checkpointing = True
+            logging.warning("Training: there is little memory; going on with gradient checkpointing.")
         else:
             raise error
 
-    def _is_bad(self, loss: float, norm: float) -> bool:
-        """norm: of the gradient. A scaler meets ones that are not finite, and makes do."""
-        before = self.progress.losses[-_JUDGED_BY:]
-        exploded = len(before) == _JUDGED_BY and loss > _EXPLODED * statistics.median(before)
-        scaled = self._scaler.is_enabled()
-        endless = scaled and self._scaler.get_scale() < _LEAST_SCALE
-        return not math.isfinite(loss) or exploded or endless or not (scaled or math.isfinite(norm))
+    def _clip_gradients(self) -> float:
+        """Scale the gradient to a norm of at most 1. Returns the norm it had."""
+        self._scaler.unscale_(self._optimizer)
+        return float(torch.nn.utils.clip_grad_norm_(self._parameters, 1.0))
 
-    def _is_sound(self, loss: float) -> bool:
-        """Whether the state that a loss is of is one to fall back on: an explosion may take some steps."""
-        before = self.progress.losses[-_JUDGED_BY:]
-        return not before or loss <= _SOUND * statistics.median(before)
+    def _update_parameters(self) -> None:
+        self._updating = True
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._updating = False
+        self._optimizer.zero_grad()
+
+    @property
+    def _gradient_scale(self) -> float | None:
+        """What the loss is multiplied by before backward; None where it is not."""
+        return self._scaler.get_scale() if self._scaler.is_enabled() else None
+
+    @contextmanager
+    def _undone_if_interrupted(self) -> Iterator[RandomState]:
+        """Undo a step that any exception interrupts: its sample is drawn again. Yields the state before it."""
+        before, whole = self._random_state(), False
+        try:
+            yield before
+            whole = True
+        finally:
+            if not whole and self._updating:  # some parameters may be changed already
+                self._restore_snapshot()
+            elif not whole:
+                self._restore_random_state(before)
+
+    def _random_state(self) -> RandomState:
+        return RandomState(self.generator.get_state(), self.samples.state())
+
+    def _restore_random_state(self, state: RandomState) -> None:
+        self.generator.set_state(state.generator)
+        self.samples.restore(state.samples)
+        self._optimizer.zero_grad()
+
+    def _take_snapshot(self, random_state: RandomState) -> None:
+        """Keep the parameters as they are, to fall back on. random_state: before the sample that comes next."""
+        self._snapshot.take(self.progress.steps, random_state, self._scaler.state_dict())
+
+    def _restore_snapshot(self) -> None:
+        random_state, scaler = self._snapshot.restore()
+        self._scaler.load_state_dict(scaler)
+        self._restore_random_state(random_state)
+        del self.progress.losses[self._snapshot.steps :]
+        self._updating = False
 
     def _break_off(self, sample: Sample, loss: float, norm: float) -> None:
-        """Back to the state that last gave a sound step. Raises FloatingPointError if that is the first."""
+        """Say where the run broke down, and go back to the snapshot. Raises FloatingPointError if it has no steps."""
         gradient = "" if math.isfinite(norm) or not math.isfinite(loss) else f", its gradient {norm:.3g}"
-        self.progress.broken = (
-            f"Training broke down at step {self.progress.steps + 1} of {self.recipe.steps}, noise level "
+        self.progress.failure = (
+            f"Training broke down at step {self.progress.steps + 1} of {self.recipe.steps}, sigma "
             f"{float(sample.sigma):.3g}: the loss is {loss:.3g}{gradient}. A lower learning rate than "
             f"{self.recipe.learning_rate:g} may help."
         )
-        if not self._good.steps:
-            raise FloatingPointError(self.progress.broken)
-        self._fall_back()
+        if not self._snapshot.steps:
+            raise FloatingPointError(self.progress.failure)
+        self._restore_snapshot()
 
-    def _fall_back(self) -> None:
-        """The state is the last good one."""
-        self._scaler.load_state_dict(self._good.put_back())
-        self._draw_again(self._good.drawn)
-        del self.progress.losses[self._good.steps :]  # of the steps that led on from there
-        self._changing = False
+
+def is_broken(loss: float, norm: float, earlier: Sequence[float], scale: float | None) -> bool:
+    """Returns True if a step must not be taken: its loss has exploded, or a number is not finite.
+
+    norm: of the gradient. earlier: the losses before. scale: of half-precision gradients, whose scaler skips steps
+    with infinite ones by itself, and lowers the scale each time; None without a scaler.
+    """
+    recent = earlier[-_WINDOW:]
+    exploded = len(recent) == _WINDOW and loss > _EXPLODED * statistics.median(recent)
+    overflows = scale < _LEAST_SCALE if scale is not None else not math.isfinite(norm)
+    return not math.isfinite(loss) or exploded or overflows
+
+
+def is_sound(loss: float, earlier: Sequence[float]) -> bool:
+    """Returns True if the state with this loss is one to fall back on: an explosion may take some steps."""
+    recent = earlier[-_WINDOW:]
+    return not recent or loss <= _SOUND * statistics.median(recent)

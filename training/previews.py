@@ -1,32 +1,39 @@
-"""Quick looks at a slider while it learns."""
+"""Previews of a slider while it is being trained: the same image at strength -1, 0 and +1."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
-from ..comfy_host.preview_budget import Looks
+from ..comfy_host.borrow import Loan
+from ..comfy_host.errors import RECOVERABLE_ERRORS, describe_error
+from ..comfy_host.latents import Shapes, image_part
 
 if TYPE_CHECKING:
-    from ..comfy_host.denoiser import Denoiser
+    from ..comfy_host.predictor import DiffusionPredictor
     from .trainable_layers import TrainableLayers
 
-LEVEL = 0.4  # of sampling: noisy enough to change, clear enough to see
-STEPS = 20  # of that sampling
+SAMPLING_STEPS = 20
+FROZEN_STEPS = 8  # of them; the image is noisy enough to change, and clear enough to see
+STRENGTHS = (-1.0, 0.0, 1.0)
 
 
 class PreviewSampler:
-    """The same latents, denoised halfway by the frozen model, finished in one step at any strength.
+    """Predicts what sampling with the slider would give, at little cost.
 
-    prompt: what they show. count: how many of them. seed: of their noise. shape: (C, ...) of a latent.
+    The same latents are denoised part of the way by the frozen model, once, and finished in one step at any strength.
+
+    prompt: what they show. shape: (C, ...) of a latent. seed: of their noise. count: how many there are.
     """
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: DiffusionPredictor,
         layers: TrainableLayers,
         prompt: str,
         shape: tuple[int, ...],
@@ -36,48 +43,46 @@ class PreviewSampler:
         self.denoiser, self.layers, self.prompt = denoiser, layers, prompt
         generator = torch.Generator().manual_seed(seed)
         self.noise = torch.randn((count, *shape), generator=generator).to(denoiser.device)
-        self.sigmas = denoiser.sigmas(STEPS)
-        self.level = int(LEVEL * STEPS)
-        self._x: Tensor | None = None
+        self.sigmas = denoiser.sigmas(SAMPLING_STEPS)
+        self._half_denoised: Tensor | None = None
 
-    @torch.no_grad()
-    def at(self, strengths: Sequence[float]) -> Tensor:
-        """(len(strengths), count, C, ...) clean latents, as the model with the slider foresees them."""
-        if self._x is None:
-            self._x = self._half_done()
-        x, sigma = self._x.repeat(len(strengths), *(1 for _ in self._x.shape[1:])), self.sigmas[self.level]
-        by_entry = torch.tensor(strengths, device=x.device).repeat_interleave(len(self.noise)).view(1, -1, 1)
+    def predict(self, strengths: Sequence[float]) -> Tensor:
+        """Return (len(strengths), count, C, ...) clean latents, as predicted with the slider at these strengths."""
+        if self._half_denoised is None:
+            self._half_denoised = self._denoise_frozen()
+        sigma, count = self.sigmas[FROZEN_STEPS], len(self.noise)
+        x = repeat(self._half_denoised, "n ... -> (s n) ...", s=len(strengths))
+        by_entry = repeat(torch.tensor(strengths, device=x.device), "s -> 1 (s n) 1", n=count)
         clean = x - sigma * self.denoiser.predict(x, sigma, [self.prompt], self.layers, by_entry)[0]
-        return clean.unflatten(0, (len(strengths), -1))
+        return rearrange(clean, "(s n) ... -> s n ...", n=count)
 
-    def _half_done(self) -> Tensor:
+    def _denoise_frozen(self) -> Tensor:
         x = self.denoiser.scale_noise(self.sigmas[0], self.noise)
-        for sigma, following in zip(self.sigmas[: self.level], self.sigmas[1 : self.level + 1]):
+        steps = zip(self.sigmas[:FROZEN_STEPS], self.sigmas[1 : FROZEN_STEPS + 1], strict=True)
+        for sigma, following in steps:
             x = x + (following - sigma) * self.denoiser.predict(x, sigma, [self.prompt])[0]
         return x
 
 
-class Strip:
-    """One latent at strength -1, 0 and +1, at intervals of `every` steps or more; 0 for never.
+class Previews:
+    """Shows a preview every `every` steps; 0 for never. One that fails is the last: the run goes on without.
 
-    As often as there is time for it: what becomes of the latents is part of the look. The first one comes early, if
-    the run is long enough for it.
-    begun: the step that the run goes on from. steps: the one that it ends with.
+    shapes: of the parts that latents are packed of; the part of the images is shown.
     """
 
-    def __init__(self, half_done: PreviewSampler, looks: Looks, every: int, begun: int, steps: int):
-        self.half_done, self.looks, self.every = half_done, looks, every
-        self.begun, self.steps = begun, steps
-        self._last = begun
+    def __init__(self, sampler: PreviewSampler, loan: Loan, shapes: Shapes, every: int):
+        self.sampler, self.loan, self.shapes, self.every = sampler, loan, shapes, every
+        self._failed = False
 
     def is_due(self, step: int) -> bool:
-        if not self.every or step - self._last < self.every:
-            return False
-        if self._last == self.begun:
-            return self.looks.has_time_for_first(step - self.begun, self.steps - self.begun)
-        return self.looks.has_time()
+        return not self._failed and self.every > 0 and step % self.every == 0
 
-    def latents(self, step: int) -> Tensor:
-        """(3, C, ...)."""
-        self._last = step
-        return self.half_done.at((-1.0, 0.0, 1.0))[:, 0]
+    def show(self, report: Callable[[Tensor], None]) -> None:
+        """Predict (3, C, ...) latents and report them, while ComfyUI may move the model to make room for a VAE."""
+        try:
+            latents = image_part(self.sampler.predict(STRENGTHS)[:, 0], self.shapes)
+            with self.loan.returned():
+                report(latents)
+        except RECOVERABLE_ERRORS as error:
+            self._failed = True
+            logging.warning("Training goes on without previews, as one failed: %s", describe_error(error))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import Any
 
-from .concept import Concept
+from .concept import Concept as Concept
 from .layer_choice import CHOICES
 from .validation import check_types, from_values
 
@@ -86,6 +86,11 @@ class Recipe:
         """A short hash of what decides how each step goes: runs that share it differ in length alone."""
         values = {name: value for name, value in self.as_dict().items() if name not in ("steps", "notes", "memory")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Labels of strength -1 and +1."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,31 +13,34 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..sliders.formats.atomic_write import written_atomically
-from .loop import Training
 
 if TYPE_CHECKING:
-    from .run import RunOptions
+    from .loop import Training
 
 _VERSION = 3
 _LONGEST = 150  # bytes of a name: with what is added to it, less than the 255 that file systems take
 
 
 class RunCheckpoint:
-    """Keeps a run's state in a file, if it is to. digest: what runs that may continue each other share."""
+    """The file that a run is kept in and resumed from.
 
-    def __init__(self, run_options: RunOptions, training: Training, name: str, digest: str):
-        self.training, self.every, self.name, self.digest = training, run_options.checkpoint_every, name, digest
-        self.file = run_options.checkpoints and file_for(run_options.checkpoints, name, digest)
+    folder: where it lies; None keeps nothing. digest: what runs share that may go on from each other; they differ in
+    their number of steps alone. every: steps between writings; 0 writes at the end alone.
+    """
 
-    def go_on(self) -> None:
-        """From what is kept of the run, and it says so; or why not, where one might have expected it."""
+    def __init__(self, training: Training, folder: Path | None, name: str, digest: str, every: int):
+        self.training, self.name, self.digest, self.every = training, name, digest, every
+        self.file = folder and file_for(folder, name, digest)
+
+    def resume(self) -> None:
+        """Restore what is kept of the run, and log it; or log why nothing is, where the user might expect it."""
         if not self.file:
             return
-        state, steps, longer = restored(self.file), self.training.recipe.steps, ""
+        state, steps, longer = read_state(self.file), self.training.recipe.steps, ""
         if state is not None and len(state["losses"]) > steps:  # of a longer run, which this one leaves alone
             longer = f"what {self.file} keeps is of {len(state['losses'])} steps"
             self.file = self.file.with_stem(f"{self.file.stem} {steps} steps")
-            state = restored(self.file)
+            state = read_state(self.file)
         if state is not None:
             self.training.restore(state)
             done = len(state["losses"])
@@ -50,46 +53,47 @@ class RunCheckpoint:
             logging.info("Training '%s' begins anew: %s", self.name, why)
 
     def after_step(self) -> None:
+        """Write the state if it is due."""
         if self.every and self.training.progress.steps % self.every == 0:
-            self.keep()
+            self.write()
 
     @contextmanager
-    def kept_in_any_case(self) -> Iterator[None]:
-        """Whatever ends the block, what was learned by then is kept."""
+    def written_at_the_end(self) -> Iterator[None]:
+        """Write the state when the block ends, whatever ends it."""
         try:
             yield
         finally:
             if self.training.progress.steps:
-                self.keep()
+                self.write()
 
-    def keep(self) -> None:
-        """A file that cannot be written is no reason to end a run."""
+    def write(self) -> None:
+        """Write the state. A file that cannot be written is logged; it does not end the run."""
         if not self.file:
             return
         try:
-            store(self.file, self.training.state())
+            write_state(self.file, self.training.state())
         except OSError as error:
             logging.warning("Training goes on, but its checkpoint %s cannot be written: %s", self.file, error)
 
 
 def file_for(folder: Path, name: str, digest: str) -> Path:
-    """Where the run with this name and digest is kept; the digest tells runs apart whose names begin alike."""
+    """Return the path for a run; the digest tells apart runs whose names are cut to the same one."""
     return folder / f"{plain_name(name)} {digest}.pt"
 
 
 def plain_name(name: str) -> str:
-    """The name with what file names may not hold replaced, and cut where it is too long for one."""
+    """Return the name as a file may have it: letters that are not allowed replaced, and cut if it is too long."""
     plain = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name)
     return plain.encode()[:_LONGEST].decode(errors="ignore")
 
 
 def is_another_kept(folder: Path, name: str, digest: str) -> bool:
-    """Whether a run with this name and another digest is kept in the folder."""
+    """Returns True if a run with this name and another digest is kept in the folder."""
     others = re.compile(rf"{re.escape(plain_name(name))} (?!{digest})[0-9a-f]{{{len(digest)}}}( \d+ steps)?")
     return any(others.fullmatch(file.stem) for file in folder.glob("*.pt"))
 
 
-def store(path: Path, state: dict[str, Any]) -> None:
+def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state, whole or not at all. Raises OSError if it cannot be written."""
     with written_atomically(path) as partial:
         try:
@@ -98,10 +102,10 @@ def store(path: Path, state: dict[str, Any]) -> None:
             raise OSError(f"not all of it could be written, as on a full disk: {error}") from error
 
 
-def restored(path: Path) -> dict[str, Any] | None:
-    """The state in a file, or None where there is no file.
+def read_state(path: Path) -> dict[str, Any] | None:
+    """Read the state from a file; None if there is no file.
 
-    No code in it is run. Raises ValueError naming the file if it is damaged.
+    No code in the file is run. Raises ValueError naming the file if it is damaged.
     """
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""The state a run falls back on when it breaks down."""
+"""Snapshots of a run in memory: the state that it falls back on when it breaks down."""
 
 from __future__ import annotations
 
@@ -12,47 +12,53 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class RandomState:
-    """What drawing samples changes. generator: its state. samples: theirs."""
+    """Which sample comes next. generator: the random generator's state. samples: the state of the samples' source."""
 
     generator: Tensor
     samples: dict[str, Any]
 
 
 class Snapshot:
-    """Copies of what an optimiser step changes, on the same device, and what had been drawn by then.
+    """Copies of the parameters and of the optimiser's state, on the same device.
 
-    steps: how many had been done. It takes as much memory as the parameters and the optimiser's own tensors.
+    steps: how many had been done when it was taken. It takes as much memory as what it copies.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer):
         self._parameters, self._optimizer = parameters, optimizer
         self._copies: dict[tuple[int, str], Tensor] = {}
         self._scaler: dict[str, Any] = {}
-        self.steps, self.drawn = 0, None
+        self._random_state: RandomState | None = None
+        self.steps = 0
 
-    @torch.no_grad()
-    def keep(self, steps: int, drawn: RandomState, scaler: dict[str, Any]) -> None:
-        """This is a good state. scaler: that of the scaler of gradients."""
+    def take(self, steps: int, random_state: RandomState, scaler: dict[str, Any]) -> None:
+        """Copy the present state over that of before. scaler: the state of the scaler of gradients."""
         live = self._live()
         if live.keys() == self._copies.keys():
-            torch._foreach_copy_(list(self._copies.values()), list(live.values()))  # one call, not thousands
+            with torch.no_grad():
+                torch._foreach_copy_(list(self._copies.values()), list(live.values()))  # one call, not thousands
         else:  # an optimiser has no tensors of its own before its first step
             self._copies.clear()
             self._copies = {key: tensor.detach().clone() for key, tensor in live.items()}
-        self.steps, self.drawn, self._scaler = steps, drawn, dict(scaler)
+        self.steps, self._random_state, self._scaler = steps, random_state, dict(scaler)
 
-    @torch.no_grad()
-    def put_back(self) -> dict[str, Any]:
-        """The parameters and the optimiser are as they were. Returns what `keep` was given of the scaler."""
-        for key, tensor in self._live().items():
-            if key in self._copies:
-                tensor.copy_(self._copies[key])
-            else:
-                self._optimizer.state.pop(self._parameters[key[0]], None)
-        return self._scaler
+    def restore(self) -> tuple[RandomState, dict[str, Any]]:
+        """Copy it back. Returns the random state and the scaler's state that it was taken with.
+
+        Raises ValueError if none was taken.
+        """
+        if self._random_state is None:
+            raise ValueError("There is no snapshot to restore.")
+        with torch.no_grad():
+            for key, tensor in self._live().items():
+                if key in self._copies:
+                    tensor.copy_(self._copies[key])
+                else:
+                    self._optimizer.state.pop(self._parameters[key[0]], None)
+        return self._random_state, self._scaler
 
     def _live(self) -> dict[tuple[int, str], Tensor]:
-        """The tensors that change, by parameter and name; a parameter itself under no name."""
+        """The tensors that change, by the parameter's index and a name; the parameter itself has the name ""."""
         live: dict[tuple[int, str], Tensor] = {}
         for index, parameter in enumerate(self._parameters):
             live[index, ""] = parameter

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..comfy_host.text_encoders import TextEncoder
+from .concept import Concept
 from .objectives import textual_target
-from .recipe import Concept, EncoderRecipe
+from .recipe import EncoderRecipe
 from .samples import Sample
 
 
@@ -28,12 +29,12 @@ class EncoderSamples:
     def __init__(self, encoder: TextEncoder, recipe: EncoderRecipe, generator: torch.Generator):
         self.recipe, self.generator = recipe, generator
         with torch.no_grad():
-            self.lines = [line for concept in recipe.concepts for line in self._lines_of(encoder, concept)]
-        self._weights = torch.tensor([weight for *_, weight in self.lines])
+            self.encoded = [each for concept in recipe.concepts for each in self._encode(encoder, concept)]
+        self._weights = torch.tensor([weight for *_, weight in self.encoded])
 
     def __next__(self) -> Sample:
         index = int(torch.multinomial(self._weights, 1, generator=self.generator))
-        prompt, target, change, mask, _ = self.lines[index]
+        prompt, target, change, mask, _ = self.encoded[index]
         sign = 1.0
         if self.recipe.both_signs:
             sign -= 2.0 * int(torch.randint(0, 2, (), generator=self.generator))
@@ -47,7 +48,7 @@ class EncoderSamples:
     def restore(self, state: dict[str, Any]) -> None:
         pass
 
-    def _lines_of(self, encoder: TextEncoder, concept: Concept) -> list[tuple[str, Tensor, Tensor, Tensor, float]]:
+    def _encode(self, encoder: TextEncoder, concept: Concept) -> list[tuple[str, Tensor, Tensor, Tensor, float]]:
         """(prompt, E(c_t & p), E(c+ & p) - E(c- & p), where the loss counts, weight) for every phrase."""
         found = []
         for target, (more, less) in zip(concept.targets(), concept.ends()):

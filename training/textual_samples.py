@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..comfy_host.predictor import classifier_free
+from .concept import Concept
 from .objectives import textual_change, textual_target
-from .recipe import Concept, TextualRecipe
+from .recipe import TextualRecipe
 from .samples import Sample
 
 if TYPE_CHECKING:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-Described = TypeVar("Described")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Described = TypeVar("Described", bound="DataclassInstance")
 
 
 def check_types(described: Any, title: str) -> None:
     """Raises ValueError, naming the field, where a dataclass holds what its annotation does not say."""
     for each in fields(described):
-        fits, allowed = _TYPES[each.type]
+        fits, allowed = _TYPES[str(each.type)]
         if not fits(value := getattr(described, each.name)):
             raise ValueError(f"{title}: {each.name} must be {allowed}, got {value!r}.")
 

@@ -9,7 +9,7 @@ from concept_sliders.sliders.slider import Slider
 from concept_sliders.training import run as training_run
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.recipe import TextualRecipe
-from concept_sliders.training.run import Trained
+from concept_sliders.training.run import Trained, TrainingData
 from concept_sliders.training.textual_samples import TextualSamples
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
@@ -30,11 +30,10 @@ def train_on(model: ModelPatcher, clip: CLIP) -> Callable[..., Trained | None]:
                 model,
                 conditionings,
                 recipe,
-                latents,
+                TrainingData(latents, CONCEPT.target),
                 "age",
                 lambda denoiser, layers, random: samples(denoiser, layers, recipe, tuple(latents.shape), random),
-                CONCEPT.target,
-                run_options=run_options,
+                run_options,
             )
 
     return run

@@ -22,7 +22,7 @@ def trained(subject, latents, run_options=None):
 
 def test_previews_and_the_early_stop_see_the_pictures(subject):
     seen = []
-    run_options = RunOptions(progress=lambda _, latents: seen.append(latents), preview_every=1, preview_share=1.0)
+    run_options = RunOptions(progress=lambda _, latents: seen.append(latents), preview_every=1)
     slider = trained(subject, subject.family.empty(2), run_options).slider
     previews = [latents for latents in seen if latents is not None]
     assert previews and all(latents.shape == (3, *subject.family.latent) for latents in previews)

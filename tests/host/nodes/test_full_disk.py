@@ -27,11 +27,11 @@ def train(pocket):
 def test_a_checkpoint_on_a_full_disk_is_an_os_error_and_leaves_what_was_there(tmp_path, part):
     file, other = tmp_path / "age.pt", tmp_path / "whole.pt"
     state = {"parameters": [torch.randn(1000) for _ in range(70)]}
-    resume.store(other, state)
-    resume.store(file, {"losses": [1.0]})
+    resume.write_state(other, state)
+    resume.write_state(file, {"losses": [1.0]})
     with full_disk(int(part * other.stat().st_size)), pytest.raises(OSError, match="as on a full disk"):
-        resume.store(file, state)
-    assert resume.restored(file) == {"losses": [1.0]}
+        resume.write_state(file, state)
+    assert resume.read_state(file) == {"losses": [1.0]}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["age.pt", "whole.pt"]
 
 
@@ -87,7 +87,7 @@ def test_a_cancelled_run_that_cannot_be_noted_hands_on_the_slider_so_far(train_n
 
 
 def test_so_does_one_that_breaks_down(train_node, output, monkeypatch, caplog):
-    monkeypatch.setattr(loop.Training, "_is_bad", lambda self, *_: self.progress.steps == 4)
+    monkeypatch.setattr(loop, "is_broken", lambda loss, norm, earlier, scale: len(earlier) == 4)
     assert train_node().info.recipe["steps_done"] == 3
     assert "That a run was stopped cannot be noted" in caplog.text
 

@@ -10,7 +10,7 @@ from concept_sliders.tests.support.tiny_vision import tiny_vision
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.early_stop import EarlyStop
 from concept_sliders.training.recipe import TextualRecipe
-from concept_sliders.training.run import PROBED, RunOptions, train_textual
+from concept_sliders.training.run import EVALUATED, RunOptions, train_textual
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
 LATENTS = torch.zeros(1, 24, 8, 8)
@@ -39,13 +39,17 @@ def train(pocket):
 
 
 def readings(values, patience):
-    """When a run ends whose reach is measured so, one value every 20 steps."""
-    reach, left = EarlyStop(None, patience), list(values)
-    reach.measure = lambda: left.pop(0)
-    return next((step for step in range(1, 20 * len(values) + 1) if reach.is_reached(step)), None)
+    """After which step a run ends whose effect is measured so, one value every 20 steps."""
+    early_stop, left = EarlyStop(None, patience), list(values)
+    early_stop.effect = lambda: left.pop(0)
+    for step in range(1, 20 * len(values) + 1):
+        early_stop.evaluate(step)
+        if early_stop.has_converged:
+            return step
+    return None
 
 
-def test_it_ends_after_so_many_looks_without_growth():
+def test_it_ends_after_so_many_evaluations_without_growth():
     growing = [0.1, 0.2, 0.3, 0.4]
     assert readings(growing, 2) is None
     assert readings([*growing, 0.4, 0.401], 2) == 120
@@ -58,17 +62,17 @@ def test_it_ends_after_so_many_looks_without_growth():
 
 def test_a_slider_that_learns_nothing_ends_early_and_one_that_learns_does_not(train):
     still = train(learning_rate=1e-9, patience=2).progress
-    assert still.still and not still.stopped and still.steps == 60
+    assert still.converged and not still.stopped and still.steps == 60
     learning = train(learning_rate=2e-3, patience=2, steps=60).progress
-    assert learning.steps == 60 and not learning.still
+    assert learning.steps == 60 and not learning.converged
 
 
-def test_reach_grows_with_the_slider_and_is_nothing_at_first(train):
+def test_the_effect_grows_with_the_slider(train):
     looks = []
 
     class Looking(EarlyStop):
-        def measure(self):
-            looks.append(super().measure())
+        def effect(self):
+            looks.append(super().effect())
             return looks[-1]
 
     import concept_sliders.training.run as run
@@ -83,7 +87,7 @@ def test_a_run_that_ended_early_has_ended_when_it_is_taken_up_again(train, tmp_p
     settings = {"learning_rate": 1e-9, "patience": 1}
     first = train(RunOptions(checkpoints=tmp_path), **settings)
     again = train(RunOptions(checkpoints=tmp_path), **settings)
-    assert first.progress.steps == again.progress.steps == 40 and again.progress.still
+    assert first.progress.steps == again.progress.steps == 40 and again.progress.converged
 
 
 def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
@@ -99,7 +103,7 @@ def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
         (sliders, *_) = TrainSlider.execute(**given, **settings, vae=vae, patience=1, clip_vision=vision).args
     assert sliders.sliders[0].slider.info.recipe["steps_done"] == 40
     # at both strengths, twice, decoded, in [0, 1]; a slider of nothing shows the same at both
-    assert [tuple(pictures.shape) for pictures in seen] == 4 * [(PROBED, 32, 32, 3)]
+    assert [tuple(pictures.shape) for pictures in seen] == 4 * [(EVALUATED, 32, 32, 3)]
     assert all(0 <= float(pictures.min()) < float(pictures.max()) <= 1 for pictures in seen)
     torch.testing.assert_close(seen[0], seen[1], atol=1e-3, rtol=0)
 
@@ -138,10 +142,10 @@ def test_what_is_seen_decides_and_not_the_latents(train):
         return torch.stack([angle.cos(), angle.sin()]).expand(len(latents), 2)
 
     learning = {"learning_rate": 2e-3, "patience": 2, "steps": 60}
-    assert not train(**learning).progress.still
+    assert not train(**learning).progress.converged
     assert train(RunOptions(embed=blind), **{**learning, "steps": 80}).progress.steps == 60
-    assert not train(RunOptions(embed=turning), **{**learning, "learning_rate": 1e-9}).progress.still
-    assert len(seen) == 6 and seen[0].shape == (PROBED, *LATENTS.shape[1:])
+    assert not train(RunOptions(embed=turning), **{**learning, "learning_rate": 1e-9}).progress.converged
+    assert len(seen) == 6 and seen[0].shape == (EVALUATED, *LATENTS.shape[1:])
 
 
 def test_a_vae_of_a_checkpoint_that_has_none_is_told(pocket, tmp_path):

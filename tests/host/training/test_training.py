@@ -172,18 +172,15 @@ def test_training_brings_the_prediction_closer_to_its_target(pocket, conditionin
 
 def test_a_run_that_breaks_down_at_once_says_where(pocket, conditionings):
     before = state(pocket[0].model)
-    with pytest.raises(FloatingPointError, match=r"step 2 of 60, noise level [\d.]+: the loss is"):
+    with pytest.raises(FloatingPointError, match=r"step 2 of 60, sigma [\d.]+: the loss is"):
         train(pocket, conditionings, steps=60, learning_rate=1e30)
     assert_untouched(pocket[0].model, before)
 
 
 def test_a_preview_shows_three_strengths(pocket, conditionings):
     previews = []
-    run_options = RunOptions(
-        progress=lambda progress, preview: previews.append(preview), preview_every=2, preview_share=1.0
-    )
+    run_options = RunOptions(progress=lambda progress, preview: previews.append(preview), preview_every=2)
     train(pocket, conditionings, run_options)
-    # the second time it is due it may be too soon: previews take a small share of the time only
     assert previews[0] is None and previews[2] is None
     less, base, more = previews[1]
     assert base.shape == (24, 16, 16) and not torch.equal(less, base) and not torch.equal(more, base)

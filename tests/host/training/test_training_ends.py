@@ -67,7 +67,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(train, tmp_pat
     def full(path, state):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resume, "store", full)
+    monkeypatch.setattr(resume, "write_state", full)
     trained = train(RunOptions(checkpoints=tmp_path, checkpoint_every=3))
     assert trained.progress.steps == 8 and same(trained.slider, train().slider)
     assert caplog.text.count("No space left on device") == 3  # at 3, 6, and the end
@@ -86,7 +86,7 @@ class Growing(TextualSamples):
 
 def test_an_explosion_that_takes_some_steps_is_fallen_back_from_as_a_whole(train):
     trained = train(steps=80, samples=Growing)
-    assert "broke down at step 64 of 80" in trained.progress.broken
+    assert "broke down at step 64 of 80" in trained.progress.failure
     assert trained.progress.steps == len(trained.progress.losses) == 59  # what a step learned may be what broke it
     assert same(trained.slider, train(steps=59).slider)
 
@@ -123,12 +123,12 @@ def test_half_precision_that_overflows_at_every_step_ends_the_run(train, monkeyp
     def half(self, *args, **kwargs):
         init(self, *args, **kwargs)
         self._scaler = torch.amp.GradScaler("cpu")
-        self._is_good()
+        self._take_snapshot(self._random_state())
         for parameter in self._parameters:
             parameter.register_hook(lambda gradient: gradient * float("inf"))
 
     monkeypatch.setattr(Training, "__init__", half)
     trained = train(steps=60)
-    assert "broke down at step" in trained.progress.broken and "its gradient" in trained.progress.broken
+    assert "broke down at step" in trained.progress.failure and "its gradient" in trained.progress.failure
     assert trained.progress.steps < 30
     assert not any(layer.up.any() for layer in trained.slider.layers.values())

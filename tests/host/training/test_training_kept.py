@@ -113,7 +113,7 @@ def press_after():
 def test_a_cancel_in_a_preview_keeps_the_step(train, tmp_path, press_after):
     whole, shown = train(), []
     release = press_after(5)
-    previews = {"preview_every": 5, "preview_share": 1.0}
+    previews = {"preview_every": 5}
     stopped = train(RunOptions(progress=lambda _, x: shown.append(x is not None), **previews, checkpoints=tmp_path))
     release()
     assert stopped.progress.stopped and stopped.progress.steps == 5 and shown == [False] * 4
@@ -126,13 +126,13 @@ def test_a_cancel_in_a_look_of_the_early_stop_keeps_the_step_and_the_look_is_mad
     """The run ends where it would have ended."""
     settings = {"steps": 80, "learning_rate": 1e-9, "patience": 1, "rank": 1}
     whole = train(**settings).progress
-    assert whole.still and whole.steps == 40
+    assert whole.converged and whole.steps == 40
     release = press_after(20)
     stopped = train(RunOptions(checkpoints=tmp_path), **settings).progress
     release()
     assert stopped.stopped and stopped.steps == 20
     again = train(RunOptions(checkpoints=tmp_path), **settings).progress
-    assert again.still and again.losses == whole.losses
+    assert again.converged and again.losses == whole.losses
 
 
 def test_a_gradient_that_is_no_number_spoils_neither_the_slider_nor_the_checkpoint(train, tmp_path):
@@ -150,7 +150,7 @@ def test_a_gradient_that_is_no_number_spoils_neither_the_slider_nor_the_checkpoi
     whole = train()
     broken = train(RunOptions(checkpoints=tmp_path, checkpoint_every=1), samples=Spoiled)
     assert broken.progress.steps == 4 and broken.progress.stopped
-    assert re.search(r"step 6 of 8, .*: the loss is [\d.e-]+, its gradient nan", broken.progress.broken)
+    assert re.search(r"step 6 of 8, .*: the loss is [\d.e-]+, its gradient nan", broken.progress.failure)
     assert same(broken.slider, train(steps=4).slider)
     again = train(RunOptions(checkpoints=tmp_path))
     assert again.progress.losses == whole.progress.losses and same(again.slider, whole.slider)
@@ -163,7 +163,7 @@ def test_one_that_breaks_down_right_after_going_on_keeps_what_the_checkpoint_has
 
     train(RunOptions(checkpoints=tmp_path), steps=4)
     broken = train(RunOptions(checkpoints=tmp_path), samples=Spoiled)
-    assert broken.progress.steps == 4 and broken.progress.broken
+    assert broken.progress.steps == 4 and broken.progress.failure
     assert same(train(RunOptions(checkpoints=tmp_path)).slider, train().slider)
 
 
@@ -173,12 +173,12 @@ def test_what_memory_had_room_for_is_remembered(train, tmp_path):
     whole = train(steps=4, **two)
     train(RunOptions(checkpoints=tmp_path), steps=3, **two)
     (file,) = tmp_path.iterdir()
-    state = resume.restored(file)
-    assert (state["at_once"], state["asked_at_once"], state["recompute"]) == (None, None, False)
-    resume.store(file, {**state, "at_once": 1, "asked_at_once": 2, "recompute": True})
+    state = resume.read_state(file)
+    assert (state["at_once"], state["predictor_at_once"], state["checkpointing"]) == (None, None, False)
+    resume.write_state(file, {**state, "at_once": 1, "predictor_at_once": 2, "checkpointing": True})
     again = train(RunOptions(checkpoints=tmp_path), steps=4, **two)
-    kept = resume.restored(file)
-    assert (kept["at_once"], kept["asked_at_once"], kept["recompute"]) == (1, 2, True)
+    kept = resume.read_state(file)
+    assert (kept["at_once"], kept["predictor_at_once"], kept["checkpointing"]) == (1, 2, True)
     torch.testing.assert_close(*(torch.tensor(run.progress.losses) for run in (again, whole)), rtol=1e-4, atol=0)
     for name, layer in whole.slider.layers.items():
         assert (again.slider.layers[name].up - layer.up).norm() < 1e-3 * layer.up.norm(), name
@@ -241,10 +241,10 @@ def test_a_name_too_long_for_a_file_is_cut_there_and_nowhere_else(pocket, tmp_pa
 
 def test_checkpoints_are_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "age.pt"
-    resume.store(file, {"losses": [1.0]})
+    resume.write_state(file, {"losses": [1.0]})
     with pytest.raises(AttributeError):
-        resume.store(file, {"losses": lambda: None})  # what cannot be stored
-    assert resume.restored(file) == {"losses": [1.0]}
+        resume.write_state(file, {"losses": lambda: None})  # what cannot be stored
+    assert resume.read_state(file) == {"losses": [1.0]}
     assert [path.name for path in tmp_path.iterdir()] == ["age.pt"]
 
 
@@ -261,5 +261,5 @@ def test_a_run_that_breaks_down_keeps_the_last_good_state(train, wrong):
 
     trained = train(steps=80, samples=Spoiled)
     assert trained.progress.steps == 58 and trained.progress.stopped
-    assert re.match(r"Training broke down at step 60 of 80, noise level [\d.]+: the loss is", trained.progress.broken)
+    assert re.match(r"Training broke down at step 60 of 80, sigma [\d.]+: the loss is", trained.progress.failure)
     assert same(trained.slider, train(steps=58).slider)

@@ -59,7 +59,7 @@ def gradients(model, conditionings, samples, prepare=None, recipe=RECIPE, shapes
         training = Training(Denoiser(model, plain, shapes), layers, samples, recipe, torch.Generator())
         if prepare:
             prepare(training)
-        training._gradient(samples.sample)
+        training._backward(samples.sample)
         return [p.grad.clone() for p in layers.parameters() if p.grad is not None], training
 
 
@@ -104,7 +104,7 @@ def test_fewer_pictures_at_once_give_the_same_gradient(pocket, caplog, room, ask
     finally:
         short.handle.remove()
     assert short.asked == asked
-    assert ("no memory for 4 pictures at once" in caplog.text) == (room < 4)
+    assert ("no memory for 4 images at once" in caplog.text) == (room < 4)
     close(whole, parts)
 
 
@@ -118,7 +118,7 @@ def test_blocks_are_run_twice_before_giving_up(pocket, caplog):
             parts, training = gradients(model, conditionings, samples)
     finally:
         short.handle.remove()
-    assert "blocks run again in backward" in caplog.text and training._recompute
+    assert "going on with gradient checkpointing" in caplog.text and training._checkpointing
     close(whole, parts)
 
 
@@ -166,7 +166,7 @@ def test_blocks_run_twice_give_the_same_gradient_on(family):
     whole, _ = gradients(model, conditionings, samples, shapes=shapes)
 
     def recompute(training):
-        training._recompute = True
+        training._checkpointing = True
 
     twice, _ = gradients(model, conditionings, samples, recompute, shapes=shapes)
     close(whole, twice)
@@ -214,7 +214,7 @@ def test_half_precision_trains_without_overflow():
     samples = Samples(2, shape)
     exact, _ = gradients(single, conditionings, samples)
     rounded, training = gradients(half, conditionings, samples)
-    assert training.denoiser.dtype == torch.float16 and training._scaler.get_scale() > 1
+    assert training.predictor.dtype == torch.float16 and training._scaler.get_scale() > 1
     one, other = (torch.cat([g.flatten() for g in grads]) for grads in (exact, rounded))
     other = other / training._scaler.get_scale()
     assert torch.isfinite(other).all()

@@ -153,9 +153,7 @@ def test_the_hosts_own_paging_patcher_trains_the_same_slider(family, settings):
     with torch.inference_mode():
         model, still = DynamicOnTheCpu.of(tiny_model(family)), tiny_model(family)
     before, looks = held(model), []
-    run_options = RunOptions(
-        progress=lambda _, latents: looks.append(latents is not None), preview_every=1, preview_share=1.0
-    )
+    run_options = RunOptions(progress=lambda _, latents: looks.append(latents is not None), preview_every=1)
     paged_run, run = (trained(each, family, run_options, **settings) for each in (model, still))
     assert sum(getattr(module, "comfy_cast_weights", False) for module in model.model.modules()) > 15
     assert looks[0] and looks[3]

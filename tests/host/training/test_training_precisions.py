@@ -48,7 +48,7 @@ def assert_trains(model, family):
     with torch.inference_mode():
         latents = torch.zeros(2, FAMILIES[family][2], 8, 8)
         trained = train_textual(model, conditionings, RECIPE, latents, "trained")
-    assert trained.progress.steps == 3 and not trained.progress.broken
+    assert trained.progress.steps == 3 and not trained.progress.failure
     assert all(torch.isfinite(torch.tensor(trained.progress.losses)))
     learned = [bool(layer.up.any()) for layer in trained.slider.layers.values()]
     assert sum(learned) > len(learned) / 2

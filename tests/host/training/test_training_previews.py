@@ -1,13 +1,10 @@
 """Looks at a slider while it learns: real VAEs, films, their share of the time, and what is told of the run."""
 
-import time
-
 import comfy.model_management
 import comfy.utils
 import pytest
 import torch
 from concept_sliders.comfy_host.borrow import borrowed
-from concept_sliders.comfy_host.preview_budget import SHARE
 from concept_sliders.comfy_host.preview_images import decoded_images, rough_images
 from concept_sliders.nodes.image_strip import draw_strip
 from concept_sliders.nodes.run_progress import IMAGE_WIDTH, Clock
@@ -102,43 +99,6 @@ def train(pocket):
     return run
 
 
-def test_what_becomes_of_a_preview_counts_as_part_of_it(train):
-    """A slow VAE, say: the next preview waits until the whole of it is a small share."""
-    shown = []
-
-    def slow(progress, latents):
-        if latents is not None:
-            shown.append(progress.steps)
-            time.sleep(1.0)
-
-    began = time.monotonic()
-    progress = train(RunOptions(progress=slow, preview_every=1), steps=100).progress
-    assert shown == [1] or SHARE * (time.monotonic() - began) > len(shown) - 1
-    assert 1.0 / (time.monotonic() - began) - 0.05 < progress.looks < 1
-
-
-def test_a_preview_in_a_run_of_a_hundred_steps_takes_less_than_one_in_twenty_of_its_time(train):
-    shown = []
-    run_options = RunOptions(progress=lambda p, x: shown.append(p.steps) if x is not None else None)
-    progress = train(run_options, steps=100).progress
-    assert shown[0] == 20 and progress.looks < 0.05
-
-
-def test_looks_of_the_early_stop_leave_no_time_for_previews(train):
-    def slow_embed(latents):
-        time.sleep(1.0)
-        return latents.flatten(1)
-
-    shown = []
-    run_options = RunOptions(
-        progress=lambda p, x: shown.append(p.steps) if x is not None else None, preview_every=21, embed=slow_embed
-    )
-    began = time.monotonic()
-    progress = train(run_options, steps=22, patience=50).progress  # it looks twice at step 20
-    assert progress.looks > 2.0 / (time.monotonic() - began) - 0.05
-    assert shown == [] or SHARE * (time.monotonic() - began) > 2.0
-
-
 class Moved:
     """Watches a run on which the host takes the model's place for something else, at its first preview."""
 
@@ -159,7 +119,7 @@ def test_after_a_look_the_model_is_loaded_and_lent_again(pocket, train):
     """While it lasts the weights are the host's own, and it works in its own mode."""
     before = {n: (id(p), p.data_ptr(), p.clone()) for n, p in pocket[0].model.named_parameters()}
     run_options = Moved(pocket[0])
-    assert train(RunOptions(progress=run_options, preview_every=2, preview_share=1.0), steps=3).progress.steps == 3
+    assert train(RunOptions(progress=run_options, preview_every=2), steps=3).progress.steps == 3
     assert run_options.loaded == [True, True, False, True]
     assert run_options.own == [False, True, False] and run_options.mode == [False, True, False]
     for name, p in pocket[0].model.named_parameters():
@@ -196,7 +156,7 @@ def test_a_look_that_fails_leaves_the_model_as_it_was(pocket, train, caplog, err
         if latents is not None:
             raise error("no room for a picture")
 
-    trained = train(RunOptions(progress=fail, preview_every=2, preview_share=1.0), steps=6)
+    trained = train(RunOptions(progress=fail, preview_every=2), steps=6)
     assert trained.progress.steps == 6 and not trained.progress.stopped
     assert "no room for a picture" in caplog.text
     assert sum(asked) == 1 and f"previews, as one failed: {error.__name__}: " in caplog.text

@@ -58,7 +58,7 @@ def crowded_at(step, full, times):
 
 def test_a_model_that_finds_no_room_after_a_preview_takes_that_of_others(pocket, train, full):
     before, whole = held(pocket[0]), train()
-    trained = train(RunOptions(progress=crowded_at(1, full, times=1), preview_every=3, preview_share=1.0))
+    trained = train(RunOptions(progress=crowded_at(1, full, times=1), preview_every=3))
     assert trained.progress.losses == whole.progress.losses and same(trained.slider, whole.slider)
     assert_as_before(pocket[0], before)
 
@@ -67,11 +67,7 @@ def test_one_that_finds_none_at_all_ends_the_run_and_what_was_learned_is_kept(po
     """It is no preview that failed: the run must not go on with weights that are not lent."""
     before, whole, done = held(pocket[0]), train(), []
     with pytest.raises(ModelLost, match="cannot be loaded again: no room for the model"):
-        train(
-            RunOptions(
-                progress=crowded_at(1, full, times=2), preview_every=3, preview_share=1.0, checkpoints=tmp_path
-            )
-        )
+        train(RunOptions(progress=crowded_at(1, full, times=2), preview_every=3, checkpoints=tmp_path))
     full(0)
     assert_as_before(pocket[0], before)
     again = train(RunOptions(progress=lambda progress, _: done.append(progress.steps), checkpoints=tmp_path))
@@ -108,14 +104,14 @@ def on_the_cpu():
 def test_a_run_whose_early_stop_has_no_memory_for_its_looks_goes_on_without(
     train, tmp_path, monkeypatch, caplog, stage
 ):
-    assert train(**STILL).progress.still  # it would end early
+    assert train(**STILL).progress.converged  # it would end early
     embed = no_room_for_vision if stage == "seeing" else None
     if stage == "foreseeing":
-        monkeypatch.setattr(PreviewSampler, "at", no_room_for_latents)
+        monkeypatch.setattr(PreviewSampler, "predict", no_room_for_latents)
     run_options = RunOptions(preview_every=0, checkpoints=tmp_path, embed=embed)
     trained = train(run_options, **{**STILL, "steps": 42})
-    assert trained.progress.steps == 42 and not trained.progress.still and not trained.progress.broken
-    assert caplog.text.count("goes on without an early stop: there is no memory for its looks") == 1
+    assert trained.progress.steps == 42 and not trained.progress.converged and not trained.progress.failure
+    assert caplog.text.count("goes on without an early stop: there is no memory for its evaluations") == 1
     monkeypatch.undo()
     assert train(run_options, **STILL).progress.steps == 60  # it does not begin to look where it goes on
     assert caplog.text.count("without an early stop") == 1
@@ -129,8 +125,8 @@ def test_a_run_whose_early_stop_cannot_see_says_so_at_its_first_look_and_goes_on
         raise error("no picture of that size")
 
     trained = train(RunOptions(embed=broken), **{**STILL, "steps": 41})
-    assert trained.progress.steps == 41 and not trained.progress.still and not trained.progress.broken
-    assert caplog.text.count(f"without an early stop: look 1 failed ({error.__name__}: ") == 1
+    assert trained.progress.steps == 41 and not trained.progress.converged and not trained.progress.failure
+    assert caplog.text.count(f"without an early stop: evaluation 1 failed ({error.__name__}: ") == 1
     assert "no picture of that size" in caplog.text
 
 
@@ -140,7 +136,7 @@ def test_what_ends_a_run_ends_it_in_a_look_and_in_a_preview_too(train, error):
         if given[-1] is not None:
             raise error("the end")
 
-    for run_options in (RunOptions(embed=broken), RunOptions(progress=broken, preview_every=20, preview_share=1.0)):
+    for run_options in (RunOptions(embed=broken), RunOptions(progress=broken, preview_every=20)):
         settings = {**STILL, "steps": 22, "patience": 1 if run_options.embed else 0}
         if error is comfy.model_management.InterruptProcessingException:
             progress = train(run_options, **settings).progress

@@ -11,7 +11,7 @@ from concept_sliders.pocket.model import load_pocket
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import difference
-from concept_sliders.training import resume
+from concept_sliders.training import loop, resume
 from concept_sliders.training import run as training_run
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.loop import Training
@@ -56,10 +56,10 @@ STAGES = [
     (Denoiser, "__call__", 1),  # in a rollout
     (Denoiser, "__call__", 3),  # in the first step
     (Denoiser, "conditions", 1),
-    (Training, "_part", 2),
-    (Training, "_is_bad", 1),  # between backward and the optimiser
-    (PreviewSampler, "at", 1),
-    (resume, "store", 1),
+    (Training, "_backward_part", 2),
+    (loop, "is_broken", 1),  # between backward and the optimiser
+    (PreviewSampler, "predict", 1),
+    (resume, "write_state", 1),
     (training_run, "weights_hash", 1),
     (torch.Tensor, "backward", 2),
     (torch.optim.AdamW, "step", 1),
@@ -79,7 +79,7 @@ def test_the_model_is_as_it_was_after_an_error_in(pocket, tmp_path, monkeypatch,
 
     monkeypatch.setattr(owner, name, failing)
     with pytest.raises(Injected):
-        train(pocket, RunOptions(preview_every=1, preview_share=1.0, checkpoints=tmp_path, checkpoint_every=2))
+        train(pocket, RunOptions(preview_every=1, checkpoints=tmp_path, checkpoint_every=2))
     for n, tensor in tensors(model):
         identity, pointer, inference, numbers = before[n]
         assert (id(tensor), tensor.data_ptr(), tensor.is_inference()) == (identity, pointer, inference), n

@@ -75,13 +75,13 @@ def with_pictures(pocket):
 STAGES = [
     (textual, EarlyStop, "measure", 1),
     (textual, Loan, "take", 1),
-    (textual, Training, "_is_good", 3),
+    (textual, Training, "_take_snapshot", 3),
     (with_pictures, comfy.sd.VAE, "decode", 1),
     (with_pictures, run_progress, "draw_strip", 1),
     (with_pictures, Loan, "_load", 2),  # after the preview
     (twice, loop, "checkpointed", 2),
-    (short_of_memory, Training, "_make_do", 1),
-    (short_of_memory, Training, "_part", 2),  # the first in parts
+    (short_of_memory, Training, "_use_less_memory", 1),
+    (short_of_memory, Training, "_backward_part", 2),  # the first in parts
     (visual, Denoiser, "predict", 1),  # of the teacher
     (visual, VisualSamples, "__next__", 2),
     (visual, comfy.sd.VAE, "encode", 2),
