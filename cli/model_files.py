@@ -17,7 +17,7 @@ from ..comfy_host.errors import is_out_of_memory
 from ..pocket.model import load_pocket
 from ..training.recipe import EncoderRecipe, Recipe, VisualRecipe
 
-_OLD_CLIP = "transformer.resblocks.0.ln_1.weight"  # of CLIP by its first names, which the host converts
+_OLD_CLIP = "transformer.resblocks.0.ln_1.weight"  # of CLIP by its first names, which ComfyUI converts
 CLIP_TYPES = tuple(kind.name.lower() for kind in comfy.sd.CLIPType)
 
 
@@ -45,7 +45,7 @@ def load_models(options: argparse.Namespace, recipe: Recipe):
                 output_model=not isinstance(recipe, EncoderRecipe),
                 output_vae=isinstance(recipe, VisualRecipe),
             )
-        if vae is not None and vae.first_stage_model is None:  # the host's stand-in where a checkpoint has none
+        if vae is not None and vae.first_stage_model is None:  # ComfyUI's stand-in where a checkpoint has none
             vae = None
     if options.unet:
         with _named(options.unet, "diffusion model"):
@@ -67,7 +67,7 @@ def load_models(options: argparse.Namespace, recipe: Recipe):
 
 @contextmanager
 def _named(path: Path, what: str) -> Iterator[None]:
-    """The host's errors over a file within the block, as ValueErrors that name it."""
+    """ComfyUI's errors over a file within the block, as ValueErrors that name it."""
     try:
         yield
     except (RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
@@ -77,7 +77,7 @@ def _named(path: Path, what: str) -> Iterator[None]:
 
 
 def load_clip(paths: Sequence[Path], kind: comfy.sd.CLIPType) -> comfy.sd.CLIP:
-    """Raises ValueError, naming it, for a file that holds no text encoder: the host would go on with another's
+    """Raises ValueError, naming it, for a file that holds no text encoder: ComfyUI would go on with another's
     untrained weights.
     """
     for path in paths:

@@ -77,7 +77,7 @@ def _read(path: Path) -> tuple[Recipe, RunRecord]:
         raise ValueError(f"{path} holds no recipe: {error}") from error
 
 
-@torch.inference_mode()  # as the host runs its nodes
+@torch.inference_mode()  # as ComfyUI runs its nodes
 def train(recipe: Recipe, facts: RunRecord, options: argparse.Namespace) -> Trained | None:
     """facts: how the recipe's slider was trained, where it is one's."""
     model, clip, vae = load_models(options, recipe)
@@ -99,7 +99,7 @@ def train(recipe: Recipe, facts: RunRecord, options: argparse.Namespace) -> Trai
         if not isinstance(recipe, VisualRecipe):
             raise ValueError(f"A {type(recipe).__name__} cannot be trained here.")
         if options.pairs is None:
-            raise ValueError("The recipe is of a visual slider: say where its pictures are, with --pairs FOLDER.")
+            raise ValueError("The recipe is of a visual slider: say where its images are, with --pairs FOLDER.")
         side = options.size or _side(facts, vae) or _size(options)
         pairs = read_pairs(options.pairs, prompt=_prompt(facts, options), side=side, step=min(STEP, side))
         sets = encode_sets(pairs, vae.encode, to_model_scale(model))
@@ -127,7 +127,7 @@ def _latents(model, facts: RunRecord, options: argparse.Namespace) -> torch.Tens
 
 
 def _side(facts: RunRecord, vae) -> int | None:
-    """Of the square that has the area of the pictures that the recipe's slider was trained on, in pixels."""
+    """Of the square that has the area of the images that the recipe's slider was trained on, in pixels."""
     if not facts.latent_shape:
         return None
     *_, height, width = facts.latent_shape
@@ -151,7 +151,7 @@ def _encoded(clip, prompts: Iterable[str]) -> dict[str, list]:
 
 @contextmanager
 def stopped_by_ctrl_c() -> Iterator[None]:
-    """The first Ctrl-C within the block is a cancel, as of the host's button; a second one ends the program."""
+    """The first Ctrl-C within the block is a cancel, as of ComfyUI's button; a second one ends the program."""
     before = signal.getsignal(signal.SIGINT)
 
     def cancel(number: int, frame: Any) -> None:
@@ -167,14 +167,14 @@ def stopped_by_ctrl_c() -> Iterator[None]:
 
 
 def count(text: str) -> int:
-    """A number of pictures. Raises ArgumentTypeError for what is no whole number of at least 1."""
+    """A number of images. Raises ArgumentTypeError for what is no whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
     return int(text)
 
 
 def pixels(text: str) -> int:
-    """The side of a picture. Raises ArgumentTypeError for one that is too small or between what latents show."""
+    """The side of an image. Raises ArgumentTypeError for one that is too small or between what latents show."""
     if not text.isdecimal() or int(text) < SMALLEST or int(text) % MULTIPLE:
         raise argparse.ArgumentTypeError(f"must be at least {SMALLEST} and a multiple of {MULTIPLE}, got {text!r}")
     return int(text)
@@ -185,10 +185,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("recipe", type=Path, help="a slider file, or JSON")
     parser.add_argument("--out", type=Path, required=True, help="the slider's file, .safetensors")
     like = "as the slider in RECIPE was trained, else"
-    side = f"side of the pictures in pixels, at least {SMALLEST} and a multiple of {MULTIPLE}"
+    side = f"side of the images in pixels, at least {SMALLEST} and a multiple of {MULTIPLE}"
     usual = f"{like} {SIZE} or, of the pocket model, {POCKET_SIZE}; that too where it is of another family"
     parser.add_argument("--size", type=pixels, help=f"{side} (default: {usual})")
-    parser.add_argument("--batch", type=count, help=f"pictures a step (default: {like} 1)")
+    parser.add_argument("--batch", type=count, help=f"images a step (default: {like} 1)")
     parser.add_argument("--pairs", type=Path, help="folder of image pairs, for a visual slider")
     parser.add_argument("--prompt", help=f"of pairs that have no caption (default: {like} none)")
     parser.add_argument("--checkpoints", type=Path, help="folder to keep the run in, and to go on from")
@@ -223,7 +223,7 @@ def reported(trained: Trained, recipe: Recipe, facts: RunRecord, out: Path) -> i
     """Says what is not as asked for; the exit code, 0 for a whole run."""
     progress, made = trained.progress, trained.slider.info.recipe
     if facts.pairs and made.get("pairs") != facts.pairs:
-        sys.stderr.write("Note: these are not the pictures, or the sizes, that the recipe's slider was trained on.\n")
+        sys.stderr.write("Note: these are not the images, or the sizes, that the recipe's slider was trained on.\n")
     if progress.failure:
         sys.stderr.write(f"{progress.failure} {out} is from before that.\n")
     elif progress.stopped:

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..training.pairs.file_names import parse_marks
-from ..training.pairs.folder_list import find_folder, fingerprint, picture_folders
+from ..training.pairs.folder_list import find_folder, fingerprint, image_folders
 from ..training.pairs.folders import read_pairs
 from ..training.pairs.image_sets import STEP, ImagePairs, pairs_from_batches, prepare
 from .image_strip import contact_sheet
@@ -155,7 +155,7 @@ def input_folder() -> Path:
 
 def folder_names() -> list[str]:
     """List the folders of the input folder, then the pairs that come with the pack where no folder has their name."""
-    own = picture_folders(input_folder())
+    own = image_folders(input_folder())
     return [*own, *sorted(_shipped() - {*own})]
 
 
@@ -164,7 +164,7 @@ def _shipped() -> set[str]:
 
 
 def _folder(name: str) -> Path:
-    is_shipped = name in _shipped() and name not in picture_folders(input_folder())
+    is_shipped = name in _shipped() and name not in image_folders(input_folder())
     return SHIPPED / name if is_shipped else find_folder(input_folder(), name)
 
 

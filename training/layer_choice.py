@@ -10,15 +10,16 @@ from collections.abc import Iterable
 _CROSS = re.compile(r"\.attn2\.|cross_attn|cross_attention|\.blocks\.1\.block\.attn\.")
 # Attention of any kind: Flux and its kin have it fused with the rest in single blocks; CogVideoX names q, k, v only
 _ATTENTION = re.compile(r"attn|attention|\.(to_)?(q|k|v|qkv)\.|single_blocks\.\d+\.linear[12]\.")
-# What tells the model the noise level; the published choices leave it alone
+# What tells the model the sigma; the published choices leave it alone
 _TIME = re.compile(r"\.(time_embed|timestep_embed|to_timestep_embed|t_embedder|t_block|time_in|tmlp)")
 
 CHOICES = ("all but cross-attention", "self-attention", "cross-attention", "attention", "all")
 
 
 def choose_layers(paths: Iterable[str], choice: str, pattern: str = "") -> list[str]:
-    """The paths of the modules a choice takes and the regular expression `pattern` is found in, in their order.
+    """Return the paths that a choice takes and that contain the regular expression `pattern`, in their order.
 
+    choice: one of `CHOICES`.
     Raises ValueError if the choice is unknown, or takes no layer of the model.
     """
     if choice not in CHOICES:
@@ -28,7 +29,7 @@ def choose_layers(paths: Iterable[str], choice: str, pattern: str = "") -> list[
     if not chosen:
         why = ""
         if choice == "cross-attention":
-            why = " It attends to the prompt and to the picture at once: that is 'self-attention' here."
+            why = " It attends to the prompt and to the image at once: that is 'self-attention' here."
         raise ValueError(f"None of the model's {len(paths)} layers is {choice!r}; choose_layers other layers.{why}")
     found = [path for path in chosen if re.search(pattern, path)]
     if not found:
@@ -40,7 +41,7 @@ def choose_layers(paths: Iterable[str], choice: str, pattern: str = "") -> list[
 
 
 def _takes(path: str, choice: str) -> bool:
-    """Where the image attends to the prompt and to itself at once, that is self-attention."""
+    """Returns True if a choice takes the layer. Attention to prompt and image at once counts as self-attention."""
     is_cross = bool(_CROSS.search(path))
     is_attention = is_cross or bool(_ATTENTION.search(path))
     return {

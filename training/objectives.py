@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def textual_change(d_more: Tensor, d_less: Tensor) -> Tensor:
-    """The direction of a concept (Concept Sliders, arXiv 2311.12092, eq. 8): mean_p [ d(c+ & p) - d(c- & p) ].
+    """Return the direction of a concept (Concept Sliders, arXiv 2311.12092, eq. 8): mean_p [ d(c+ & p) - d(c- & p) ].
 
-    d_more, d_less: (P, B, C, ...), the frozen predictions at both ends, one for each held phrase p.
+    d_more, d_less: (P, B, C, ...), the frozen predictions at both ends, one for each phrase p to preserve.
     The paper sums over p; the mean keeps eta's meaning whatever the number of phrases.
     Returns (B, C, ...).
     """
@@ -17,19 +17,19 @@ def textual_change(d_more: Tensor, d_less: Tensor) -> Tensor:
 
 
 def textual_target(d_target: Tensor, change: Tensor, eta: Tensor | float) -> Tensor:
-    """What the slider-on model should predict at c_t (arXiv 2311.12092, eq. 8): d(c_t) + eta * change.
+    """Return what the model with the slider is to predict at c_t (arXiv 2311.12092, eq. 8): d(c_t) + eta * change.
 
     d_target: (B, C, ...), the frozen prediction at the target prompt, as published, or its mean over the target with
-        each held phrase. That mean holds what the phrases name at even odds, whatever x shows already: a face grown
+        each phrase to preserve. That mean keeps what the phrases name at even odds, whatever x shows: a face grown
         old no longer brings the glasses that the model expects on it.
-    change: (B, C, ...), see `textual_change`. eta: a number, or (B, 1, ...) for one per row; negative for the
+    change: (B, C, ...), see `textual_change`. eta: a number, or (B, 1, ...) for one per batch entry; negative for the
         opposite edit.
     """
     return d_target + eta * change
 
 
 def prediction_loss(d_slider: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error between the slider-on prediction and its target, a scalar.
+    """Return the mean squared error between the prediction with the slider and its target, a scalar.
 
     d_slider, target: (B, C, ...). mask: in [0, 1], broadcast to them; the mean is then over what it lets through.
     """

@@ -30,7 +30,7 @@ class Recipe:
     pattern: a regular expression that is searched for in the layers' paths, for experts; empty takes all.
     both_signs: train strength -1 as well.
     start_percent, end_percent: the part of sampling that is trained on, as fractions from its start (0.2 is 20 %).
-    patience: ends the run early when the slider has reached no further for so many looks, 20 steps apart; 0 never.
+    patience: ends the run early when the effect has not grown for so many evaluations, 20 steps apart; 0 never.
     seed: of noise, initial weights and choices. notes: whatever else is worth keeping.
     memory: one of `MEMORY`: "auto" keeps what backward needs until memory runs out; with the other the model's blocks
         run again in backward from the start. The slider is the same.
@@ -98,7 +98,7 @@ class TextualRecipe(Recipe):
     """A slider from words (arXiv 2311.12092, eq. 8).
 
     concepts: one or several, each with its own target, learned by one slider.
-    rollout_steps: noise levels of a frozen trajectory. guidance: its classifier-free guidance scale.
+    rollout_steps: sampling steps of a rollout. guidance: its classifier-free guidance scale.
     samples_per_rollout: samples taken from one trajectory before the next is rolled out.
     on_policy_rollouts: share of the trajectories that are rolled out with the slider on, in [0, 1]; the rest run the
         bare model, as published.
@@ -183,7 +183,7 @@ class RunRecord:
     """How far a run went, and what it was given.
 
     latent_shape: (C, ..., h, w) of the latents trained at. batch: how many a step; a visual slider's, in its largest
-    set. scenes: the prompts of a visual slider's pictures. pairs: a hash of these pictures. family, base_model_hash:
+    set. scenes: the prompts of a visual slider's images. pairs: a hash of these images. family, base_model_hash:
     of the model trained on, as `SliderInfo` has them.
     Raises ValueError, naming the field, for a value of another type or out of range.
     """

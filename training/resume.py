@@ -48,7 +48,7 @@ class RunCheckpoint:
         elif longer or is_another_kept(self.file.parent, self.name, self.digest):
             why = longer or (
                 f"of what {self.file.parent} keeps by that name, something that decides the steps was another "
-                "(a setting, a prompt, a picture, the model or what is patched into it)"
+                "(a setting, a prompt, an image, the model or what is patched into it)"
             )
             logging.info("Training '%s' begins anew: %s", self.name, why)
 

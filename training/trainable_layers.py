@@ -1,4 +1,4 @@
-"""The layers of one slider while it learns."""
+"""The layers of one slider while it is being trained."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .recipe import Recipe
 
 
 class TrainableLayers:
-    """A new slider's changes, on the model that is borrowed, as the recipe asks for them.
+    """The changes of a new slider, hooked into the borrowed model.
 
     names: the names in a file of the layers that may be trained, by path; the diffusion model's if not given, but for
-        those that prepare prompts: the host runs them once, before any prediction that could teach them.
+        those that prepare prompts: ComfyUI runs them once, before any prediction that could teach them.
     by_name: the changes by those names; their tensors are the parameters that learn.
     Raises ValueError if the recipe's choice takes no layer of the model.
     """
@@ -45,17 +45,17 @@ class TrainableLayers:
             shape = weight_shape(modules[path], path)
             self.by_name[names[path]] = change = _fresh(shape, recipe, generator, patcher.load_device)
             placed[modules[path]] = [(0, change)]
-        self._bank = SliderHooks(placed, {module: path for path, module in modules.items()})
+        self._hooks = SliderHooks(placed, {module: path for path, module in modules.items()})
 
     def acting(self, strengths: Tensor) -> AbstractContextManager[None]:
-        """Let the slider act within the block, at strengths (rows, 1); see `SliderHooks.acting`."""
-        return self._bank.acting(strengths * self.scale)
+        """Let the slider act within the block, at strengths (B, 1); see `SliderHooks.acting`."""
+        return self._hooks.acting(strengths * self.scale)
 
     def parameters(self) -> list[nn.Parameter]:
         return [tensor for change in self.by_name.values() for tensor in change.parts.values()]
 
     def finished(self) -> dict[str, Change]:
-        """Copies on the CPU that no longer learn, the scale folded in."""
+        """Return the trained changes as copies on the CPU, with the scale folded in."""
         return {name: self._finished(change) for name, change in self.by_name.items()}
 
     def _finished(self, change: LowRank | Dense) -> Change:
@@ -68,7 +68,7 @@ class TrainableLayers:
 def _fresh(
     shape: tuple[int, ...], recipe: Recipe, generator: torch.Generator, device: torch.device
 ) -> LowRank | Dense:
-    """A change that is nothing yet, in float32."""
+    """Return a change in float32 that has no effect yet."""
     if recipe.full_rank:
         return Dense({"weight": nn.Parameter(torch.zeros(shape, device=device))})
     fresh = LowRank.fresh(shape, recipe.rank, generator)

@@ -1,4 +1,4 @@
-"""Descriptions from plain values, such as JSON's: what a field may hold, said where it holds something else."""
+"""Dataclasses from plain values, such as JSON's, checked field by field."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ Described = TypeVar("Described", bound="DataclassInstance")
 
 
 def check_types(described: Any, title: str) -> None:
-    """Raises ValueError, naming the field, where a dataclass holds what its annotation does not say."""
+    """Check every field against its annotation. Raises ValueError, naming the field, for a value of another type.
+
+    title: what the dataclass describes, for messages.
+    """
     for each in fields(described):
         fits, allowed = _TYPES[str(each.type)]
         if not fits(value := getattr(described, each.name)):
@@ -21,7 +24,7 @@ def check_types(described: Any, title: str) -> None:
 
 
 def from_values(kind: type[Described], values: Any, title: str) -> Described:
-    """The dataclass with these values, lists as tuples. Raises ValueError for fields it lacks or does not have."""
+    """Make a dataclass of these values, lists as tuples. Raises ValueError for missing and for unknown fields."""
     if not isinstance(values, Mapping):
         raise ValueError(f"A {title} is a set of named values, got {values!r}.")
     known = {each.name: each for each in fields(kind)}
@@ -49,7 +52,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-# By the annotation of a field: whether a value fits it, and what is allowed in words
+# By the annotation of a field: a check of values, and what it allows, in words
 _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "int": (_is_whole, "a whole number"),
     "float": (_is_number, "a number"),

@@ -1,7 +1,7 @@
 """Training samples of a visual slider: images of the same scene at several strengths.
 
 Symbols: x0_i the clean latent of image i and s_i its strength; n the noise, the same for all images of a set; x_i
-the latent of image i at noise level sigma; D the frozen model's denoised estimate, d = (x - D(x)) / sigma its
+the latent of image i at sigma; D the frozen model's denoised estimate, d = (x - D(x)) / sigma its
 prediction in linear form, and t_i = (x_i - x0_i) / sigma the prediction that would be right. For eps- and v-models
 t_i is n, for flow models n - x0_i.
 """
@@ -21,10 +21,10 @@ from .recipe import VisualRecipe
 from .samples import Sample
 
 if TYPE_CHECKING:
-    from ..comfy_host.denoiser import Denoiser
+    from ..comfy_host.predictor import DiffusionPredictor
     from .pairs.image_sets import ImageSet
 
-LEVELS = 1000  # noise levels of the schedule to draw from, as many as the models were trained on
+SIGMAS = 1000  # of the schedule to draw from, as many as the models were trained on
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class LatentSet:
     """An image set as the model sees it.
 
     latents: (N, C, ..., h, w), one an image, in the model's own scale. strengths: N, all different. prompt: of the
-    scene. mask: (H, W) in [0, 1], of any size that covers the same picture; None for everywhere. name: what to call
+    scene. mask: (H, W) in [0, 1], of any size that covers the same image; None for everywhere. name: what to call
     the set in a message.
     """
 
@@ -44,7 +44,7 @@ class LatentSet:
 
     @property
     def shows_nothing(self) -> bool:
-        """Whether all images are the same, so that there is no difference to learn."""
+        """True if all images are the same, so that there is no difference to learn."""
         return bool((self.latents == self.latents[:1]).all())
 
     def mask_for_latents(self) -> Tensor | None:
@@ -59,11 +59,11 @@ class LatentSet:
 def encode_sets(
     sets: Iterable[ImageSet], encode: Callable[[Tensor], Tensor], scale: Callable[[Tensor], Tensor]
 ) -> list[LatentSet]:
-    """Image sets as latents.
+    """Encode image sets to latents.
 
-    encode: (1, H, W, 3) in [0, 1] -> (1, C, ...) latents, such as the host's `VAE.encode`. scale: from those to the
+    encode: (1, H, W, 3) in [0, 1] -> (1, C, ...) latents, such as ComfyUI's `VAE.encode`. scale: from those to the
     model's own scale, such as `latents.to_model_scale` makes. Images go one by one: VAEs for video take a batch for
-    the frames of a film.
+    the frames of one video.
     """
     return [
         LatentSet(
@@ -78,7 +78,7 @@ def encode_sets(
 
 
 class VisualSamples:
-    """Endless training samples: a set, a noise level and a noise at a time, with all images of the set as rows.
+    """Endless training samples: a set, a sigma and a noise at a time, with all images of the set as batch entries.
 
     Every set comes once, in random order, before one comes again. Methods, by `recipe.method`:
 
@@ -87,7 +87,7 @@ class VisualSamples:
 
         |eps*_{-a}(x_A) - n|^2 + |eps*_{+a}(x_B) - n|^2
 
-    Images at strength 0 are no rows: there the slider does nothing.
+    Images at strength 0 are left out: there the slider does nothing.
 
     "ADDifT": the frozen model at one image is the teacher of the slider at another. The frozen estimate misses an
     image by e_i = D(x_i) - x0_i, which draws it towards what the model expects: A, that shows less than usual,
@@ -97,18 +97,22 @@ class VisualSamples:
         target_i = t_i + (d(x_j) - t_j),   with the slider at s_i - s_j
 
     For eps- and v-models this is target_i = d(x_j), as published; for flow models the terms t_i - t_j = x0_j - x0_i
-    take out that their predictions hold the images themselves. It moves the estimate at x_i by
+    take out that their predictions contain the images themselves. It moves the estimate at x_i by
     D* - D(x_i) = e_j - e_i, which has the direction of x0_i - x0_j. So with the student at B and the teacher at A
     the strength must be positive, and with roles swapped negative; and as that is the way from strength s_j to s_i,
     it is their difference. (The published code keeps one size of strength for all; then a strength means something
-    else than it does with "noise".) Roles are swapped within the batch: row i is student once and teacher once, of
+    else than it does with "noise".) Roles are swapped within the batch: entry i is student once and teacher once, of
     a partner drawn by a random cyclic shift.
 
-    With `recipe.both_signs` off, only rows with a positive strength are trained on.
+    With `recipe.both_signs` off, only entries with a positive strength are trained on.
     """
 
     def __init__(
-        self, denoiser: Denoiser, sets: Sequence[LatentSet], recipe: VisualRecipe, generator: torch.Generator
+        self,
+        denoiser: DiffusionPredictor,
+        sets: Sequence[LatentSet],
+        recipe: VisualRecipe,
+        generator: torch.Generator,
     ):
         """Raises ValueError if there is no set, or one of which no image would be trained on, or none of which the
         images differ. Where those of some sets do not, a warning names them.
@@ -117,7 +121,7 @@ class VisualSamples:
             raise ValueError("There are no image pairs to train on.")
         self.denoiser, self.sets, self.recipe, self.generator = denoiser, list(sets), recipe, generator
         for index, one in enumerate(self.sets):
-            if recipe.method == "noise" and not any(self._learns(torch.tensor(one.strengths))):
+            if recipe.method == "noise" and not any(self._is_trained(torch.tensor(one.strengths))):
                 raise ValueError(
                     f"Image set {index + 1} has the strengths {', '.join(f'{s:g}' for s in one.strengths)}: "
                     f"none above 0 to train on."
@@ -128,7 +132,7 @@ class VisualSamples:
             if len(alike) == len(self.sets):
                 raise ValueError(f"Training: {said}; take images that differ in what the slider is to turn.")
             logging.warning("Training: %s.", said)
-        sigmas = denoiser.sigmas(LEVELS)[:-1]
+        sigmas = denoiser.sigmas(SIGMAS)[:-1]
         start, end = (round(fraction * len(sigmas)) for fraction in (recipe.start_percent, recipe.end_percent))
         self._sigmas = sigmas[min(start, len(sigmas) - 1) : max(end, start + 1)]
         self._waiting: list[int] = []
@@ -137,9 +141,9 @@ class VisualSamples:
         if not self._waiting:
             self._waiting = torch.randperm(len(self.sets), generator=self.generator).tolist()
         one = self.sets[self._waiting.pop(0)]
-        level = int(torch.randint(len(self._sigmas), (), generator=self.generator))
+        index = int(torch.randint(len(self._sigmas), (), generator=self.generator))
         noise = torch.randn(one.latents.shape[1:], generator=self.generator)
-        sigma, device = self._sigmas[level], self.denoiser.device
+        sigma, device = self._sigmas[index], self.denoiser.device
         clean = one.latents.to(device, torch.float32)
         x = self.denoiser.scale_noise(sigma, noise.to(device).expand_as(clean), clean)
         target = (x - clean) / sigma
@@ -149,13 +153,13 @@ class VisualSamples:
             missed = self.denoiser.predict(x, sigma, [one.prompt])[0] - target
             target = target + missed[teacher]
             strengths = strengths - strengths[teacher]
-        rows = self._learns(strengths)
+        trained = self._is_trained(strengths)
         mask = one.mask_for_latents()
         return Sample(
-            x[rows],
+            x[trained],
             sigma,
-            target[rows],
-            strengths[rows, None],
+            target[trained],
+            strengths[trained, None],
             one.prompt,
             None if mask is None else mask.to(device),
         )
@@ -166,11 +170,11 @@ class VisualSamples:
     def restore(self, state: dict[str, Any]) -> None:
         self._waiting = list(state["waiting"])
 
-    def _learns(self, strengths: Tensor) -> Tensor:
-        """(N,) of bool: the rows at which the slider acts, and is to be trained."""
+    def _is_trained(self, strengths: Tensor) -> Tensor:
+        """(N,) of bool: True for batch entries at which the slider acts and is trained."""
         return strengths != 0 if self.recipe.both_signs else strengths > 0
 
     def _partners(self, count: int) -> Tensor:
-        """(count,): the teacher of each student, never itself."""
+        """Draw the teacher of each of `count` students, never itself: (count,) indices."""
         shift = int(torch.randint(1, count, (), generator=self.generator))
         return (torch.arange(count) + shift) % count

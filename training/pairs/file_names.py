@@ -8,7 +8,7 @@ kind, the first that fits all of them:
 2. words: both of one of the pairs in `WORDS`, at -1 and +1;
 3. `NAME` and `NAME_edited` or `NAME_edit`, at -1 and +1;
 4. numbers of which one at least has a sign or a decimal point: they are the strengths, and the scene's name alone
-   is the picture at 0;
+   is the image at 0;
 5. whole numbers counted from 0 without a gap: steps spread evenly from -1 to +1 (as InterFaceGAN numbers them).
 """
 
@@ -106,8 +106,8 @@ def by_numbers(names: Sequence[str], signed: bool) -> Reading | None:
     found = {name: _NUMBER.fullmatch(name) for name in names}
     scenes = {_tidy(match["scene"]) for match in found.values() if match and match["scene"]}
     reading: Reading = {name: (name, 0.0) for name in names if name in scenes}
-    marked = {name: match for name, match in found.items() if name not in scenes}
-    if not all(marked.values()):
+    marked = {name: match for name, match in found.items() if match and name not in scenes}
+    if len(marked) + len(reading) < len(found):  # a name without a number
         return None
     numbers = [match["number"] for match in marked.values()]
     if signed and not any(re.search(r"[+.-]", number) for number in numbers):
@@ -142,8 +142,8 @@ def by_edits(names: Sequence[str]) -> Reading | None:
 
 def by_count(names: Sequence[str]) -> Reading | None:
     """Rule 5."""
-    found = {name: _NUMBER.fullmatch(name) for name in names}
-    if not all(match and match["number"].isdecimal() for match in found.values()):
+    found = {name: match for name in names if (match := _NUMBER.fullmatch(name)) and match["number"].isdecimal()}
+    if len(found) < len(set(names)):
         return None
     steps: dict[str, list[int]] = defaultdict(list)
     for match in found.values():

@@ -1,4 +1,4 @@
-"""Which folders of pictures there are to choose from, and when what lies in one has changed.
+"""Which folders of images there are to choose from, and when what lies in one has changed.
 
 Links are followed: whoever puts one into the folder means what it leads to. Names are another matter, as they come
 with the workflows of others: they are refused by what they say.
@@ -14,7 +14,7 @@ from math import inf
 from pathlib import Path
 
 from .folders import listed
-from .image_files import is_picture, passed_over
+from .image_files import is_image, passed_over
 
 LINKED = 3  # folders below a link that are looked into: a link may lead to a whole disk
 
@@ -31,16 +31,16 @@ def find_folder(root: Path, name: str) -> Path:
         )
     path = root / name
     if not name.strip() or not path.is_dir():
-        there = listed(picture_folders(root)) or "no folder with pictures"
+        there = listed(image_folders(root)) or "no folder with images"
         raise FileNotFoundError(f"There is no folder {name!r} in {root}; there is {there}.")
     return path
 
 
-def picture_folders(root: Path) -> list[str]:
-    """Folders below root, by their path from it, that hold pictures themselves or in a subfolder of their own."""
+def image_folders(root: Path) -> list[str]:
+    """Folders below root, by their path from it, that hold images themselves or in a subfolder of their own."""
     holding: set[Path] = set()
     for place, files in _places(root):
-        if any(is_picture(Path(file)) and not passed_over(file) for file in files):
+        if any(is_image(Path(file)) and not passed_over(file) for file in files):
             holding |= {place, place.parent}
     names = (p.relative_to(root).as_posix() for p in holding if p != root and p.is_relative_to(root))
     return sorted(name for name in names if not _leads_out(name))

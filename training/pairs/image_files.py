@@ -1,4 +1,4 @@
-"""Pictures, masks and captions from files."""
+"""Images, masks and captions from files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
-# What decoders raise for files that are broken, cut short, no pictures at all, or absurdly large.
+# What decoders raise for files that are broken, cut short, no images at all, or absurdly large.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
@@ -25,10 +25,10 @@ def passed_over(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def read_picture(path: Path) -> Tensor:
+def read_image(path: Path) -> Tensor:
     """(H, W, 3) in [0, 1], upright by the camera's note of orientation, on white where it is transparent.
 
-    Grey, palette, CMYK and 16-bit pictures are converted; of a moving picture the first frame is taken.
+    Grey, palette, CMYK and 16-bit images are converted; of a moving image the first frame is taken.
     Raises ValueError, naming the file, if it cannot be read whole.
     """
     try:
@@ -36,13 +36,13 @@ def read_picture(path: Path) -> Tensor:
             opened.load()
             pixels = np.array(_as_rgb(ImageOps.exif_transpose(opened)), dtype=np.float32)
     except _BROKEN as error:
-        raise ValueError(f"Cannot read the picture {path}: {str(error) or type(error).__name__}.") from error
+        raise ValueError(f"Cannot read the image {path}: {str(error) or type(error).__name__}.") from error
     return torch.from_numpy(pixels / 255)
 
 
 def read_mask(path: Path) -> Tensor:
     """(H, W) in [0, 1], white counting as 1. Raises ValueError, naming the file, if it cannot be read whole."""
-    red, green, blue = read_picture(path).unbind(-1)
+    red, green, blue = read_image(path).unbind(-1)
     return 0.299 * red + 0.587 * green + 0.114 * blue  # luma, ITU-R BT.601
 
 

@@ -1,6 +1,6 @@
 """Image pairs: the same scene at several strengths of an attribute, at a size that a model can be trained at.
 
-Pictures are (H, W, 3) tensors in [0, 1], masks (H, W) in [0, 1]. A picture is scaled down and cropped about its
+Images are (H, W, 3) tensors in [0, 1], masks (H, W) in [0, 1]. An image is scaled down and cropped about its
 centre to fit a size; it is never stretched and never enlarged.
 """
 
@@ -143,11 +143,11 @@ def pairs_from_batches(less: Tensor, more: Tensor, mask: Tensor | None = None, p
 
 
 def bucket(size: tuple[int, int], side: int, step: int = STEP) -> tuple[int, int]:
-    """The (height, width) to train at for a picture of this size, both in pixels.
+    """The (height, width) to train at for an image of this size, both in pixels.
 
-    Multiples of `step`, no larger than the picture, that lose the least to cropping among the few whose area is
-    close to side * side, or to the picture's own where that is smaller: at most a quarter above it.
-    Raises ValueError if the picture is smaller than one step, if side is, or if the picture is so long and narrow
+    Multiples of `step`, no larger than the image, that lose the least to cropping among the few whose area is
+    close to side * side, or to the image's own where that is smaller: at most a quarter above it.
+    Raises ValueError if the image is smaller than one step, if side is, or if the image is so long and narrow
     that no such size keeps half of it.
     """
     height, width = size
@@ -155,7 +155,7 @@ def bucket(size: tuple[int, int], side: int, step: int = STEP) -> tuple[int, int
         raise ValueError(f"The training size must be at least one step of {step} pixels, got {side}.")
     if min(height, width) < step:
         raise ValueError(
-            f"a picture of {width} x {height} pixels is too small; the least is {step} in both directions."
+            f"an image of {width} x {height} pixels is too small; the least is {step} in both directions."
         )
     if height % step == width % step == 0 and height * width <= MOST * side * side:
         return size  # as good as it gets, and what has been brought to its size stays as it is
@@ -163,7 +163,7 @@ def bucket(size: tuple[int, int], side: int, step: int = STEP) -> tuple[int, int
     wished = shrink * shrink * height * width
 
     def multiples(length: float, limit: int) -> set[int]:
-        """The two multiples next to a length, within what the picture has."""
+        """The two multiples next to a length, within what the image has."""
         return {min(max(n, 1), limit // step) * step for n in (int(length // step), int(length // step) + 1)}
 
     def nearest(length: float, limit: int) -> int:
@@ -177,14 +177,14 @@ def bucket(size: tuple[int, int], side: int, step: int = STEP) -> tuple[int, int
     best = max(near, key=lambda hw: (round(kept(size, hw), 6), -abs(log(hw[0] * hw[1] / wished)), hw), default=None)
     if best is None or kept(size, best) < 0.5:
         raise ValueError(
-            f"a picture of {width} x {height} pixels is too long for a training size of {side} in steps of {step}; "
+            f"an image of {width} x {height} pixels is too long for a training size of {side} in steps of {step}; "
             f"choose a larger size or smaller steps."
         )
     return best
 
 
 def kept(size: tuple[int, int], target: tuple[int, int]) -> float:
-    """The share of a picture, in (0, 1], that is left when it is scaled to cover the target size and cropped."""
+    """The share of an image, in (0, 1], that is left when it is scaled to cover the target size and cropped."""
     aspects = size[1] / size[0], target[1] / target[0]
     return min(aspects) / max(aspects)
 
@@ -209,23 +209,23 @@ def prepare(image_set: ImageSet, side: int, step: int = STEP) -> ImageSet:
     return replace(prepared, mask=cover(mask[..., None], target, "bilinear")[..., 0])
 
 
-def cover(picture: Tensor, target: tuple[int, int], mode: str) -> Tensor:
+def cover(image: Tensor, target: tuple[int, int], mode: str) -> Tensor:
     """(H, W, C) scaled to cover the target (height, width), and cropped to it about the centre.
 
     mode: "bicubic" or "bilinear", smoothed against aliasing.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if (height, width) == target:
-        return picture
+        return image
     scale = max(target[0] / height, target[1] / width)
     scaled = (max(target[0], round(height * scale)), max(target[1], round(width * scale)))
     if scaled != (height, width):
-        channels_first = picture.movedim(-1, 0)[None].float()
-        picture = F.interpolate(channels_first, scaled, mode=mode, antialias=True, align_corners=False)
-        picture = picture[0].movedim(0, -1).clamp(0, 1)
+        channels_first = image.movedim(-1, 0)[None].float()
+        image = F.interpolate(channels_first, scaled, mode=mode, antialias=True, align_corners=False)
+        image = image[0].movedim(0, -1).clamp(0, 1)
     top, left = (scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2
-    return picture[top : top + target[0], left : left + target[1]].contiguous()
+    return image[top : top + target[0], left : left + target[1]].contiguous()
 
 
-def _size(picture: Tensor) -> str:
-    return f"{picture.shape[1]} x {picture.shape[0]}"
+def _size(image: Tensor) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"

@@ -132,7 +132,7 @@ def test_a_visual_slider_of_the_graph_is_trained_again_and_other_pictures_are_no
     assert one.info.recipe["scenes"] == ["portrait of a person"] and other.info.recipe == one.info.recipe
     assert same(one, other)
     code, said = train_command(made, "--out", tmp_path / "other.safetensors", "--pairs", others)
-    assert code == 0 and "Note: these are not the pictures" in said
+    assert code == 0 and "Note: these are not the images" in said
 
 
 def test_a_recipe_of_a_text_encoder_slider(train_command, tmp_path):

@@ -45,7 +45,7 @@ def test_roles(family):
     taken = {}
     for choice in CHOICES:
         if choice == "cross-attention" and family.startswith(JOINT) and family != "Hunyuan3D 2.1":
-            with pytest.raises(ValueError, match="attends to the prompt and to the picture at once"):
+            with pytest.raises(ValueError, match="attends to the prompt and to the image at once"):
                 choose_layers(paths, choice)
             taken[choice] = set()
         else:

@@ -52,7 +52,7 @@ STAGES = [
     (TrainableLayers, "acting", 4),
     (TrainableLayers, "finished", 1),
     (TextualSamples, "__next__", 1),
-    (TextualSamples, "_rolled_out", 2),
+    (TextualSamples, "_roll_out", 2),
     (Denoiser, "__call__", 1),  # in a rollout
     (Denoiser, "__call__", 3),  # in the first step
     (Denoiser, "conditions", 1),

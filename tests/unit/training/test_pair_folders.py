@@ -7,12 +7,12 @@ from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.training.pairs.file_names import parse_marks, read_names
 from concept_sliders.training.pairs.folders import read_pairs
-from concept_sliders.training.pairs.image_files import read_caption, read_picture
+from concept_sliders.training.pairs.image_files import read_caption, read_image
 from PIL import Image
 
 
 def put(folder, *names, size=(64, 64)):
-    """Grey pictures, each of a shade of its own, at these paths in the folder."""
+    """Grey images, each of a shade of its own, at these paths in the folder."""
     for shade, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ LAYOUTS = {
     "flat, numbers": ("000123_-3.0.png 000123_3.0.png", {"000123": [-3, 3]}),
     "flat, signs": ("seed4_+2.png seed4_-2.png seed7_+2.png seed7_-2.png", {"seed4": [-2, 2], "seed7": [-2, 2]}),
     "flat, an edit": ("0001_edit_-1.5.jpg 0001_edit_1.5.jpg", {"0001_edit": [-1.5, 1.5]}),
-    "flat, the picture itself": ("0001.png 0001_-3.png 0001_3.png", {"0001": [-3, 0, 3]}),
+    "flat, the image itself": ("0001.png 0001_-3.png 0001_3.png", {"0001": [-3, 0, 3]}),
     "flat, steps": ("000_000.jpg 000_001.jpg 000_002.jpg 000_003.jpg 000_004.jpg", {"000": [-1, -0.5, 0, 0.5, 1]}),
     "flat, steps of an edit": ("ann_age_000.png ann_age_001.png ann_age_002.png", {"ann_age": [-1, 0, 1]}),
     "flat, letters": ("x_a.png x_b.png", {"x": ENDS}),
@@ -103,7 +103,7 @@ def test_marks_from_text():
 
 def test_names_are_read_whole_or_not_at_all():
     assert read_names(["x_-1", "x_1", "y"], {}) is None
-    assert read_names(["x_1", "x_2"], {}) is None  # counted, but not from 0: any two pictures
+    assert read_names(["x_1", "x_2"], {}) is None  # counted, but not from 0: any two images
     assert read_names(["person-1", "person-2"], {}) is None
 
 
@@ -125,8 +125,8 @@ def test_captions_lie_beside_any_picture_of_the_scene(tmp_path):
 def test_captions_of_flat_folders(tmp_path):
     put(tmp_path, "a_-1.png", "a_1.png", "b_-1.png", "b_1.png")
     (tmp_path / "a.txt").write_text("by the scene")
-    (tmp_path / "b_1.txt").write_text("by the picture")
-    assert [one.prompt for one in read_pairs(tmp_path)] == ["by the scene", "by the picture"]
+    (tmp_path / "b_1.txt").write_text("by the image")
+    assert [one.prompt for one in read_pairs(tmp_path)] == ["by the scene", "by the image"]
 
 
 def test_captions_that_differ_are_refused(tmp_path):
@@ -166,7 +166,7 @@ def test_masks_in_the_folder_of_a_scene(tmp_path):
 def test_pictures_of_any_kind_become_colours(tmp_path):
     def saved(image, name, **options):
         image.save(tmp_path / name, **options)
-        return read_picture(tmp_path / name)
+        return read_image(tmp_path / name)
 
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     assert saved(clear, "clear.png").min() == 1  # on white
@@ -187,7 +187,7 @@ def test_the_cameras_orientation_is_kept(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     lying.save(tmp_path / "x.png", exif=exif)
-    upright = read_picture(tmp_path / "x.png")
+    upright = read_image(tmp_path / "x.png")
     assert upright.shape == (80, 40, 3) and upright[:40].min() == 1 and upright[40:].max() == 0
 
 
@@ -199,8 +199,8 @@ def test_files_cut_short_are_named(tmp_path, ending):
     whole = path.read_bytes()
     for length in (0, 10, 60, len(whole) // 2):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=rf"Cannot read the picture .*x\.{ending}"):
-            read_picture(path)
+        with pytest.raises(ValueError, match=rf"Cannot read the image .*x\.{ending}"):
+            read_image(path)
 
 
 def test_a_caption_that_is_no_text_is_named(tmp_path):
@@ -210,8 +210,8 @@ def test_a_caption_that_is_no_text_is_named(tmp_path):
 
 
 WRONG = {
-    "nothing": (["less/notes.md"], "holds no pictures"),
-    "one picture": (["x.png"], r"holds one picture, x\.png"),
+    "nothing": (["less/notes.md"], "holds no images"),
+    "one image": (["x.png"], r"holds one image, x\.png"),
     "partners missing": (
         ["less/a.png", "less/b.png", "more/a.png", "more/c.png"],
         r"3 scenes .*strength -1 \(less/a\.png\) has 2 of them and lacks c; strength 1 \(more/a\.png\) .*lacks b",
@@ -223,20 +223,20 @@ WRONG = {
         r"1/x\.png and .*1/x\.png are both of strength 1",
     ),
     "the same strength twice, flat": (["x_-1.png", "x_-1.0.png", "x_1.png"], "both of strength -1"),
-    "equal strengths": (["x_-1.png", "y_-1.png"], "all pictures are of strength -1; a pair takes two"),
-    "the same name twice": (["less/x.png", "less/x.jpg", "more/x.png"], "stand for the same picture"),
+    "equal strengths": (["x_-1.png", "y_-1.png"], "all images are of strength -1; a pair takes two"),
+    "the same name twice": (["less/x.png", "less/x.jpg", "more/x.png"], "stand for the same image"),
     "words nobody knows": (["young/x.png", "old/x.png"], r"from the subfolders old, young.*less/more.*smallsize=-1"),
-    "words nobody knows, counted pictures": (
+    "words nobody knows, counted images": (
         ["smallsize/000.png", "smallsize/001.png", "bigsize/000.png", "bigsize/001.png"],
         "from the subfolders bigsize, smallsize",
     ),
-    "names nobody knows": (["anna.png", "berta.png"], "from the pictures anna, berta"),
+    "names nobody knows": (["anna.png", "berta.png"], "from the images anna, berta"),
     "counted from one": (["photo_1.png", "photo_2.png"], "cannot tell strengths"),
     "strengths everywhere": (["-1/x_-1.png", "-1/x_1.png", "1/x_-1.png", "1/x_1.png"], "both the subfolders"),
-    "pictures and folders": (["less/x.png", "more/x.png", "preview.png"], "must be one or the other"),
-    "too deep": (["set/less/x.png", "set/more/x.png"], "holds no pictures"),
-    "a mask of nothing": (["x_-1.png", "x_1.png", "y_mask.png"], r"mask .*y_mask\.png is of no picture"),
-    "two masks": (["x_-1.png", "x_1.png", "x_mask.png", "masks/x.png"], "stand for the same picture"),
+    "images and folders": (["less/x.png", "more/x.png", "preview.png"], "must be one or the other"),
+    "too deep": (["set/less/x.png", "set/more/x.png"], "holds no images"),
+    "a mask of nothing": (["x_-1.png", "x_1.png", "y_mask.png"], r"mask .*y_mask\.png is of no image"),
+    "two masks": (["x_-1.png", "x_1.png", "x_mask.png", "masks/x.png"], "stand for the same image"),
     "masks in both folders": (
         ["less/x.png", "more/x.png", "less/x_mask.png", "more/x_mask.png"],
         "both masks of 'x'",

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 PIXELS, SIDES = st.integers(64, 3000), st.integers(256, 2048)
 
 
-def picture(height=64, width=64, value=0.5):
+def image(height=64, width=64, value=0.5):
     return torch.full((height, width, 3), value)
 
 
 def pair(height=64, width=64, **more):
-    return ImageSet((picture(height, width, 0.2), picture(height, width, 0.8)), (-1.0, 1.0), **more)
+    return ImageSet((image(height, width, 0.2), image(height, width, 0.8)), (-1.0, 1.0), **more)
 
 
 def drawn(person):
@@ -49,7 +49,7 @@ def test_a_bucket_is_a_multiple_near_the_wished_area_that_loses_little(long, asp
     over = sorted((height * scale - target[0], width * scale - target[1]))
     assert over[0] == pytest.approx(0, abs=1e-6) and over[1] <= step
     assert kept(size, target) == pytest.approx(target[0] * target[1] / (height * width * scale * scale))
-    # The area is the wished one, or the picture's own, but for a step of the shorter side and the crop.
+    # The area is the wished one, or the image's own, but for a step of the shorter side and the crop.
     shrink = min(1.0, side / sqrt(height * width))
     high, wide = shrink * height, shrink * width
     assert target[0] * target[1] <= 1.25 * high * wide
@@ -165,10 +165,10 @@ def test_a_black_mask_is_refused():
 @pytest.mark.parametrize(
     ("images", "strengths", "says"),
     [
-        ((picture(),), (1.0,), "1 image; a pair takes two"),
-        ((picture(), picture()), (1.0,), "2 images, but 1 strengths"),
-        ((picture(), picture()), (1.0, 1.0), "same strength"),
-        ((picture(), picture()), (-1.0, float("nan")), "finite"),
+        ((image(),), (1.0,), "1 image; a pair takes two"),
+        ((image(), image()), (1.0,), "2 images, but 1 strengths"),
+        ((image(), image()), (1.0, 1.0), "same strength"),
+        ((image(), image()), (-1.0, float("nan")), "finite"),
     ],
 )
 def test_sets_that_are_none_are_refused(images, strengths, says):
@@ -178,13 +178,13 @@ def test_sets_that_are_none_are_refused(images, strengths, says):
 
 def test_sizes_that_differ_are_told_with_both_files():
     with pytest.raises(ValueError, match=r"-1/a.png is 64 x 64 pixels, 1/a.jpg is 65 x 64"):
-        ImageSet((picture(), picture(64, 65)), (-1, 1), files=("-1/a.png", "1/a.jpg"))
+        ImageSet((image(), image(64, 65)), (-1, 1), files=("-1/a.png", "1/a.jpg"))
 
 
 def test_strengths_scale_together():
     sets = (
-        ImageSet((picture(), picture(), picture()), (-20.0, 0.0, 10.0)),
-        ImageSet((picture(), picture()), (-5.0, 5.0)),
+        ImageSet((image(), image(), image()), (-20.0, 0.0, 10.0)),
+        ImageSet((image(), image()), (-5.0, 5.0)),
     )
     pairs = ImagePairs(sets).scaled_to(2.0)
     assert pairs.strengths == (-2.0, -0.5, 0.0, 0.5, 1.0)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 from concept_sliders.tests.unit.training.test_pair_folders import put
-from concept_sliders.training.pairs.folder_list import LINKED, find_folder, fingerprint, picture_folders
+from concept_sliders.training.pairs.folder_list import LINKED, find_folder, fingerprint, image_folders
 from concept_sliders.training.pairs.folders import read_pairs
 
 
@@ -16,7 +16,7 @@ def test_a_folder_outside_is_refused(tmp_path, name):
 
 
 def test_a_link_is_followed_wherever_it_leads(tmp_path):
-    """It is the user who has put it there, for pictures on another disk; a name in a workflow cannot make one."""
+    """It is the user who has put it there, for images on another disk; a name in a workflow cannot make one."""
     put(tmp_path, "disk/eyes/less/x.png", "disk/eyes/more/x.png", "elsewhere/x.png")
     root = tmp_path / "input"
     (root / "mine").mkdir(parents=True)
@@ -25,8 +25,8 @@ def test_a_link_is_followed_wherever_it_leads(tmp_path):
     (root / "mine" / "more").symlink_to(tmp_path / "disk" / "eyes" / "more")
     (root / "gone").symlink_to(tmp_path / "disk" / "nothing")
     (root / "itself").symlink_to(root / "itself")
-    assert picture_folders(root) == ["eyes", "eyes/less", "eyes/more", "mine", "mine/less", "mine/more"]
-    for name in picture_folders(root):
+    assert image_folders(root) == ["eyes", "eyes/less", "eyes/more", "mine", "mine/less", "mine/more"]
+    for name in image_folders(root):
         assert find_folder(root, name) == root / name
     for name in ("eyes", "mine"):
         assert len(read_pairs(find_folder(root, name))) == 1
@@ -42,7 +42,7 @@ def test_links_that_lead_back_end(tmp_path):
     (root / "up").symlink_to(tmp_path)
     (root / "eyes" / "again").symlink_to(root / "eyes")
     (root / "same").symlink_to(root / "eyes" / "less")
-    assert picture_folders(root) == ["eyes", "eyes/less", "eyes/more", "same"]
+    assert image_folders(root) == ["eyes", "eyes/less", "eyes/more", "same"]
 
 
 def test_a_link_to_a_whole_disk_is_not_searched_to_its_end(tmp_path):
@@ -52,7 +52,7 @@ def test_a_link_to_a_whole_disk_is_not_searched_to_its_end(tmp_path):
     (root / "disk").symlink_to(tmp_path / "disk")
     assert LINKED == 3
     linked = ["disk", "disk/a/b", "disk/a/b/c"]
-    assert picture_folders(root) == [*linked, "own/a/b/c/d/e", f"own/{deep}"]
+    assert image_folders(root) == [*linked, "own/a/b/c/d/e", f"own/{deep}"]
     assert find_folder(root, f"disk/{deep}").is_dir()
 
 
@@ -68,7 +68,7 @@ def test_what_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refused)
-    assert picture_folders(tmp_path) == ["eyes", "hair"]
+    assert image_folders(tmp_path) == ["eyes", "hair"]
     assert fingerprint(tmp_path) == fingerprint(tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_a_folder_of_which_only_the_names_may_be_read(tmp_path):
     if not child:
         os.setuid(65534)
         try:
-            found = picture_folders(tmp_path), len(fingerprint(tmp_path))
+            found = image_folders(tmp_path), len(fingerprint(tmp_path))
             os._exit(0 if found == (["eyes"], 64) else 1)
         except OSError:
             os._exit(2)
@@ -91,7 +91,7 @@ def test_a_folder_of_which_only_the_names_may_be_read(tmp_path):
 
 def test_a_missing_folder_is_told_with_what_there_is(tmp_path):
     put(tmp_path, "eyes/less/x.png", "eyes/more/x.png", "hair/x.png", "loose.png", ".hidden/x.png")
-    assert picture_folders(tmp_path) == ["eyes", "eyes/less", "eyes/more", "hair"]
+    assert image_folders(tmp_path) == ["eyes", "eyes/less", "eyes/more", "hair"]
     with pytest.raises(FileNotFoundError, match=r"no folder 'nose' in .*; there is eyes, eyes/less, eyes/more, hair"):
         find_folder(tmp_path, "nose")
     assert find_folder(tmp_path, "eyes/less") == tmp_path / "eyes" / "less"
