@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import Any
 
-from .concept import Concept as Concept
+from .concept import Concept
 from .layer_choice import CHOICES
 from .validation import check_types, from_values
 

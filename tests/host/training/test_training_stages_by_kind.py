@@ -73,7 +73,7 @@ def with_pictures(pocket):
 
 
 STAGES = [
-    (textual, EarlyStop, "measure", 1),
+    (textual, EarlyStop, "effect", 1),
     (textual, Loan, "take", 1),
     (textual, Training, "_take_snapshot", 3),
     (with_pictures, comfy.sd.VAE, "decode", 1),
