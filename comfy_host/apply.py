@@ -43,6 +43,8 @@ from .parameters import COMFY_PARAMETERS
 from .prompt_layers import patch_prompt_layers, prepares_prompts
 from .weight_adapters import ComfyPatch
 
+log = logging.getLogger(__name__)
+
 
 def apply_sliders(model: ModelPatcher, stack: Stack, mode: str = MODES[0]) -> ModelPatcher:
     """A clone of the model on which the stack acts, in addition to the stacks applied to it before.
@@ -243,7 +245,7 @@ class ActingStack:
                     raise
                 workshop.merged.drop()
                 run.refused = True
-                logging.warning("Sliders act by rows: there is no memory for merged weights")
+                log.warning("Sliders act by rows: there is no memory for merged weights")
         if strengths.any():
             acting.enter_context(uncompiled(options))
             acting.enter_context(bank.acting(strengths, self._room(bank, base_model, x)))

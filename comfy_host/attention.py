@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .errors import is_out_of_memory
 
+log = logging.getLogger(__name__)
+
 OVERRIDE = "optimized_attention_override"  # the host's option for a function that is called in attention's place
 # The host's functions whose kernels have no backward pass: gradients would end there without a word, or with an error
 _FORWARD_ONLY = ("attention_sage", "attention3_sage", "attention_flash")
@@ -58,4 +60,4 @@ class LearningAttention:
         self._tried = True
         if not learns:
             self._chosen = None
-            logging.warning("The attention that a node has put into the model has no backward pass; torch's is used")
+            log.warning("The attention that a node has put into the model has no backward pass; torch's is used")

@@ -23,6 +23,8 @@ from .latents import Shapes
 from .model_caches import PromptCache, uncompiled
 from .predictor import ActingLayers, DiffusionPredictor
 
+log = logging.getLogger(__name__)
+
 Conditions = dict[str, Any]  # ComfyUI's `model_conds`: what a model is given beside the latents, one batch entry
 Conditioning = list  # ComfyUI's CONDITIONING: [[Tensor (B, tokens, width), {...}], ...]
 
@@ -146,7 +148,7 @@ class Denoiser(DiffusionPredictor):
                 raise
             self.at_once = entries // 2
         comfy.model_management.soft_empty_cache()
-        logging.warning("There is no memory for %d predictions at once; going on with %d.", entries, self.at_once)
+        log.warning("There is no memory for %d predictions at once; going on with %d.", entries, self.at_once)
         return self._predict_halves(x, sigma, prompts, layers, strengths)
 
     def _predict_halves(

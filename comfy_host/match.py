@@ -23,6 +23,8 @@ from ..sliders.slider import Slider
 from .model_state import state_of
 from .weight_adapters import ComfyPatch, tensors_by_key
 
+log = logging.getLogger(__name__)
+
 _WEIGHT = ".weight"
 _BIASES = (BIAS, "b_norm")
 Target = str | tuple  # an entry of the host's key maps: a key, or (key, offset[, function])
@@ -136,7 +138,7 @@ def check_matched(
             "It was made for another family of models."
         )
     if unmatched:
-        logging.warning(
+        log.warning(
             "Slider '%s': %d of its %d layers are in this %s; not %s",
             slider.name,
             total - len(unmatched),

@@ -23,6 +23,8 @@ from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.weight_updates import bytes_needed, bytes_to_build, can_merge
 from .model_state import Run, state_of
 
+log = logging.getLogger(__name__)
+
 AUTO, UNMERGED, MERGED = MODES = ("auto", "unmerged", "merged")
 # Evaluations after which merging has paid for itself, by the figures above, and for sums of ranks below `FEW`
 WORTH_IT, WORTH_IT_FOR_FEW, FEW = 4, 10, 32
@@ -84,7 +86,7 @@ def _say_why_not(run: Run, mode: str, why: str) -> None:
     """Nothing is merged; where that was asked for by name, the log says why, once a run."""
     if mode == MERGED and not run.told:
         run.told = True
-        logging.warning("Sliders act by rows although they are to be merged: %s.", why)
+        log.warning("Sliders act by rows although they are to be merged: %s.", why)
 
 
 def _is_taken(uses: int, of_them_in_this_run: int) -> bool:

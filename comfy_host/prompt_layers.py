@@ -18,6 +18,8 @@ from ..sliders.stack import StackedSlider
 from .match import Match
 from .weight_adapters import add_comfy_patches
 
+log = logging.getLogger(__name__)
+
 _CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
 _BEFORE_THEM = ("caption_projection.", "audio_caption_projection.")
 
@@ -39,7 +41,7 @@ def patch_prompt_layers(clone: ModelPatcher, placed: StackedSlider, match: Match
             for change in match.layers[path]:
                 add_comfy_patches(clone, clone.model, path, change, strength)
         return
-    logging.warning(
+    log.warning(
         "Slider '%s': %d layers prepare the prompts, before sampling begins, and are left out where a slider is "
         "gated, swept, or on one branch of guidance: %s",
         placed.slider.name,

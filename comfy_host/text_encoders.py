@@ -17,6 +17,8 @@ from .match import changes_in, check_matched
 from .predictor import Predictor
 from .weight_adapters import add_comfy_patches
 
+log = logging.getLogger(__name__)
+
 __all__ = ["CLIP", "TextEncoder", "apply_to_clip", "encoder_layer_names", "text_layers_in"]
 
 
@@ -40,7 +42,7 @@ def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
                 "so it cannot be swept there; apply it without CLIP, or at one strength."
             )
         if place.is_gated or place.cond_or_uncond != "both":
-            logging.warning(
+            log.warning(
                 "Slider '%s': its %d layers of the text encoder act from the first step on, and on both prompts: an "
                 "encoding has neither gates nor branches.",
                 place.slider.name,

@@ -19,6 +19,8 @@ from comfy_api.latest import io
 from ..sliders.formats.atomic_write import written_atomically
 from ..training.resume import plain_name
 
+log = logging.getLogger(__name__)
+
 
 def checkpoint_folder() -> Path:
     """The folder of checkpoints and notes, in ComfyUI's output folder."""
@@ -44,7 +46,7 @@ def note_stopped(name: str, node_id: str | None, done: int, steps: int) -> None:
         with written_atomically(note) as partial:
             partial.write_text(f"stopped after step {done} of {steps}, {time.time_ns()}", encoding="utf-8")
     except OSError as error:
-        logging.warning("That a run was stopped cannot be noted, so the same graph will not resume it: %s", error)
+        log.warning("That a run was stopped cannot be noted, so the same graph will not resume it: %s", error)
 
 
 def fingerprint(name: str | None, node_id: str | None) -> str:

@@ -27,6 +27,8 @@ from ..training.run import RunOptions
 from .image_strip import draw_strip
 from .resume_notes import checkpoint_folder
 
+log = logging.getLogger(__name__)
+
 IMAGE_WIDTH = 160  # pixels of one image in the preview strip
 LARGEST_PREVIEW = 4 * IMAGE_WIDTH  # pixels of the longer side that the front end is sent
 STRENGTHS = ("-1", "0", "+1")  # of the images in a training preview
@@ -76,7 +78,7 @@ def _image_embedding(
     if clip_vision is None:
         return None, ""
     if not recipe.patience:
-        logging.warning("Training: CLIP vision is only used by the early stop: set patience, or do without it.")
+        log.warning("Training: CLIP vision is only used by the early stop: set patience, or do without it.")
         return None, ""
     if vae is None:
         raise ValueError("Training: CLIP vision embeds images; connect a VAE to decode them.")
@@ -117,7 +119,7 @@ def told(progress: Progress, steps: int, node_id: str | None) -> ui.PreviewText:
         text += "; it ended early, as its effect no longer grew"
     if progress.failure:
         text += f" The slider is as it was after step {progress.steps}."
-        logging.error(text)
+        log.error(text)
         say(text, node_id)
     return ui.PreviewText(text)
 

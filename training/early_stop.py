@@ -12,6 +12,8 @@ from torch import Tensor
 from ..comfy_host.errors import RECOVERABLE_ERRORS, describe_error, is_out_of_memory
 from .previews import PreviewSampler
 
+log = logging.getLogger(__name__)
+
 Embed = Callable[[Tensor], Tensor]  # (N, C, ...) clean latents -> (N, E)
 
 
@@ -46,7 +48,7 @@ class EarlyStop:
             number = len(self.effects) + 1
             no_memory = is_out_of_memory(error)
             why = "there is no memory for its evaluations" if no_memory else f"evaluation {number} failed"
-            logging.warning("Training goes on without an early stop: %s (%s)", why, describe_error(error))
+            log.warning("Training goes on without an early stop: %s (%s)", why, describe_error(error))
 
     @property
     def has_converged(self) -> bool:

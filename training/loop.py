@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .recipe import Recipe
     from .trainable_layers import TrainableLayers
 
+log = logging.getLogger(__name__)
+
 _WINDOW = 50  # losses that a new one is compared with
 _EXPLODED = 1000.0  # times their median: the run is broken
 _SOUND = 10.0  # times their median: above it the state may be the beginning of an explosion
@@ -212,10 +214,10 @@ class Training:
         now = self._at_once or entries
         if now > 1:
             self._at_once = now // 2
-            logging.warning("Training: there is no memory for %d images at once; going on with %d.", now, now // 2)
+            log.warning("Training: there is no memory for %d images at once; going on with %d.", now, now // 2)
         elif not self._checkpointing:
             self._checkpointing = True
-            logging.warning("Training: there is little memory; going on with gradient checkpointing.")
+            log.warning("Training: there is little memory; going on with gradient checkpointing.")
         else:
             raise error
 

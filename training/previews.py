@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..comfy_host.predictor import DiffusionPredictor
     from .trainable_layers import TrainableLayers
 
+log = logging.getLogger(__name__)
+
 SAMPLING_STEPS = 20
 FROZEN_STEPS = 8  # of them; the image is noisy enough to change, and clear enough to see
 STRENGTHS = (-1.0, 0.0, 1.0)
@@ -85,4 +87,4 @@ class Previews:
                 report(latents)
         except RECOVERABLE_ERRORS as error:
             self._failed = True
-            logging.warning("Training goes on without previews, as one failed: %s", describe_error(error))
+            log.warning("Training goes on without previews, as one failed: %s", describe_error(error))

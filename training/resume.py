@@ -17,6 +17,8 @@ from ..sliders.formats.atomic_write import written_atomically
 if TYPE_CHECKING:
     from .loop import Training
 
+log = logging.getLogger(__name__)
+
 _VERSION = 3
 _LONGEST = 150  # bytes of a name: with what is added to it, less than the 255 that file systems take
 
@@ -44,13 +46,13 @@ class RunCheckpoint:
         if state is not None:
             self.training.restore(state)
             done = len(state["losses"])
-            logging.info("Training '%s' goes on from step %d of %d, kept in %s", self.name, done, steps, self.file)
+            log.info("Training '%s' goes on from step %d of %d, kept in %s", self.name, done, steps, self.file)
         elif longer or is_another_kept(self.file.parent, self.name, self.digest):
             why = longer or (
                 f"of what {self.file.parent} keeps by that name, something that decides the steps was another "
                 "(a setting, a prompt, an image, the model or what is patched into it)"
             )
-            logging.info("Training '%s' begins anew: %s", self.name, why)
+            log.info("Training '%s' begins anew: %s", self.name, why)
 
     def after_step(self) -> None:
         """Write the state if it is due."""
@@ -73,7 +75,7 @@ class RunCheckpoint:
         try:
             write_state(self.file, self.training.state())
         except OSError as error:
-            logging.warning("Training goes on, but its checkpoint %s cannot be written: %s", self.file, error)
+            log.warning("Training goes on, but its checkpoint %s cannot be written: %s", self.file, error)
 
 
 def file_for(folder: Path, name: str, digest: str) -> Path:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..comfy_host.predictor import DiffusionPredictor
     from .pairs.image_sets import ImageSet
 
+log = logging.getLogger(__name__)
+
 SIGMAS = 1000  # of the schedule to draw from, as many as the models were trained on
 
 
@@ -131,7 +133,7 @@ class VisualSamples:
             said = f"all images of set {', '.join(alike)} are the same, and there is nothing to learn from them"
             if len(alike) == len(self.sets):
                 raise ValueError(f"Training: {said}; take images that differ in what the slider is to turn.")
-            logging.warning("Training: %s.", said)
+            log.warning("Training: %s.", said)
         sigmas = denoiser.sigmas(SIGMAS)[:-1]
         start, end = (round(fraction * len(sigmas)) for fraction in (recipe.start_percent, recipe.end_percent))
         self._sigmas = sigmas[min(start, len(sigmas) - 1) : max(end, start + 1)]

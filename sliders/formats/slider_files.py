@@ -27,6 +27,8 @@ from .keys import FileReport, GroupedKeys, group_keys, layer_tensors, read_layer
 from .metadata import info_from_header, name_from_header, write_header
 from .peft import configs_for, unknown_alpha
 
+log = logging.getLogger(__name__)
+
 _PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _ENCODER_FOLDERS = ("text_encoder_2", "text_encoder_3")
 SAFE = (".safetensors", ".sft")  # two endings of one format
@@ -103,7 +105,7 @@ def read_slider(path: str | os.PathLike) -> tuple[Slider, FileReport]:
     if report.without_alpha and (note := unknown_alpha(path, keys.layers, configs)):
         report = replace(report, notes=(*report.notes, note))
     for note in report.notes:
-        logging.warning("%s: %s", path, note)
+        log.warning("%s: %s", path, note)
     return slider, report
 
 
