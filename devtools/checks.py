@@ -72,6 +72,9 @@ def lint(host: Host, say: Callable[[str], None], root: Path = ROOT) -> list[str]
     say("ruff check")
     if subprocess.call([str(host.python), "-m", "ruff", "check", "--quiet", "."], cwd=root) != 0:
         failed.append("ruff")
+    say("ruff format --check")
+    if subprocess.call([str(host.python), "-m", "ruff", "format", "--check", "--quiet", "."], cwd=root) != 0:
+        failed.append("ruff format")
     if not typed(host, say, root):
         failed.append("mypy")
     say("comfy node validate")

@@ -69,9 +69,7 @@ def fit(
     average.requires_grad_(False).to(device).eval()
     model.to(device).train()
     learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        learned, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(learned, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True)
     begin, seconds = _resumed(state_file, model, average, optimizer)
     start, losses = time.monotonic(), []
     for step in range(begin, plan.steps):

@@ -36,9 +36,7 @@ def degree(value: float, words):
     return words[min(int(value * len(words)), len(words) - 1)]
 
 
-def caption(
-    p: Portrait, rng: np.random.Generator, unsaid: Collection[str] = (), complete: bool = False
-) -> str:
+def caption(p: Portrait, rng: np.random.Generator, unsaid: Collection[str] = (), complete: bool = False) -> str:
     """One of the many captions of a portrait, drawn at random.
 
     unsaid: of LEFT_UNSAID, those that it is not to name. complete: everything else is named.
