@@ -58,7 +58,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _leads_out(name: str) -> bool:
-    """Whether a name is not that of a folder inside, or would not be on every system."""
+    """Returns True if a name is not that of a folder inside, or would not be on every system."""
     path = Path(name)
     return bool(path.anchor) or ".." in path.parts or "\0" in name or "\\" in name
 

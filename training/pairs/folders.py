@@ -120,7 +120,7 @@ def _scenes(top: _Found, marks: Mapping[str, float]) -> list[_Scene]:
 
 
 def _are_scenes(top: _Found) -> bool:
-    """Whether subfolders whose names may be strengths are scenes all the same.
+    """Returns True if subfolders whose names may be strengths are scenes all the same.
 
     Raises ValueError where their names can be nothing but strengths, and those of their images too.
     """

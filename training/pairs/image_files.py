@@ -21,7 +21,7 @@ def is_image(path: Path) -> bool:
 
 
 def passed_over(name: str) -> bool:
-    """Whether a file or folder of that name is hidden, or a leftover of an archive."""
+    """Returns True if a file or folder of that name is hidden, or a leftover of an archive."""
     return name.startswith(".") or name == "__MACOSX"
 
 

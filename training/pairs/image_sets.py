@@ -13,7 +13,7 @@ from math import isfinite, log, sqrt
 import torch.nn.functional as F
 from torch import Tensor
 
-STEP = 64  # pixels: a multiple of this suits every model that the host loads
+STEP = 64  # pixels: a multiple of this suits every model that ComfyUI loads
 MOST = 1.25  # times the wished area
 
 
