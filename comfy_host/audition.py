@@ -1,13 +1,12 @@
-"""A slider heard before it is trained: the change that training would teach, asked of the model in every step.
+"""Auditions: the effect of a slider without training, predicted by the model itself in every step.
 
-For a noisy latent x at noise level sigma, with d(x, c) = (x - denoised(x, c)) / sigma, a slider of strength s is
+For a noisy latent x at sigma, with d(x, c) = (x - denoised(x, c)) / sigma, a slider of strength s is
 trained towards (arXiv 2311.12092, eq. 8)
 
     d  <-  d + s * eta * mean_p [ d(x, c+ & p) - d(x, c- & p) ]
 
-An audition adds just this to the prediction that leaves guidance. The host predicts the denoised latent,
-D = x - sigma d. Put in, x drops out of the difference and sigma out of the equation, for noise, velocity and flow
-models alike:
+An audition adds just this to the prediction that leaves guidance. ComfyUI works with the denoised latent,
+D = x - sigma d. Inserted, x and sigma cancel, for eps, v and flow models alike:
 
     D  <-  D + s * eta * mean_p [ D(x, c+ & p) - D(x, c- & p) ]
 
@@ -24,19 +23,19 @@ from typing import Any
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ..sliders.gate import Gate
+from .sampling_run import percent_to_sigma
 
 KEY = "concept_sliders.audition"
-Conditioning = list  # the host's CONDITIONING: [[Tensor (1, tokens, width), {...}], ...]
+Conditioning = list  # ComfyUI's CONDITIONING: [[Tensor (1, tokens, width), {...}], ...]
 
 # What an entry of the run's own prompt does not share with other prompts: its words, its region, its part of
-# sampling, what is attached to it. The rest is about the picture: sizes, guidance, reference pictures and the like.
+# sampling, what is attached to it. The rest is about the image: sizes, guidance, reference images and the like.
 _OF_ONE_PROMPT = frozenset(
     (
         *(
@@ -81,13 +80,13 @@ class Contrast:
 def audition(
     model: ModelPatcher, contrasts: Sequence[Contrast], strength: float = 1.0, gate: Gate | None = None
 ) -> ModelPatcher:
-    """A clone of the model that samples as a slider of these contrasts would make it, untrained.
+    """Return a clone of the model that samples as a slider trained on these contrasts would make it.
 
-    It costs two more passes for every phrase in each evaluation within the gate. They are made by the model as it
-    stands, with sliders and patches on it, and batched as the host batches prompts. At strength 0 and outside the
+    It costs two more passes for every phrase in each evaluation within the gate. They use the model with the sliders
+    and patches that are on it, and are batched as ComfyUI batches prompts. At strength 0 and outside the
     gate there are none, and the run is that of the model to the bit. Auditions on one model add up.
 
-    strength: as a slider's; 0 is off, negative turns it the other way. gate: when in sampling; always, without one.
+    strength: as a slider's; 0 is off, negative reverses it. gate: when in sampling it acts; without one, always.
     Raises ValueError if the strength is not finite.
     """
     if not isfinite(strength):
@@ -102,7 +101,7 @@ def audition(
 
 @dataclass(frozen=True, eq=False)
 class _Audition:
-    """What stays on the model: a wrapper around each sampling run. Clones share it; it holds no run's state."""
+    """The wrapper around each sampling run that stays on the model. Clones share it; it has no state of a run."""
 
     contrasts: tuple[Contrast, ...]
     strength: float
@@ -119,14 +118,11 @@ class _Audition:
         return executor(*args, **kwargs)
 
     def factor_at(self, sigma: Tensor, model_sampling: Any) -> float:
-        """The strength times the gate's factor at a noise level: sigma of shape (B,), the same in all rows."""
+        """Return the strength times the gate's factor at sigma (B,), which is the same in all entries."""
         if self.gate.always_open:
-            return self.strength  # reading sigma would make the host wait for the device
-
-        def percent_to_sigma(percent: float) -> float:  # rounded as the host rounds it when it compares
-            return torch.tensor(float(model_sampling.percent_to_sigma(percent)), dtype=sigma.dtype).item()
-
-        return self.strength * self.gate.factor_at(float(sigma[0]), percent_to_sigma)
+            return self.strength  # reading sigma would make ComfyUI wait for the device
+        to_sigma = percent_to_sigma(model_sampling, sigma.dtype)
+        return self.strength * self.gate.factor_at(float(sigma[0]), to_sigma)
 
 
 class _Run:
@@ -136,7 +132,7 @@ class _Run:
         self.of = of
         self.guider = guider
         self.latent_shapes = latent_shapes
-        self.conds: list[list[dict]] = []  # the host's, ready for its model: more and less of each contrast in turn
+        self.conds: list[list[dict]] = []  # ready for the model: more and less of each contrast in turn
 
     def prepare(
         self,
@@ -150,7 +146,7 @@ class _Run:
         denoise_mask: Tensor | None = None,
         disable_pbar: bool = False,
     ) -> Tensor:
-        """Around the sampler, with the model loaded: the prompts are made ready for it, once."""
+        """Wrap the sampler, with the model loaded, and make the prompts ready for the model, once."""
         settings = _settings(guider.conds)
         ends = [end for contrast in self.of.contrasts for end in (contrast.more, contrast.less)]
         converted = [[entry for prompt in end for entry in _converted(prompt, settings)] for end in ends]
@@ -174,7 +170,7 @@ class _Run:
     def predict(
         self, executor: Any, x: Tensor, sigma: Tensor, model_options: Mapping[str, Any], seed: int | None = None
     ) -> Tensor:
-        """Around the guider: its denoised latents (B, C, ...), and within the gate the change added to them.
+        """Wrap the guider, and within the gate add the change to its denoised latents (B, C, ...).
 
         Here and not in `sampler_post_cfg_function`, which some guiders leave out, or call on a part of their sum.
         """
@@ -183,7 +179,7 @@ class _Run:
         factor = self.of.factor_at(sigma, model.model_sampling)
         if not factor:
             return denoised
-        # the host averages the entries of one list: that is the mean over the phrases
+        # ComfyUI averages the entries of one list: that is the mean over the phrases
         ends = comfy.samplers.calc_cond_batch(model, self.conds, x, sigma, _all_positive(model_options))
         for contrast, more, less in zip(self.of.contrasts, ends[::2], ends[1::2]):
             denoised = denoised + factor * contrast.eta * (more - less)
@@ -191,19 +187,19 @@ class _Run:
 
 
 def _settings(conds: Mapping[str, list[dict]]) -> dict[str, Any]:
-    """What the run's own prompt says about the picture, and not about itself."""
+    """Return what the run's own prompt says about the image, and not about the prompt."""
     first = next(iter(conds.get("positive") or ()), {})
     return {name: value for name, value in first.items() if name not in _OF_ONE_PROMPT}
 
 
 def _converted(prompt: Conditioning, settings: Mapping[str, Any]) -> list[dict]:
-    """The host's entries for a prompt, with the run's settings where the prompt has none of its own."""
+    """Return ComfyUI's entries for a prompt, with the run's settings where the prompt has none of its own."""
     entries = comfy.sampler_helpers.convert_cond(prompt)
     return [{**settings, **entry, "prompt_type": "positive"} for entry in entries]
 
 
 def _all_positive(model_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under which every prompt counts as a positive one, whatever its place in the host's list.
+    """Return options under which every prompt counts as a positive one, whatever its place in ComfyUI's list.
 
     What acts on positive prompts only would otherwise be taken for a part of the difference between the ends.
     """

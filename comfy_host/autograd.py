@@ -1,6 +1,6 @@
-"""Gradients through the host's models, whose code is written for inference.
+"""Gradients through ComfyUI's models, whose code is written for inference.
 
-Three things stand in the way. Fused rotary embeddings have no gradient: the host leaves most of them out while its
+Three things stand in the way. Fused rotary embeddings have no gradient: ComfyUI leaves most of them out while its
 flag `in_training` is set, and the rest have plain forms in the library they come from. Blocks add to their inputs in
 place, which autograd may have kept: torch then keeps copies of what is overwritten. And weights loaded in inference
 mode may not be kept at all: see `borrow.Loan`.
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 try:
     import comfy_kitchen.backends.eager.rope as plain_rotary
-except ImportError:  # a host without fused operations has nothing to replace
+except ImportError:  # a ComfyUI without fused operations has nothing to replace
     plain_rotary = None
 
 _FUSED = "comfy_kitchen::"
@@ -26,10 +26,10 @@ _FUSED = "comfy_kitchen::"
 
 @contextmanager
 def differentiable(carefully: bool = True) -> Iterator[None]:
-    """Forward and backward passes within the block have gradients; nothing is changed after it.
+    """Give forward and backward passes within the block gradients; nothing is changed after it.
 
-    carefully: with plain rotary embeddings and copies of what is overwritten. Both cost a little for every operation,
-    and many models need neither; those that do raise RuntimeError in backward without.
+    carefully: use plain rotary embeddings, and copy what is overwritten in place. Both cost a little for every
+    operation, and many models need neither; those that do raise RuntimeError in backward without them.
     """
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
@@ -44,7 +44,7 @@ def differentiable(carefully: bool = True) -> Iterator[None]:
 
 
 class PlainRotary(TorchFunctionMode):
-    """Takes the plain form of a fused rotary embedding, which autograd can follow, in its place."""
+    """Replaces fused rotary embeddings by their plain form, which autograd can follow."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = getattr(func, "_qualified_op_name", "")

@@ -1,7 +1,8 @@
-"""Rows of a batch evaluated apart, on models that cannot tell them from each other.
+"""The entries of a model's batch: the strengths of each, and groups of them that are evaluated apart.
 
-Some models have layers whose first dimension is not the batch, or that see all rows at once. There strengths that
-differ between rows are worked out in several evaluations, each of rows that share their strengths.
+ComfyUI's batch is one chunk for each prompt, one after the other, and each chunk has every latent of the run.
+Some models have layers whose first dimension is not the batch, or that see all entries at once. There, strengths
+that differ between entries take several evaluations, each of a group of entries with the same strengths.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from typing import Any
 import comfy.model_base
 import torch
 from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-# Networks of the host whose layers all have the entries of the batch one after the other in their first dimension, as
-# the tests of families have shown. All others are taken to mix them: that is right for any network, only slower.
+from ..sliders.stack import Stack
+from .cond_uncond import cond_or_uncond_of
+from .model_state import Run
+
+# Networks whose layers all have the batch in their first dimension, as the tests of families have shown. All others
+# are taken to mix its entries: that is right for any network, only slower.
 BATCH_FIRST_NETWORKS = frozenset(
     f"comfy.ldm.{name}"
     for name in (
@@ -58,25 +64,113 @@ BATCH_FIRST_NETWORKS = frozenset(
         "wan.model.SCAILWanModel",
     )
 )
-# Models that refuse a batch of several rows, or take its two halves for the two prompts of guidance
-_ONE_ROW = (comfy.model_base.MiniMaxH3, comfy.model_base.Hunyuan3Dv2_1)
-# Models whose batch is the frames of one film, which layers over time see together
-_ONE_FILM = (comfy.model_base.SVD_img2vid,)
+# Models that refuse a batch of several latents, or take its two halves for the two prompts of guidance
+_BATCH_OF_ONE = (comfy.model_base.MiniMaxH3, comfy.model_base.Hunyuan3Dv2_1)
+# Models whose batch is the frames of one video, which layers over time see together
+_ONE_VIDEO = (comfy.model_base.SVD_img2vid,)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One call of a model's `apply_model`.
+
+    x: (batch entries, C, ...). t: (batch entries,), their sigmas. options: ComfyUI's transformer options. run: the
+    sampling run that the call belongs to.
+    """
+
+    base_model: BaseModel
+    x: Tensor
+    t: Tensor
+    options: Mapping[str, Any]
+    run: Run
+
+    @property
+    def chunk_count(self) -> int:
+        """How many prompts the batch is made of."""
+        return len(self.options.get("cond_or_uncond", (0,)))
+
+    @property
+    def latent_count(self) -> int:
+        """How many latents each chunk has."""
+        return self.x.shape[0] // self.chunk_count
+
+    @property
+    def patcher(self) -> ModelPatcher | None:
+        """The patcher that ComfyUI samples with; None outside sampling."""
+        return getattr(self.base_model, "current_patcher", None)
+
+    @property
+    def weights_version(self) -> Any:
+        """Changes when ComfyUI patches the model's weights."""
+        return getattr(self.base_model, "current_weight_patches_uuid", None)
 
 
 @dataclass(frozen=True)
 class EntryGroup:
-    """Entries of a model batch that share their strengths. strengths: (1, sliders). chunks: of the host's batch."""
+    """Batch entries that share their strengths.
+
+    entries: (n,), their indices. strengths: (1, sliders). chunks: the indices of the chunks that they are of.
+    """
 
     entries: Tensor
     strengths: Tensor
     chunks: tuple[int, ...]
 
 
-def needs_separate_evaluations(base_model: BaseModel, strengths: Tensor) -> bool:
-    """Whether these strengths, (rows, sliders), differ between rows that the model cannot tell apart.
+def entry_strengths(stack: Stack, evaluation: Evaluation) -> Tensor:
+    """Return the strengths of an evaluation's entries: (batch entries, sliders), or (1, sliders) for all of them.
 
-    Text encoders, which have no network of diffusion, keep their prompts apart.
+    Raises ValueError if a sweep does not fit the batch, or it is not known which entries are cond.
+    """
+    _check_sweep(stack, evaluation)
+    chunks = evaluation.chunk_count
+    if not stack.is_gated:
+        strengths = stack.strengths()  # reading sigma would make ComfyUI wait for the device
+    else:
+        sigmas = evaluation.options.get("sigmas", evaluation.t)
+        to_sigma = evaluation.run.percent_to_sigma(evaluation.base_model.model_sampling, sigmas.dtype)
+        strengths = stack.strengths(float(sigmas.flatten()[0]), to_sigma)
+    if any(each.cond_or_uncond != "both" for each in stack):
+        _check_no_tiles(evaluation)
+        kinds = cond_or_uncond_of(evaluation.base_model, evaluation.options)
+        acts = torch.tensor([[each.cond_or_uncond in ("both", kind) for each in stack] for kind in kinds])
+        by_latent = strengths.expand(evaluation.latent_count, -1)
+        strengths = (acts[:, None] * by_latent).flatten(0, 1)  # (chunks, 1, sliders) * (B, sliders)
+    elif stack.batch_size > 1:
+        strengths = strengths.repeat(chunks, 1)  # (B, sliders) -> (chunks * B, sliders)
+    return strengths
+
+
+def _check_sweep(stack: Stack, evaluation: Evaluation) -> None:
+    swept = stack.batch_size
+    if swept > 1 and entries_are_frames(evaluation.base_model):
+        raise ValueError(
+            f"The sliders are swept over {swept} batch entries, but the batch of this model is the frames of one "
+            "video, which share their strengths. Sample one video after the other, each at a strength of its own."
+        )
+    if swept > 1 and evaluation.x.shape[0] != swept * evaluation.chunk_count:
+        raise ValueError(
+            f"The sliders are swept over {swept} batch entries, but the batch that is sampled has "
+            f"{evaluation.latent_count}; both numbers must be the same."
+        )
+
+
+def _check_no_tiles(evaluation: Evaluation) -> None:
+    """Raise ValueError if the batch has more entries than ComfyUI asked for: their order is not known then."""
+    asked, entries = evaluation.options.get("sigmas"), evaluation.t.numel()
+    if asked is not None and entries > asked.numel() * evaluation.chunk_count:
+        raise ValueError(
+            f"The model is evaluated on {entries} entries at once where ComfyUI asked for "
+            f"{asked.numel() * evaluation.chunk_count}: another node puts several tiles into one batch. Sliders on "
+            "cond or uncond alone cannot tell there which of the two an entry is; let that node take one tile at a "
+            "time, or let the sliders act on both."
+        )
+
+
+def needs_separate_evaluations(base_model: BaseModel, strengths: Tensor) -> bool:
+    """Return True if strengths (batch entries, sliders) differ between entries that the model's layers mix.
+
+    Text encoders, which have no diffusion model, keep their prompts apart.
     """
     if not hasattr(base_model, "diffusion_model"):
         return False
@@ -85,79 +179,81 @@ def needs_separate_evaluations(base_model: BaseModel, strengths: Tensor) -> bool
 
 
 def network_of(base_model: BaseModel) -> str:
-    """Where the class of the model's network is, such as "comfy.ldm.flux.model.Flux"."""
+    """Return where the class of the model's network is, such as "comfy.ldm.flux.model.Flux"."""
     network = type(getattr(base_model.diffusion_model, "_orig_mod", base_model.diffusion_model))  # or as compiled
     return f"{network.__module__}.{network.__qualname__}"
 
 
 def takes_batches_of_one(base_model: BaseModel) -> bool:
-    """Whether the model is to be evaluated on one row after the other."""
-    return isinstance(base_model, _ONE_ROW)
+    """Return True if the model has to be evaluated on one latent after the other."""
+    return isinstance(base_model, _BATCH_OF_ONE)
 
 
 def entries_are_frames(base_model: BaseModel) -> bool:
-    """Whether the rows of a batch are frames of one film, and so cannot have strengths of their own."""
-    return isinstance(base_model, _ONE_FILM)
+    """Return True if the batch is the frames of one video, which cannot have strengths of their own."""
+    return isinstance(base_model, _ONE_VIDEO)
 
 
 def groups_of(strengths: Tensor, chunks: int, alone: bool = False) -> list[EntryGroup]:
-    """The batch, strengths (chunks * B, sliders), shared out; as few parts as hold whole rows or whole chunks.
+    """Divide a batch with strengths (chunks * B, sliders) into groups: as few as hold whole latents or whole chunks.
 
-    alone: each row in a part of its own, even where others have its strengths.
+    alone: each latent has a group of its own, even where others have its strengths.
     """
-    by_row = strengths.unflatten(0, (chunks, -1)).transpose(0, 1)  # (B, chunks, sliders)
-    alike, member = by_row.unique(dim=0, return_inverse=True)
+    by_latent = strengths.unflatten(0, (chunks, -1)).transpose(0, 1)  # (B, chunks, sliders)
+    alike, member = by_latent.unique(dim=0, return_inverse=True)
     if alone:
-        alike, member = by_row, torch.arange(len(by_row))
+        alike, member = by_latent, torch.arange(len(by_latent))
     found = []
     for index, each in enumerate(alike):  # each: (chunks, sliders)
-        rows = torch.nonzero(member == index).flatten()
+        latents = torch.nonzero(member == index).flatten()
         same = bool((each == each[:1]).all())
         for taken in [range(chunks)] if same else [(chunk,) for chunk in range(chunks)]:
-            entries = torch.cat([chunk * len(by_row) + rows for chunk in taken])
+            entries = torch.cat([chunk * len(by_latent) + latents for chunk in taken])
             found.append(EntryGroup(entries, each[taken[0]][None], tuple(taken)))
     return found
 
 
 def evaluate_groups(
     evaluate: Callable[..., Tensor],
-    parts: Sequence[EntryGroup],
+    groups: Sequence[EntryGroup],
     x: Tensor,
     conditions: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Tensor:
-    """The parts' results, put together in the order of the batch x, (batch, C, ...).
+    """Evaluate groups of a batch x (batch entries, C, ...) one after the other, and return the whole batch's result.
 
-    evaluate: (part, x, conditions, options) -> (entries of the part, C, ...). conditions: what the host hands to the
-    model beside x; whatever in it has one entry per entry of the batch is shared out with it.
+    evaluate: (group, x, conditions, options) -> (entries of the group, C, ...). conditions: what ComfyUI hands to the
+    model beside x; of whatever in it has one entry per batch entry, each group gets its own. options: ComfyUI's
+    transformer options.
     """
-    result = None
-    for part in parts:
-        entries = part.entries.to(x.device)
-        taken = _taken(dict(conditions), entries, len(x))
-        y = evaluate(part, x[entries], taken, _options_of(options, part, len(x)))
-        result = y.new_empty(len(x), *y.shape[1:]) if result is None else result
-        result[entries] = y
-    return result
+    whole = torch.empty(0)
+    for number, group in enumerate(groups):
+        entries = group.entries.to(x.device)
+        own = _entries_of(dict(conditions), entries, len(x))
+        y = evaluate(group, x[entries], own, _options_of(options, group, len(x)))
+        if number == 0:
+            whole = y.new_empty(len(x), *y.shape[1:])
+        whole[entries] = y
+    return whole
 
 
-def _options_of(options: Mapping[str, Any], part: EntryGroup, batch: int) -> dict[str, Any]:
-    """The host's transformer options for the chunks and entries of a part."""
+def _options_of(options: Mapping[str, Any], group: EntryGroup, batch: int) -> dict[str, Any]:
+    """ComfyUI's transformer options for the chunks and entries of a group."""
     own = dict(options)
     for name in ("cond_or_uncond", "uuids"):
         if name in own:
-            own[name] = [own[name][chunk] for chunk in part.chunks]
+            own[name] = [own[name][chunk] for chunk in group.chunks]
     if own.get("sigmas") is not None:
-        own["sigmas"] = _taken(own["sigmas"], part.entries.to(own["sigmas"].device), batch)
+        own["sigmas"] = _entries_of(own["sigmas"], group.entries.to(own["sigmas"].device), batch)
     return own
 
 
-def _taken(value: Any, entries: Tensor, batch: int) -> Any:
-    """The entries of whatever has as many as the batch, at any depth; all else as it is."""
+def _entries_of(value: Any, entries: Tensor, batch: int) -> Any:
+    """These entries of every tensor, at any depth, that has one for each batch entry; all else as it is."""
     if isinstance(value, Tensor):
         return value[entries.to(value.device)] if value.ndim and len(value) == batch else value
     if isinstance(value, dict):
-        return {key: _taken(each, entries, batch) for key, each in value.items()}
+        return {key: _entries_of(each, entries, batch) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_taken(each, entries, batch) for each in value)
+        return type(value)(_entries_of(each, entries, batch) for each in value)
     return value

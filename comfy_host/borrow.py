@@ -1,7 +1,7 @@
-"""Borrowing the host's loaded model for training, and giving it back as it was.
+"""Borrows a model that ComfyUI has loaded for training, and gives it back as it was.
 
-No copy is made. The host loads weights in inference mode, and autograd refuses to keep such tensors for
-backward; here each is lent out, for the time of training, as an ordinary tensor on the same memory.
+No copy is made. ComfyUI loads weights in inference mode, and autograd refuses to store such tensors for backward;
+here each is replaced, for the time of training, by an ordinary tensor on the same memory.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["Loan", "ModelLost", "ModelPatcher", "borrowed", "for_autograd"]
 
 @contextmanager
 def borrowed(patcher: ModelPatcher, memory_required: int = 0) -> Iterator[Loan]:
-    """The model, loaded on its device, through which gradients can run while the context lasts.
+    """Load a model on its device, and let gradients pass through it within the block.
 
     Its weights stay untouched, and the same tensors are back in their places afterwards, however it ends.
-    memory_required: bytes the host should keep free beside the weights.
+    memory_required: bytes that ComfyUI should keep free beside the weights.
     """
     with torch.inference_mode(False), torch.enable_grad():
         loan = Loan(patcher, memory_required)
@@ -38,7 +38,7 @@ def borrowed(patcher: ModelPatcher, memory_required: int = 0) -> Iterator[Loan]:
 class ModelLost(Exception):
     """A model that was given back for a while cannot be borrowed again.
 
-    Of no kind that anything else raises, such as a look at a slider, that may fail and be done without.
+    It is derived from no class in `errors.RECOVERABLE_ERRORS`: a run cannot go on after it.
     """
 
 
@@ -51,6 +51,7 @@ class Loan:
         self._load()
 
     def take(self) -> None:
+        """Replace the model's inference tensors by ordinary ones."""
         for module in self.patcher.model.modules():
             # the last for tables that a model keeps as plain attributes
             for tensors in (module._parameters, module._buffers, vars(module)):
@@ -60,7 +61,7 @@ class Loan:
                         self._lent.append((tensors, name, tensor, tensors[name]))
 
     def give_back(self) -> None:
-        """The host's own tensors, where ours are still in their place; what it has put there since stays."""
+        """Put ComfyUI's own tensors back where ours are still in their place; what was put there since stays."""
         while self._lent:
             tensors, name, tensor, ours = self._lent.pop()
             if tensors.get(name) is ours:
@@ -68,9 +69,9 @@ class Loan:
 
     @contextmanager
     def returned(self) -> Iterator[None]:
-        """Within the block the model is the host's, in its own mode: it may move it to make room for another.
+        """Give the model back within the block, in inference mode, so that ComfyUI may move it to make room.
 
-        It is loaded and borrowed again after it. What is made within are inference tensors.
+        It is loaded and borrowed again after the block. Tensors made within are inference tensors.
         Raises ModelLost if there is no way to load it again, even in place of all other models.
         """
         self.give_back()
@@ -92,19 +93,19 @@ class Loan:
                 raise ModelLost(f"The model has made room for others, and cannot be loaded again: {error}") from error
 
     def _load(self) -> None:
-        with torch.inference_mode():  # the host's own mode: outside it copies weights as it puts them in place
+        with torch.inference_mode():  # as ComfyUI does: outside inference mode it copies weights as it loads them
             comfy.model_management.load_models_gpu([self.patcher], memory_required=self.memory_required)
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
-    """A tensor on the same memory that autograd may keep."""
+    """Return a tensor on the same memory that autograd may store."""
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
     return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
 
 
 def for_autograd(conditioning: list) -> list:
-    """The conditioning outside inference mode, so that autograd may keep it."""
+    """Copy a CONDITIONING outside inference mode, so that autograd may store it."""
 
     def plain(value):
         return value.clone() if isinstance(value, Tensor) else value

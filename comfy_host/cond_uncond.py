@@ -1,9 +1,9 @@
-"""Which prompts of guidance a part of the host's batch belongs to: the positive one, or the others.
+"""Tells which chunks of ComfyUI's batch are cond, predicted for the positive prompt, and which are uncond.
 
-The host numbers the parts of a batch by their place in the list of prompts that a guider asks for at once. Which
-number is the positive prompt is the guider's affair: [positive, negative] in plain guidance, [negative, middle,
-positive] with Dual CFG, [negative] alone where self-attention guidance asks again. So it is looked up here by what
-each prompt is called when the run is prepared.
+ComfyUI numbers the chunks by their index in the list of prompts that a guider evaluates at once. Which index is the
+positive prompt depends on the guider: [positive, negative] in plain guidance, [negative, middle, positive] with Dual
+CFG, [negative] alone where self-attention guidance evaluates again. So it is found here by the name that each prompt
+has when the run is prepared.
 
 Every prompt is one or the other: positive is the guider's prompt of that name, and negative are all others, as the
 host itself has it when it marks Dual CFG's second prompt and Perp-Neg's empty one as negative.
@@ -21,8 +21,8 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP, add_wrapper_with_ke
 
 COND, UNCOND = "cond", "uncond"
 _POSITIVE = "positive"  # ComfyUI's name of the prompt that cond is predicted for
-_KEY = "concept_sliders.branches"
-Entry = Mapping[str, Any]  # the host's: one conditioning of a prompt
+_KEY = "concept_sliders.cond_or_uncond"
+Entry = Mapping[str, Any]  # one conditioning of a prompt, as ComfyUI's samplers have it
 
 
 def track_prompts(clone: ModelPatcher) -> None:
@@ -37,7 +37,7 @@ def track_prompts(clone: ModelPatcher) -> None:
 def cond_or_uncond_of(base_model: BaseModel, options: Mapping[str, Any]) -> list[str]:
     """Return "cond" or "uncond" for each of the chunks that ComfyUI's batch is made of.
 
-    options: the host's transformer options. Where no guider is at work, chunk 0 is the positive one.
+    options: ComfyUI's transformer options. Where no guider is at work, chunk 0 is the positive one.
     """
     chunks = options.get("cond_or_uncond", (0,))
     if _KEY in options:
@@ -52,14 +52,14 @@ def cond_or_uncond_of(base_model: BaseModel, options: Mapping[str, Any]) -> list
 def _note_prompts(
     executor: Any, model: ModelPatcher, noise_shape: Sequence[int], conds: Mapping[str, list[Entry]], *args, **kwargs
 ) -> Any:
-    """Around the host's preparation of a run, the one place that is told each prompt by its name."""
+    """Wrap the preparation of a run, the one place that is given each prompt by its name."""
     noted = {entry["uuid"]: _called(name, entry) for name, entries in conds.items() for entry in entries}
     model.set_attachments(_KEY, noted)
     return executor(model, noise_shape, conds, *args, **kwargs)
 
 
 def _called(name: str, entry: Entry) -> str:
-    kind = entry.get("prompt_type", name)  # the host's own mark of a prompt, where there is one
+    kind = entry.get("prompt_type", name)  # ComfyUI's own mark of a prompt, where there is one
     return COND if kind == _POSITIVE else UNCOND
 
 
@@ -75,10 +75,10 @@ def _prompts_of(base_model: BaseModel) -> Mapping[UUID, str]:
 def _name_lists(
     executor: Any, model: BaseModel, conds: list[list[Entry] | None], x: Any, timestep: Any, model_options: dict
 ) -> Any:
-    """Around the evaluation of several prompts at once: each list of entries is named for the model to read."""
+    """Wrap the evaluation of several prompts at once, and note in the options which lists of entries are cond."""
     options = model_options.setdefault("transformer_options", {})
     prompts, outer = _prompts_of(model), options.get(_KEY)
-    options[_KEY] = tuple(_branch_of(entries, prompts, index) for index, entries in enumerate(conds))
+    options[_KEY] = tuple(_kind_of(entries, prompts, index) for index, entries in enumerate(conds))
     try:
         return executor(model, conds, x, timestep, model_options)
     finally:
@@ -87,8 +87,8 @@ def _name_lists(
             options[_KEY] = outer
 
 
-def _branch_of(entries: list[Entry] | None, prompts: Mapping[UUID, str], index: int) -> str:
-    """Decided by the first entry: behind it the host may have put copies of the other prompts' regions."""
+def _kind_of(entries: list[Entry] | None, prompts: Mapping[UUID, str], index: int) -> str:
+    """Return "cond" or "uncond" by the first entry: copies of other prompts' regions may follow it."""
     first = next(iter(entries or ()), None)
     if first is None or not prompts:
         return _by_number(index)

@@ -13,24 +13,23 @@ __all__ = [
     "stop_if_cancelled",
 ]
 
-# Torch has no class of its own for it, and the host looks for a device's alone
+# Torch has no class for running out of CPU memory, and ComfyUI recognises that of a device alone
 _ON_THE_CPU = "DefaultCPUAllocator"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left, on a device or on the CPU."""
+    """Return True if an error says that there is no memory left, on a device or on the CPU."""
     return comfy.model_management.is_oom(error) or (isinstance(error, RuntimeError) and _ON_THE_CPU in str(error))
 
 
 def stop_if_cancelled() -> None:
-    """Raises InterruptProcessingException if ComfyUI's cancel button was pressed."""
+    """Raise InterruptProcessingException if ComfyUI's cancel button was pressed."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-# Failures of what a run can do without: previews, and the looks of an early stop.
-# What a VAE, CLIP vision or a previewer may raise at pictures that it was not made for, or where it was not made
-# well. Memory that runs out is a RuntimeError on a device, and a MemoryError elsewhere. Not among them are the
-# host's cancel and `ModelLost`, neither of which a run can go on after.
+# What previews and the checks of an early stop may raise without ending a run: a VAE, CLIP vision or a previewer may
+# not be made for the images that it is given. Memory that runs out is a RuntimeError on a device, and a MemoryError
+# elsewhere. ComfyUI's cancel and `ModelLost` are not among them.
 RECOVERABLE_ERRORS = (
     RuntimeError,
     OSError,
@@ -47,5 +46,5 @@ RECOVERABLE_ERRORS = (
 
 
 def describe_error(error: BaseException) -> str:
-    """Its kind and what it says: a KeyError alone would say a name and no more."""
+    """Return the class and the text of an error: that of a KeyError alone would be a name and no more."""
     return f"{type(error).__name__}: {error}"

@@ -1,8 +1,8 @@
-"""Less memory for more work: a model's blocks keep nothing but their inputs, and run again in backward.
+"""Gradient checkpointing: a model's blocks store nothing but their inputs, and run again in backward.
 
 "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174. torch's own `checkpoint` keeps the tensors of the
-second run as they are at its end; the host's blocks add to theirs in place, and gradients would silently be wrong.
-Here they are kept as they were when they were saved.
+second run as they are at its end; ComfyUI's blocks add to theirs in place, and gradients would silently be wrong.
+Here they are stored as they were when autograd saved them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .autograd import PlainRotary
 
 @contextmanager
 def checkpointed(model: nn.Module) -> Iterator[None]:
-    """Within the block the model's blocks are run again in backward, which belongs inside as well."""
+    """Checkpoint the model's blocks within the block, in forward and in backward, which belongs inside as well."""
     blocks = list(blocks_of(model))
     own = [(block, vars(block).get("forward")) for block in blocks]
     try:
         for block in blocks:
-            vars(block)["forward"] = _again(block, block.forward)
+            vars(block)["forward"] = _recomputing(block, block.forward)
         yield
     finally:
         for block, forward in own:
@@ -37,7 +37,7 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
 
 
 def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules with layers of their own that stand in a list: a transformer's blocks, a UNet's."""
+    """Return the outermost modules with layers of their own that are in a list: a transformer's blocks, a UNet's."""
     containers = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
     for child in module.children():
         listed = isinstance(module, containers) and not isinstance(child, containers)
@@ -47,19 +47,19 @@ def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks_of(child)
 
 
-def _again(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _recomputing(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        second = _SecondRun(block, forward, args, kwargs)
+        second = _Recomputation(block, forward, args, kwargs)
         with saved_tensors_hooks(second.number, second.value):
             return second.forward(*second.inputs())
 
     return run
 
 
-class _SecondRun:
-    """Stands for the tensors that one run of a block saves for backward: by their number, until they are needed."""
+class _Recomputation:
+    """The tensors that one run of a block saves for backward, known by their number until they are needed."""
 
     def __init__(self, block: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict):
         self.run = forward
@@ -67,14 +67,15 @@ class _SecondRun:
         self.given = tree_map(lambda value: value, (args, kwargs))
         self.weights = {tensor.untyped_storage().data_ptr() for tensor in block.parameters()}
         self.numbers = 0
-        self.values: dict[int, Tensor] | None = None
+        self.has_run_again = False
+        self.values: dict[int, Tensor] = {}
 
     def forward(self, args: tuple, kwargs: dict) -> Any:
         with PlainRotary():  # modes are not kept in backward
             return self.run(*args, **kwargs)
 
     def inputs(self, detached: bool = False) -> tuple[tuple, dict]:
-        """What the block was given, as copies: it may add to them in place."""
+        """Return copies of what the block was given: it may add to them in place."""
 
         def copied(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -88,9 +89,9 @@ class _SecondRun:
         return self.numbers - 1
 
     def value(self, number: int) -> Tensor:
-        """The tensor of that number. Each is asked for once."""
-        if self.values is None:
-            self.values = {}
+        """Return the tensor of that number, by running the block again at first. Each is asked for once."""
+        if not self.has_run_again:
+            self.has_run_again = True
             with torch.enable_grad(), saved_tensors_hooks(self._keep, _nothing):
                 self.forward(*self.inputs(detached=True))
         return self.values.pop(number)

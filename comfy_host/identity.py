@@ -1,4 +1,4 @@
-"""What tells one model, and one run on it, from another: families, fingerprints, digests."""
+"""What tells one model, and one run on it, from another: family, prediction, hashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from .apply import acting_on
+from .acting_stack import acting_on
 from .model_caches import COMPILED
 from .model_state import KEY
 
@@ -23,7 +23,7 @@ _NETWORK = "diffusion_model."  # the part of a diffusion model whose weights are
 
 
 def family(patcher: ModelPatcher) -> str:
-    """The base model's family as the host names it, such as "SDXL"."""
+    """Return the base model's family by ComfyUI's name, such as "SDXL"."""
     return type(patcher.model.model_config).__name__
 
 
@@ -40,11 +40,10 @@ def is_flow(sampling: Any) -> bool:
 
 
 def weights_hash(patcher: ModelPatcher) -> str:
-    """A short hash of a model's own weights: names, shapes and the first values of every tensor.
+    """Return a short hash of a model's own weights: names, shapes and the first values of every tensor.
 
-    Patches (LoRA, say) do not count, nor how many of them the host has worked into the weights by now, which depends
-    on the memory it has. Of a diffusion model its network counts alone: the tables of noise levels beside it are
-    replaced by nodes that set the sampling's shift.
+    Patches (LoRA, say) do not count, however many of them ComfyUI has merged into the weights by now. Of a diffusion
+    model only the network counts: nodes that set the sampling's shift replace the tables of sigmas beside it.
     """
     digest = hashlib.sha256()
     within = _NETWORK if hasattr(patcher.model, "diffusion_model") else ""
@@ -58,7 +57,7 @@ def weights_hash(patcher: ModelPatcher) -> str:
 
 
 def _own_weights(patcher: ModelPatcher) -> dict[str, Tensor]:
-    """By name, as the model's file has them; of patched ones, what the host keeps to put back."""
+    """Return the weights by name, as the model's file has them; of patched ones, the backup."""
     weights = patcher.model.state_dict()
     for name, kept in patcher.backup.items():
         # a quantised weight lies in a state dict in several parts
@@ -68,7 +67,7 @@ def _own_weights(patcher: ModelPatcher) -> dict[str, Tensor]:
 
 
 def modifications_of(patcher: ModelPatcher) -> list[Any]:
-    """What acts on the model beside its weights, to tell runs apart: sliders, patches, and what nodes have put in."""
+    """Return what acts on the model beside its weights, to tell runs apart: sliders, patches, nodes' wrappers."""
     acting = acting_on(patcher)
     sliders = (
         [(p.slider.content_hash, p.strength, repr(p.gates), p.cond_or_uncond) for p in acting.stack] if acting else []
@@ -85,14 +84,14 @@ def modifications_of(patcher: ModelPatcher) -> list[Any]:
 
 
 def _plain(patch: tuple) -> list[Any]:
-    """One of the host's patches, with the tensors of an adapter beside its class."""
+    """Return one of ComfyUI's patches, with the tensors of an adapter beside its class."""
     return [(type(part), part.weights) if isinstance(part, WeightAdapterBase) else part for part in patch]
 
 
 def digest_of(*values: Any) -> str:
-    """A short hash of plain values and tensors, and of lists and mappings of these.
+    """Return a short hash of plain values and tensors, and of lists and mappings of these.
 
-    Of anything else, such as a function, the name counts: what it prints may be another in the next session.
+    Of anything else, such as a function, the name counts: its repr may be another in the next session.
     """
     digest = hashlib.sha256()
     _tell(digest, values)
@@ -100,7 +99,7 @@ def digest_of(*values: Any) -> str:
 
 
 def _tell(digest: Any, value: Any) -> None:
-    """Lengths and shapes come before what they are of, so that no two different values read the same."""
+    """Update the digest with a value; lengths and shapes come first, so that different values never read alike."""
     if isinstance(value, Tensor):
         digest.update(f"tensor {tuple(value.shape)};".encode())
         digest.update(value.detach().float().cpu().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Latents: of several parts, such as a film and its sound, as one tensor; and of the kind that a model takes."""
+"""Latents of several parts, such as a video and its sound, as one tensor; and checks that a model takes latents."""
 
 from __future__ import annotations
 
@@ -15,36 +15,35 @@ from torch import Tensor
 
 from .identity import family
 
-Shapes = list[torch.Size] | None  # of the parts, the pictures first; None where there is one part
+Shapes = list[torch.Size] | None  # of the parts, the images first; None where there is one part
 
 
 def packed(latents: Any) -> tuple[Tensor, Shapes]:
-    """A tensor as it is; the host's nested tensor of several, (B, C, ...) each, as (B, 1, numbers)."""
+    """Return a tensor as it is; ComfyUI's nested tensor of several, (B, C, ...) each, as (B, 1, numbers)."""
     if not getattr(latents, "is_nested", False):
         return latents, None
     return comfy.utils.pack_latents(latents.unbind())
 
 
 def check_has_all_parts(base_model: BaseModel, shapes: Shapes) -> None:
-    """Raises ValueError for pictures alone on a model that does not run without the sound that belongs to them."""
+    """Raise ValueError for images alone on a model that does not run without the sound that belongs to them."""
     if shapes is None and isinstance(base_model, comfy.model_base.MiniMaxH3):
         raise ValueError(
-            "MiniMax H3 makes films together with their sound, and takes latents of both; got pictures alone. "
-            "Train it from words, at an empty latent of a film with sound; image pairs are for other models."
+            "MiniMax H3 makes videos together with their sound, and takes latents of both; got images alone. "
+            "Train it from words, at an empty latent of a video with sound; image pairs are for other models."
         )
 
 
 def image_part(latents: Tensor, shapes: Shapes) -> Tensor:
-    """(B, C, ...): what can be looked at of latents."""
+    """Return the part of latents that holds the images: (B, C, ...)."""
     return latents if shapes is None else comfy.utils.unpack_latents(latents, shapes)[0]
 
 
 def to_model_scale(patcher: ModelPatcher) -> Callable[[Tensor], Tensor]:
-    """From latents of the model's VAE, (N, C, ...), to the model's own scale.
+    """Return a function from latents of the model's VAE, (N, C, ...), to the model's own scale.
 
-    Some models take them in another shape than their VAE gives, with two frames in one, say. What they are made of
-    is what they are turned back into. The function raises ValueError for latents of another model's VAE: the host's
-    scaling of a film would broadcast a picture into one.
+    Some models take them in another shape than their VAE gives, such as two frames in one. The function raises
+    ValueError for latents of another model's VAE: ComfyUI's scaling of a video would broadcast an image into one.
     """
 
     def scaled(latents: Tensor) -> Tensor:
@@ -57,13 +56,13 @@ def to_model_scale(patcher: ModelPatcher) -> Callable[[Tensor], Tensor]:
 
 
 def check_latents_fit(patcher: ModelPatcher, latents: Tensor) -> None:
-    """Raises ValueError for latents, (N, C, ...) in the model's own scale, that are of another model."""
+    """Raise ValueError for latents, (N, C, ...) in the model's own scale, that are of another model."""
     check_has_all_parts(patcher.model, None)
     _must_be_like(patcher, latents, torch.zeros(1, *_own_shape(patcher)))
 
 
 def _own_shape(patcher: ModelPatcher) -> tuple[int, ...]:
-    """(C, 1, ...): the smallest latent of the model."""
+    """Return the shape of the model's smallest latent: (C, 1, ...)."""
     latent_format = patcher.model.latent_format
     return latent_format.latent_channels, *(1,) * latent_format.latent_dimensions
 
@@ -73,7 +72,7 @@ def _must_be_like(patcher: ModelPatcher, latents: Tensor, own: Tensor) -> None:
         raise ValueError(
             f"Training: the VAE belongs to another model. It gave latents of {latents.shape[1]} channels in "
             f"{latents.ndim} dimensions, {tuple(latents.shape)}; {family(patcher)} takes {own.shape[1]} channels in "
-            f"{own.ndim} dimensions. Encode the pictures with the model's own VAE."
+            f"{own.ndim} dimensions. Encode the images with the model's own VAE."
         )
 
 

@@ -1,4 +1,4 @@
-"""Where a slider's layers are in a host's model: by the host's own names for its weights."""
+"""Matches a slider's layers with a model's modules, by ComfyUI's own names for the weights."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from ..sliders.adapters.kind import BIAS, DOWN, UP
 from ..sliders.adapters.shape_checks import check_bias, check_fits, part_shape
 from ..sliders.changes import Adapter, Change, LowRank
 from ..sliders.equation.layer_kinds import can_act_on, weight_shape
+from ..sliders.equation.parameters import own_parameter
 from ..sliders.formats.layer_names import known_name, listed
 from ..sliders.slider import Slider
-from .model_state import state_of
+from .model_state import ModelState, state_of
 from .weight_adapters import ComfyPatch, tensors_by_key
 
 log = logging.getLogger(__name__)
 
 _WEIGHT = ".weight"
 _BIASES = (BIAS, "b_norm")
-Target = str | tuple  # an entry of the host's key maps: a key, or (key, offset[, function])
+Target = str | tuple  # an entry of ComfyUI's key maps: a key, or (key, offset[, function])
 
 
 @dataclass(frozen=True)
 class Match:
     """Which of a slider's layers a model has.
 
-    layers: the changes by the path of the host's module, shaped for it.
+    layers: the changes by the path of the module that they act on, shaped for it.
     unmatched: the names of the slider's layers that the model has not. total: how many layers the slider has
         for the diffusion model.
     """
@@ -49,25 +50,28 @@ class Match:
 
     @property
     def relative(self) -> bool:
-        """Whether any of the changes depends on the weight it changes."""
+        """True if any of the changes depends on the weight that it changes."""
         return any(isinstance(c, ComfyPatch) and c.relative for changes in self.layers.values() for c in changes)
 
 
 def match_slider(model: ModelPatcher, slider: Slider) -> Match:
-    """Find a slider's layers in a model by the host's own names for them.
+    """Find a slider's layers in a model, see `layers_of`."""
+    return layers_of(slider, model.model, state_of(model.model))
+
+
+def layers_of(slider: Slider, base_model: BaseModel, state: ModelState) -> Match:
+    """Find a slider's layers in a model by ComfyUI's names for them. state: what sliders keep for the model.
 
     A layer that changes only part of a fused weight, such as the queries of a joint query-key-value layer, is
     widened to the whole of it with zeros.
     Raises ValueError if no layer meant for the diffusion model is found, or one does not fit; logs a warning,
     with the numbers, if only some are found.
     """
-    workshop = state_of(model.model)
-    if workshop.names is None:
-        workshop.names = comfy.lora.model_lora_keys_unet(model.model, {})
-    return workshop.match(slider.content_hash, lambda: _resolved(model.model, slider, workshop.names))
+    key_map = state.key_map = state.key_map or comfy.lora.model_lora_keys_unet(base_model, {})
+    return state.match(slider.content_hash, lambda: _found(slider, base_model, key_map))
 
 
-def _resolved(base_model: BaseModel, slider: Slider, key_map: Mapping[str, Any]) -> Match:
+def _found(slider: Slider, base_model: BaseModel, key_map: Mapping[str, Any]) -> Match:
     layers = slider.model_layers
     found: dict[str, tuple[LowRank | ComfyPatch, ...]] = {}
     unmatched = []
@@ -84,7 +88,7 @@ def _resolved(base_model: BaseModel, slider: Slider, key_map: Mapping[str, Any])
 
 
 def layer_names(model: ModelPatcher) -> dict[str, str]:
-    """For each module that sliders can act on, by its path in the host's model, its layer name in a file.
+    """Return the layer name in a file for each module that sliders can act on, by its path in ComfyUI's model.
 
     Paths are those of the state dict, such as "diffusion_model.input_blocks.1.0.in_layers.2". UNets get the
     kohya names, in the diffusers form where there is one, which most tools read; other models get the path.
@@ -93,7 +97,7 @@ def layer_names(model: ModelPatcher) -> dict[str, str]:
     unet_names: dict[str, str] = {}
     if comfy.utils.unet_to_diffusers(model.model.model_config.unet_config):
         key_map = comfy.lora.model_lora_keys_unet(model.model, {})
-        # The host adds the diffusers form after the plain one, so that it is the one that stays
+        # ComfyUI adds the diffusers form after the plain one, so that it is the one that stays
         unet_names = {key: name for name, key in key_map.items() if name.startswith("lora_unet_")}
     names = {}
     for path, module in model.model.named_modules():
@@ -105,9 +109,9 @@ def layer_names(model: ModelPatcher) -> dict[str, str]:
 def patch_values(
     change: Change, name: str, target: Target
 ) -> Iterator[tuple[str, Any, tuple[int, int, int] | None, Any]]:
-    """(key, value, offset, function) of what the host's code makes of a change.
+    """Yield (key, value, offset, function) of the patches that ComfyUI's code makes of a change.
 
-    The biases are ours to hand over: the host does not know those of a part of a weight.
+    Biases are added here: ComfyUI does not know those of a part of a weight.
     """
     key, offset, function = (*(target if isinstance(target, tuple) else (target,)), None, None)[:3]
     tensors = tensors_by_key(name, change)
@@ -151,9 +155,9 @@ def check_matched(
 def changes_in(
     tree: nn.Module, change: Change, name: str, target: Target
 ) -> Iterator[tuple[str, LowRank | ComfyPatch]]:
-    """What a change does, module by module: (path, change) pairs.
+    """Yield what a change does, module by module: (path, change) pairs.
 
-    tree: the host's model, of images or of text. target: the state-dict key that the host's key map gives, or
+    tree: the diffusion model or the text encoders. target: the state-dict key that ComfyUI's key map gives, or
     (key, offset[, function]) for part of a weight.
     Raises ValueError, naming the layer, if nothing of it is understood or it does not fit.
     """
@@ -187,7 +191,7 @@ def _check_shape(
 ) -> None:
     """Raise ValueError unless the change fits what it is for, before anything of it is multiplied out."""
     whole = parameter == "weight" and can_act_on(module)  # packed weights have other shapes than their layers
-    shape = weight_shape(module, name) if whole else tuple(module._parameters[parameter].shape)
+    shape = weight_shape(module, name) if whole else tuple(own_parameter(module, parameter).shape)
     own = part_shape(name, shape, offset)
     if parameter == "bias" and isinstance(value, tuple):
         check_bias(name, tuple(value[1][0].shape), own)
@@ -196,9 +200,9 @@ def _check_shape(
 
 
 def _without_core(value: Any) -> Any:
-    """LoKr with a core between its factors, as a kernel's second factor is given, with that factor multiplied out.
+    """Return a LoKr whose second factor has a Tucker core with that factor multiplied out, and others as they are.
 
-    The host's own code fails at those: it forms a Kronecker product of what does not lie in one piece.
+    ComfyUI's own code fails at those: it forms a Kronecker product of a tensor that is not contiguous.
     """
     if getattr(value, "name", "") != "lokr" or value.weights[7] is None:
         return value
@@ -210,7 +214,7 @@ def _without_core(value: Any) -> Any:
 
 
 def _as_low_rank(value: Any) -> LowRank | None:
-    """The host's LoRA adapter as up @ down with alpha folded in, if it is no more than that."""
+    """Return ComfyUI's LoRA adapter as up @ down with alpha folded in, or None if it is more than that."""
     if getattr(value, "name", "") != "lora":
         return None
     up, down, alpha, middle, dora, *reshape = value.weights
@@ -226,7 +230,7 @@ def _low_rank_in(
     offset: tuple[int, int, int] | None = None,
     function=None,
 ) -> LowRank:
-    """The change of a whole weight that changes the part the host's key map names.
+    """Return the change of a whole weight that changes the part which ComfyUI's key map names.
 
     offset: (dim, start, length) of the part. function: a reordering of the change's outputs.
     """

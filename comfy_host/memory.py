@@ -1,13 +1,9 @@
-"""What sliders keep beside a model, as a model of its own in the host's memory management.
-
-The host then counts it, gives its memory back when something else needs it, and does so whichever clone of the
-model is loaded at the time, one with sliders or one without.
-"""
+"""The memory of sliders, in ComfyUI's memory management and on its devices."""
 
 from __future__ import annotations
 
 import weakref
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import comfy.model_management
 import torch
@@ -20,29 +16,33 @@ from .model_state import ModelState
 Values = TypeVar("Values")
 
 
-class _Kept(nn.Module):
-    """Stands for the workshop in the host's lists, without keeping it alive; it has no weights of its own."""
+class _Placeholder(nn.Module):
+    """Stands for a model state in ComfyUI's lists without keeping it alive. It has no weights of its own."""
 
-    def __init__(self, workshop: ModelState, device: torch.device) -> None:
+    def __init__(self, state: ModelState, device: torch.device) -> None:
         super().__init__()
-        self.workshop = weakref.ref(workshop)
-        self.device = device  # it is made where it is used, and never moved
+        self.state = weakref.ref(state)
+        self.device = device  # what the state keeps is made where it is used, and never moved
 
 
-class Holding(ModelPatcher):
-    """A workshop as the host sees it: it cannot be moved off the device, only given back and made again."""
+class SliderMemory(ModelPatcher):
+    """What sliders keep for a model, as a model of its own that cannot be moved off the device, only given back.
+
+    ComfyUI then counts it, and gives it back when something else needs the memory, whichever clone of the model is
+    loaded at the time, one with sliders or one without.
+    """
 
     @staticmethod
-    def of(workshop: ModelState, model: ModelPatcher) -> Holding:
-        """The one of this workshop, which belongs to the model."""
-        if workshop.holding is None:
-            kept = _Kept(workshop, model.load_device)
-            workshop.holding = Holding(kept, model.load_device, model.offload_device)
-        return workshop.holding
+    def of(state: ModelState, model: ModelPatcher) -> SliderMemory:
+        """Return the one of this state, which belongs to the model."""
+        if state.memory is None:
+            placeholder = _Placeholder(state, model.load_device)
+            state.memory = SliderMemory(placeholder, model.load_device, model.offload_device)
+        return state.memory
 
     def model_size(self) -> int:
-        workshop = self.model.workshop()
-        return 0 if workshop is None else workshop.size_bytes
+        state = self.model.state()
+        return 0 if state is None else state.size_bytes
 
     def loaded_size(self) -> int:
         return self.model_size()
@@ -55,19 +55,21 @@ class Holding(ModelPatcher):
     def partially_unload(
         self, device_to: torch.device, memory_to_free: int = 0, force_patch_weights: bool = False
     ) -> int:
-        """All of it goes, and the bytes that were held are returned."""
+        """Give back all of it, and return the bytes that it took."""
         size = self.model_size()
         self.detach()
         return size
 
     def detach(self, unpatch_all: bool = True) -> nn.Module:
-        workshop = self.model.workshop()
-        if unpatch_all and workshop is not None:  # otherwise another clone takes over what is held
-            workshop.clear()
+        state = self.model.state()
+        if unpatch_all and state is not None:  # otherwise another clone takes over what is kept
+            state.clear()
         return self.model
 
-    def deepclone_multigpu(self, new_load_device: torch.device | None = None, models_cache=None) -> Holding:
-        """On another device the model is another one, with a workshop of its own."""
+    def deepclone_multigpu(
+        self, new_load_device: torch.device | None = None, models_cache: Any = None
+    ) -> SliderMemory:
+        """Return a clone: on another device the model is another one, with a state of its own."""
         return self.clone()
 
 
@@ -77,7 +79,7 @@ def free_unused() -> None:
 
 
 def intermediate_device() -> torch.device:
-    """Where ComfyUI keeps what is handed from node to node, such as a prompt's encoding."""
+    """Return where ComfyUI keeps what is handed from node to node, such as a prompt's encoding."""
     return comfy.model_management.intermediate_device()
 
 

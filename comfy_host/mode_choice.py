@@ -1,16 +1,16 @@
-"""Which sliders are merged and which act unmerged, in one evaluation.
+"""Which sliders of one evaluation are merged into the weights and which act unmerged, by hooks: a decision, no more.
 
 Measured at SD1.5's size (`bench/runtime.py`), in evaluations with guidance: with fifty sliders, merged weights cost
 0.6 when they are built at 512 px, 1.1 at 256 px, a tenth or less when one slider is turned, and nothing afterwards;
-acting by rows costs 0.15 and 0.6 at first, nothing to change, and 0.2 in every evaluation, but with one to ten
-sliders less than 0.1. So what holds still for a few evaluations is merged where the weights and the memory allow, and
-what differs between rows, ramps, or acts on one branch goes by rows.
+hooks cost 0.15 and 0.6 at first, nothing to change, and 0.2 in every evaluation, but with one to ten sliders less
+than 0.1. So steady sliders are merged where the weights and the memory allow, if a few evaluations are still to come.
+Sliders that differ between batch entries, have a ramp, or act on cond or uncond alone are never merged.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -20,123 +20,165 @@ from torch import Tensor
 
 from ..sliders.changes import LowRank
 from ..sliders.equation.hooks import SliderHooks
+from ..sliders.equation.merged_weights import MergedWeights
 from ..sliders.equation.weight_updates import bytes_needed, bytes_to_build, can_merge
-from .model_state import Run, state_of
-
-log = logging.getLogger(__name__)
+from .batch_entries import Evaluation
 
 AUTO, UNMERGED, MERGED = MODES = ("auto", "unmerged", "merged")
 # Evaluations after which merging has paid for itself, by the figures above, and for sums of ranks below `FEW`
 WORTH_IT, WORTH_IT_FOR_FEW, FEW = 4, 10, 32
-_UNKNOWN_STEPS = 20  # where the host does not say how many there are
+_UNKNOWN_STEPS = 20  # taken where ComfyUI does not say how many steps there are
 
 
-def steady_part(
-    strengths: Tensor,
-    steady: Tensor,
-    mode: str,
-    bank: SliderHooks,
-    base_model: BaseModel,
-    x: Tensor,
-    options: Mapping[str, Any],
-    run: Run,
-    states: int = 1,
-) -> Tensor:
-    """The strengths to merge in this evaluation, (sliders,), for which there is room then; zeros if none.
+@dataclass(frozen=True, eq=False)
+class Situation:
+    """What the choice depends on. Nothing in it is changed by choosing.
 
-    strengths: (rows, sliders). steady: (sliders,), whether each may be merged. x: the batch. options: the host's
-    transformer options. run: the one that this evaluation belongs to. states: how many sets of sliders act one after
-    the other in a run, as gates open and close.
+    strengths: (batch entries, sliders). steady: (sliders,), True for those that may be merged. mode: one of `MODES`.
+    steady_states: how many sets of steady sliders act one after the other in a run, as gates open and close.
     """
-    still, nothing = strengths[0] * steady, torch.zeros_like(strengths[0])
-    merged = state_of(base_model).merged
-    if not _lie_ready(bank, x):
-        merged.drop()  # the host has moved weights off the device for want of memory: these would only add to it
-        return nothing
-    if mode == UNMERGED or run.refused or not still.any():
-        return nothing
-    if why_not := _why_not_merged(bank, base_model):
-        _say_why_not(run, mode, why_not)
-        return nothing
-    if strengths[:, ~steady].any() and bank.depend_on_each_other(strengths):
-        return nothing  # they are worked out together, or they would be something else
-    if merged.is_for(bank.layers):
-        if not merged.is_ready_for(still):
-            room = room_beside(base_model, x)
-            merged.max_sets = min(states, merged.set_count + int(bytes_needed(bank.layers) <= room))
-    elif mode == AUTO and (_is_taken(merged.uses, run.merged) or evaluations_left(options) < worth_it(bank)):
-        return nothing
-    elif not _is_room(bank, base_model, x):
-        run.refused = True
-        _say_why_not(run, mode, "there is no memory for it")
-        return nothing
-    else:
-        merged.prepare(bank.layers)
-    run.merged += 1
-    return still
+
+    evaluation: Evaluation
+    strengths: Tensor
+    steady: Tensor
+    mode: str
+    steady_states: int
+    hooks: SliderHooks
+    merged: MergedWeights
+
+    @property
+    def steady_strengths(self) -> Tensor:
+        """(sliders,), zero for the sliders that are not steady."""
+        return self.strengths[0] * self.steady
+
+    @property
+    def is_prepared(self) -> bool:
+        """True if the merged weights are those of these sliders already."""
+        return self.merged.is_for(self.hooks.layers)
 
 
-def worth_it(bank: SliderHooks) -> int:
-    """After how many evaluations merging has paid for itself: few sliders cost little by rows, see above."""
-    ranks = (sum(c.rank if isinstance(c, LowRank) else FEW for _, c in changes) for _, _, changes in bank.layers)
-    return WORTH_IT_FOR_FEW if max(ranks, default=0) < FEW else WORTH_IT
+@dataclass(frozen=True)
+class Obstacle:
+    """A reason to merge nothing in an evaluation.
 
-
-def _say_why_not(run: Run, mode: str, why: str) -> None:
-    """Nothing is merged; where that was asked for by name, the log says why, once a run."""
-    if mode == MERGED and not run.told:
-        run.told = True
-        log.warning("Sliders act by rows although they are to be merged: %s.", why)
-
-
-def _is_taken(uses: int, of_them_in_this_run: int) -> bool:
-    """Whether another stack's merged weights are in use, and have not paid for themselves yet.
-
-    Two stacks on clones of one model, in one run, would otherwise take the place from each other every time.
+    stands: returns True where it is there. reason: what the log says about it to those who asked for merged weights.
+    drops: merged weights that are there are given back. lasts: merging is not tried again in this run.
     """
-    return of_them_in_this_run > 0 and uses < WORTH_IT
+
+    stands: Callable[[Situation], bool]
+    reason: str = ""
+    drops: bool = False
+    lasts: bool = False
 
 
-def _is_room(bank: SliderHooks, base_model: BaseModel, x: Tensor) -> bool:
-    """Whether one set of merged weights fits, in addition to what is there, or in its place."""
-    there = state_of(base_model).merged
-    needed = bytes_needed(bank.layers) + bytes_to_build(bank.layers) - there.size_bytes - there.products_bytes
-    return needed <= room_beside(base_model, x)
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """How the sliders act in one evaluation.
+
+    merged: (sliders,), strengths of the sliders to merge. unmerged: (batch entries, sliders), of those that act by
+    hooks. max_sets: the sets of merged weights that may be kept from now on, or None for as many as before.
+    obstacle: why nothing is merged, or None.
+    """
+
+    merged: Tensor
+    unmerged: Tensor
+    max_sets: int | None = None
+    obstacle: Obstacle | None = None
+
+
+def choose(at: Situation) -> Choice:
+    """Choose for one evaluation which strengths are merged. Reads the situation, and changes nothing."""
+    obstacle = next((each for each in OBSTACLES if each.stands(at)), None)
+    if obstacle is not None:
+        return Choice(torch.zeros_like(at.strengths[0]), at.strengths, obstacle=obstacle)
+    return Choice(at.steady_strengths, at.strengths * ~at.steady, _sets_to_keep(at))
 
 
 def room_beside(base_model: BaseModel, x: Tensor) -> float:
-    """The free memory in bytes, beyond what the host counts on for evaluating the batch x."""
+    """Return the free memory in bytes, beyond what ComfyUI counts on for evaluating the batch x (B, C, ...)."""
     return comfy.model_management.get_free_memory(x.device) - base_model.memory_required(list(x.shape))
 
 
-def evaluations_left(options: Mapping[str, Any]) -> int:
-    """How many steps of sampling are left, this one included."""
-    sigmas, now = options.get("sample_sigmas"), options.get("sigmas")
+def evaluations_left(transformer_options: Mapping[str, Any]) -> int:
+    """Return how many steps of sampling are left, this one included."""
+    sigmas, now = transformer_options.get("sample_sigmas"), transformer_options.get("sigmas")
     if sigmas is None or now is None:
         return _UNKNOWN_STEPS
     return int((sigmas.to(now)[:-1] <= now.flatten()[0]).sum())
 
 
-def _lie_ready(bank: SliderHooks, x: Tensor) -> bool:
-    """Whether the layers' weights are on the device of the batch."""
-    return all(
-        tensor is None or tensor.device == x.device
-        for module, _, _ in bank.layers
-        for tensor in module._parameters.values()
-    )
+def worth_it(hooks: SliderHooks) -> int:
+    """Return after how many evaluations merging has paid for itself: the hooks of few sliders cost little."""
+    ranks = (sum(c.rank if isinstance(c, LowRank) else FEW for _, c in changes) for _, _, changes in hooks.layers)
+    return WORTH_IT_FOR_FEW if max(ranks, default=0) < FEW else WORTH_IT
 
 
-def _why_not_merged(bank: SliderHooks, base_model: BaseModel) -> str:
-    """Why the layers' weights cannot be stood in for; "" where they are plain tensors, and stay as they are."""
-    patcher = getattr(base_model, "current_patcher", None)
-    if patcher is not None and patcher.is_dynamic():
-        return "ComfyUI pages the model's weights in as they are used"
-    if patcher is not None and patcher.current_hooks is not None:
-        return "weight hooks rewrite the model's weights between evaluations"
-    waiting = any(
+def _are_weights_elsewhere(at: Situation) -> bool:
+    """ComfyUI has moved weights off the device for want of memory: merged ones would only add to it."""
+    tensors = (tensor for module, _, _ in at.hooks.layers for tensor in module._parameters.values())
+    return any(tensor is not None and tensor.device != at.evaluation.x.device for tensor in tensors)
+
+
+def _is_nothing_to_merge(at: Situation) -> bool:
+    return at.mode == UNMERGED or at.evaluation.run.merging_refused or not bool(at.steady_strengths.any())
+
+
+def _is_paged(at: Situation) -> bool:
+    patcher = at.evaluation.patcher
+    return patcher is not None and patcher.is_dynamic()
+
+
+def _has_weight_hooks(at: Situation) -> bool:
+    patcher = at.evaluation.patcher
+    return patcher is not None and patcher.current_hooks is not None
+
+
+def _is_not_plain(at: Situation) -> bool:
+    changed_at_use = any(
         getattr(module, "weight_function", None) or getattr(module, "bias_function", None)
-        for module, _, _ in bank.layers
+        for module, _, _ in at.hooks.layers
     )
-    if waiting or not can_merge(bank.layers):
-        return "some of the model's weights are quantised, in 8 bits, or patched as they are used"
-    return ""
+    return changed_at_use or not can_merge(at.hooks.layers)
+
+
+def _do_others_depend(at: Situation) -> bool:
+    """Changes that depend on each other have to be computed together, and some of them cannot be merged."""
+    return bool(at.strengths[:, ~at.steady].any()) and at.hooks.depend_on_each_other(at.strengths)
+
+
+def _does_not_pay(at: Situation) -> bool:
+    """Too few evaluations are left, or the merged weights of another stack have not paid for themselves yet.
+
+    Two stacks on clones of one model would otherwise take each other's place in every evaluation of a run.
+    """
+    if at.mode != AUTO or at.is_prepared:
+        return False
+    is_taken = at.evaluation.run.merged_evaluations > 0 and at.merged.uses < WORTH_IT
+    return is_taken or evaluations_left(at.evaluation.options) < worth_it(at.hooks)
+
+
+def _is_no_room(at: Situation) -> bool:
+    """One set of merged weights does not fit, in addition to what is there, or in its place."""
+    layers, there = at.hooks.layers, at.merged.size_bytes + at.merged.products_bytes
+    needed = bytes_needed(layers) + bytes_to_build(layers) - there
+    return not at.is_prepared and needed > room_beside(at.evaluation.base_model, at.evaluation.x)
+
+
+OBSTACLES = (  # in this order: what comes later costs more to find out
+    Obstacle(_are_weights_elsewhere, drops=True),
+    Obstacle(_is_nothing_to_merge),
+    Obstacle(_is_paged, "ComfyUI pages the model's weights in as they are used"),
+    Obstacle(_has_weight_hooks, "weight hooks rewrite the model's weights between evaluations"),
+    Obstacle(_is_not_plain, "some of the model's weights are quantised, in 8 bits, or patched as they are used"),
+    Obstacle(_do_others_depend),
+    Obstacle(_does_not_pay),
+    Obstacle(_is_no_room, "there is no memory for it", lasts=True),
+)
+
+
+def _sets_to_keep(at: Situation) -> int | None:
+    """Return how many sets of merged weights to keep: one more, if there is room, for sliders with none yet."""
+    if not at.is_prepared or at.merged.is_ready_for(at.steady_strengths):
+        return None
+    fits = bytes_needed(at.hooks.layers) <= room_beside(at.evaluation.base_model, at.evaluation.x)
+    return min(at.steady_states, at.merged.set_count + int(fits))

@@ -1,4 +1,4 @@
-"""What the sliders on one model share between evaluations and between runs."""
+"""What the sliders on one model keep between evaluations, and between runs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary, ref
 
+import torch
 from comfy.model_base import BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.merged_weights import MergedWeights
+from ..sliders.gate import PercentToSigma
 from .model_caches import PromptCache
 from .parameters import COMFY_PARAMETERS
+from .sampling_run import percent_to_sigma
+
+if TYPE_CHECKING:
+    from .memory import SliderMemory
 
 KEY = "concept_sliders"  # of what the pack attaches to ComfyUI's models
 T = TypeVar("T")
@@ -27,95 +33,111 @@ _KEPT_STACKS = 2
 class Run:
     """What is only true of one sampling run.
 
-    sigmas: by which the host's runs are told apart. merged: evaluations with merged weights, of any stack. refused:
-    whether merging is not to be tried again. told: whether it was said why not. levels: sigmas by the model's
-    sampling, which is kept so that no other takes its place, and the fraction of sampling.
+    sigmas: the tensor by which ComfyUI's runs are told apart. merged_evaluations: those with merged weights so far,
+    of any stack. merging_refused: True once merging is not to be tried again. reason_logged: True once the log says
+    why nothing is merged.
     """
 
     sigmas: ref[Tensor] | None = None
-    merged: int = 0
-    refused: bool = False
-    told: bool = False
-    levels: dict[tuple[nn.Module, float], float] = field(default_factory=dict)
+    merged_evaluations: int = 0
+    merging_refused: bool = False
+    reason_logged: bool = False
+    # By the model's sampling, which is kept so that no other takes its place, and the fraction of sampling
+    _sigma_at: dict[tuple[Any, float], float] = field(default_factory=dict)
+
+    def percent_to_sigma(self, model_sampling: Any, dtype: torch.dtype) -> PercentToSigma:
+        """Return the model's map from fraction of sampling to sigma, see `sampling_run.percent_to_sigma`.
+
+        Each value is computed once a run: on a GPU it would make ComfyUI wait for the device every time.
+        """
+        exact = percent_to_sigma(model_sampling, dtype)
+
+        def kept(percent: float) -> float:
+            key = (model_sampling, percent)
+            if key not in self._sigma_at:
+                self._sigma_at[key] = exact(percent)
+            return self._sigma_at[key]
+
+        return kept
 
 
 class ModelState:
-    """Belongs to one module tree, and goes with it.
+    """What sliders keep for one module tree; it goes when the tree goes.
 
-    Dragging one slider of many makes new stacks all the time. What does not depend on the strengths is looked up
-    here by what the sliders hold, not by which objects they are: where their layers are in the model, and their
-    tensors on the device.
+    Dragging one slider of many makes new stacks all the time. What does not depend on the strengths is found here by
+    the content of the sliders, not by their identity: their layers in the model, and their tensors on the device.
     """
 
     def __init__(self) -> None:
         self.merged = MergedWeights(COMFY_PARAMETERS)
         self.prompt_cache = PromptCache()
-        self.names: Any = None  # the host's names for the model's weights
-        self.holding: Any = None  # the workshop in the host's memory management, see `memory`
+        self.key_map: dict[str, Any] | None = None  # ComfyUI's names for the model's weights, once asked for
+        self.memory: SliderMemory | None = None  # this state in ComfyUI's memory management
         # Matches hold sliders' tensors: they stay for as long as a stack has them
         self._matches: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-        self._banks: OrderedDict[Hashable, tuple[SliderHooks, Any]] = OrderedDict()
+        self._hooks: OrderedDict[Hashable, tuple[SliderHooks, Any]] = OrderedDict()
         self._run = Run()
 
-    def __deepcopy__(self, memo: dict) -> ModelState:
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelState:
         return ModelState()  # a copied model has weights of its own
 
     @property
     def size_bytes(self) -> int:
         """The memory of everything that `clear` gives back."""
         merged = self.merged.size_bytes + self.merged.products_bytes
-        return merged + sum(bank.size_bytes for bank, _ in self._banks.values())
+        return merged + sum(hooks.size_bytes for hooks, _ in self._hooks.values())
 
     @contextmanager
     def one_run(self, paged: bool) -> Iterator[None]:
-        """Around a whole sampling run. One that does not end well leaves nothing merged: the next begins afresh.
+        """Enclose a whole sampling run. After one that fails nothing is merged any more: the next begins afresh.
 
-        paged: whether the host pages the model's weights. It then counts on memory that it knows nothing of here:
+        paged: True if ComfyUI pages the model's weights. It then counts on memory that it knows nothing of here:
         what is as large as weights is not kept.
         """
-        whole = False
+        succeeded = False
         try:
             yield
-            whole = True
+            succeeded = True
         finally:
-            self._run = Run()  # the next one may be over the same tensor of noise levels
-            if not whole:
+            self._run = Run()  # the next one may be over the same tensor of sigmas
+            if not succeeded:
                 self.merged.drop()
             if paged:
-                for bank, _ in self._banks.values():
-                    bank.clear_dense()
+                for hooks, _ in self._hooks.values():
+                    hooks.clear_dense()
 
     def run_of(self, sigmas: Tensor | None) -> Run:
-        """The sampling run over these noise levels, the host's own tensor; without any, a run of one evaluation."""
+        """Return the sampling run over ComfyUI's own tensor of sigmas; without one, a run of a single evaluation."""
         if sigmas is None or self._run.sigmas is None or self._run.sigmas() is not sigmas:
             self._run = Run(None if sigmas is None else ref(sigmas))
         return self._run
 
     def match(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Where a slider's layers are in the model; forgotten when nobody has it any more."""
+        """Return the match of a slider with the model; it is forgotten when nobody has it any more."""
         match = self._matches.get(key)
         if match is None:
             match = self._matches[key] = make()
         return match
 
-    def bank(self, key: Hashable, make: Callable[[], SliderHooks], matches: Any = None) -> SliderHooks:
-        """The sliders of a stack, gathered layer by layer. matches: what it is made of, to be kept with it."""
-        if key not in self._banks:
-            self._banks[key] = (make(), matches)
-        self._banks.move_to_end(key)
-        while len(self._banks) > _KEPT_STACKS:
-            self._banks.popitem(last=False)
-        return self._banks[key][0]
+    def hooks(self, key: Hashable, make: Callable[[], SliderHooks], matches: Any = None) -> SliderHooks:
+        """Return the hooks of a stack. matches: what they are made of, to be kept with them."""
+        if key not in self._hooks:
+            self._hooks[key] = (make(), matches)
+        self._hooks.move_to_end(key)
+        while len(self._hooks) > _KEPT_STACKS:
+            self._hooks.popitem(last=False)
+        return self._hooks[key][0]
 
     def clear(self) -> None:
         """Give back the memory of everything that can be made again."""
         self.merged.drop()
         self.prompt_cache.clear()
-        self._banks.clear()
+        self._hooks.clear()
 
 
 def state_of(base_model: BaseModel) -> ModelState:
-    """Return what sliders keep for this module tree; it lives and goes with the tree."""
+    """Return what sliders keep for this module tree."""
     if not hasattr(base_model, KEY):
         setattr(base_model, KEY, ModelState())
-    return getattr(base_model, KEY)
+    state: ModelState = getattr(base_model, KEY)
+    return state

@@ -1,4 +1,4 @@
-"""How much of a run's time goes into looks at what it is making."""
+"""How much of a run's time previews may take."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import comfy.model_management
 
-SHARE = 0.04  # of the time that looks take, at most
+SHARE = 0.04  # of a run's time, at most
 
 
-class Looks:
-    """How much of a run's time looks take, and whether there is time for one more.
+class PreviewBudget:
+    """Measures the time that previews take, and says whether there is time for one more.
 
-    at_most: that share, in (0, 1]. now: the time in seconds, from any start.
+    at_most: their share of the run's time, in (0, 1]. now: the time in seconds, from any start.
     """
 
     def __init__(self, at_most: float = SHARE, now: Callable[[], float] = time.monotonic):
@@ -23,16 +23,16 @@ class Looks:
 
     @property
     def share(self) -> float:
-        """Of the time since the beginning, in [0, 1]."""
+        """The previews' share of the time since the beginning, in [0, 1]."""
         return self._spent / max(self._now() - self._began, 1e-9)
 
     def has_time(self) -> bool:
-        """Whether, after one more like the last, all looks together have taken no more than their share."""
+        """Return True if all previews stay within their share after one more like the last."""
         return self._spent + self._last <= self.at_most * (self._now() - self._began + self._last)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """The block is a look. A device that works on by itself is waited for, before and after."""
+        """Count the block as a preview. The device is waited for, before and after."""
         comfy.model_management.synchronize()
         began = self._now()
         try:

@@ -1,8 +1,8 @@
-"""Layers that run when the prompts of a run are prepared, before sampling begins.
+"""Patches the layers that prepare the prompts of a run, before sampling begins.
 
-Sliders act on evaluations of the model, and these layers have run by then. What holds still is handed to the host,
-which patches it into the weights as its own loader does. What depends on the noise level, the row or the branch of
-guidance has nothing to depend on there, and is left out.
+Sliders act on evaluations of the model, and these layers have run by then. Steady sliders without gates become
+ComfyUI's own patches of the weights. Sliders that are gated, swept, or on cond or uncond alone are left out: there is
+no sigma, no batch and no guidance when these layers run.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _BEFORE_THEM = ("caption_projection.", "audio_caption_projection.")
 
 
 def prepares_prompts(base_model: BaseModel, path: str) -> bool:
-    """Whether a module of the host's model, by its path, is one that prepares prompts."""
+    """Return True if a module of ComfyUI's model, by its path, prepares prompts."""
     within = path.removeprefix("diffusion_model.") + "."  # the part may be the layer itself
-    return within.startswith(_early_parts(base_model))
+    return within.startswith(_prompt_parts(base_model))
 
 
 def patch_prompt_layers(clone: ModelPatcher, placed: StackedSlider, match: Match) -> None:
-    """Hand the layers of one slider that run early over to the host; those that cannot be, a warning names."""
+    """Add ComfyUI's patches for the layers of one slider that prepare prompts, or warn of those left out."""
     early = [path for path in match.layers if prepares_prompts(clone.model, path)]
     if not early:
         return
@@ -43,15 +43,15 @@ def patch_prompt_layers(clone: ModelPatcher, placed: StackedSlider, match: Match
         return
     log.warning(
         "Slider '%s': %d layers prepare the prompts, before sampling begins, and are left out where a slider is "
-        "gated, swept, or on one branch of guidance: %s",
+        "gated, swept, or on cond or uncond alone: %s",
         placed.slider.name,
         len(early),
         listed(early),
     )
 
 
-def _early_parts(base_model: BaseModel) -> tuple[str, ...]:
-    """How the paths of these layers begin, by the host's `preprocess_text_embeds`."""
+def _prompt_parts(base_model: BaseModel) -> tuple[str, ...]:
+    """Return how the paths of these layers begin, by the models' `preprocess_text_embeds`."""
     if isinstance(base_model, comfy.model_base.Anima):
         return ("llm_adapter.",)
     if isinstance(base_model, comfy.model_base.LTXAV):

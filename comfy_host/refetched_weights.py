@@ -1,6 +1,6 @@
 """Gradients through layers that fetch their weight anew for every call.
 
-Where the host pages a model's weights, or casts them to another type, a layer computes with a copy that lies in a
+Where ComfyUI pages a model's weights, or casts them to another type, a layer computes with a copy that lies in a
 buffer, and the next layer's copy takes its place. Autograd keeps the tensor it has seen for backward, and would find
 there whatever lies in the buffer by then; where every layer has a copy of its own, it would keep a second model. Here
 nothing is kept of the weight: backward fetches it again, by running the layer once more.
@@ -20,7 +20,7 @@ _AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @contextmanager
 def refetched(model: nn.Module) -> Iterator[None]:
-    """Within the block such layers keep no weight for backward, which belongs inside as well.
+    """Let such layers store no weight for backward within the block; backward belongs inside as well.
 
     Layers whose weight stays where it is are left alone.
     """
@@ -39,7 +39,7 @@ def refetched(model: nn.Module) -> Iterator[None]:
 
 
 def _fetches(module: nn.Module) -> bool:
-    """Whether the host's layer computes with another tensor than its weight (see `CastWeightBiasOp`)."""
+    """Return True if a layer computes with another tensor than its weight (see `comfy.ops.CastWeightBiasOp`)."""
     if not hasattr(module, "comfy_cast_weights"):
         return False
     return bool(module.comfy_cast_weights or module.weight_function or module.bias_function or hasattr(module, "_v"))
@@ -57,7 +57,7 @@ def _keeping_no_weight(layer: nn.Module, forward: Callable[..., Tensor]) -> Call
 
 
 class _RunAgain(torch.autograd.Function):
-    """A layer of one tensor. The gradient of an affine one, W x + b, is the same for every x: that is not kept."""
+    """A layer of one input. The gradient of an affine one, W x + b, is the same for every x, which is not stored."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Callable[[Tensor], Tensor], affine: bool) -> Tensor:

@@ -8,17 +8,20 @@ from typing import Any
 import comfy.hooks
 import comfy.k_diffusion.sampling
 import comfy.patcher_extension
+import torch
 from comfy.hooks import EnumHookType, HookGroup
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
-__all__ = ["CFGGuider", "HookedOptions", "RunHook", "group_of", "samples_by_euler"]
+from ..sliders.gate import PercentToSigma
+
+__all__ = ["CFGGuider", "HookedOptions", "RunHook", "group_of", "percent_to_sigma", "samples_by_euler"]
 
 
 class HookedOptions(dict):
     """Options of an entry, whose copies carry the hook.
 
-    The host looks for hooks before it copies an entry for a run. Where it sees any it loads a second model if the
+    ComfyUI looks for hooks before it copies an entry for a run. Where it sees any it loads a second model if the
     first is paged, for the sake of hooks that patch weights. This one patches none.
     """
 
@@ -31,7 +34,7 @@ class HookedOptions(dict):
 
 
 class RunHook(comfy.hooks.Hook):
-    """Adds a wrapper around the run; it is not registered, so the host takes it off the entries again."""
+    """Adds a wrapper around the run; it is not registered, so ComfyUI takes it off the entries again."""
 
     def __init__(self, key: str = "", around: Callable[..., Any] | None = None):
         super().__init__(hook_type=EnumHookType.TransformerOptions)
@@ -50,12 +53,21 @@ class RunHook(comfy.hooks.Hook):
 
 
 def group_of(hook: RunHook) -> HookGroup:
-    """A group of one, as a CONDITIONING holds hooks."""
+    """Return a group of one hook, as a CONDITIONING has it."""
     hooks = HookGroup()
     hooks.add(hook)
     return hooks
 
 
 def samples_by_euler(sampler: Any) -> bool:
-    """Whether a sampler steps by Euler's method, with or without churn."""
+    """Return True if a sampler steps by Euler's method, with or without churn."""
     return getattr(sampler, "sampler_function", None) is comfy.k_diffusion.sampling.sample_euler
+
+
+def percent_to_sigma(model_sampling: Any, dtype: torch.dtype) -> PercentToSigma:
+    """Return the model's map from fraction of sampling to sigma, rounded as ComfyUI rounds it when it compares."""
+
+    def rounded(percent: float) -> float:
+        return torch.tensor(float(model_sampling.percent_to_sigma(percent)), dtype=dtype).item()
+
+    return rounded

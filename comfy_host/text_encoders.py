@@ -23,9 +23,9 @@ __all__ = ["CLIP", "TextEncoder", "apply_to_clip", "encoder_layer_names", "text_
 
 
 def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
-    """A clone of the text encoders with the stack's text-encoder layers patched in by the host.
+    """Return a clone of the text encoders, patched by ComfyUI with the stack's text-encoder layers.
 
-    A text encoding has neither noise level nor rows: gates do not apply to it, and a slider that changes it
+    An encoding has neither a sigma nor batch entries: gates do not apply to it, and a slider that changes it
     must have one strength.
     Raises ValueError for a swept slider with text-encoder layers, for one whose layers match nothing, and for a
     layer that does not fit its weight.
@@ -38,13 +38,13 @@ def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
             continue
         if len(set(place.strength)) > 1:
             raise ValueError(
-                f"Slider '{place.slider.name}' changes the text encoder, which has no rows, "
+                f"Slider '{place.slider.name}' changes the text encoder, which has no batch, "
                 "so it cannot be swept there; apply it without CLIP, or at one strength."
             )
         if place.is_gated or place.cond_or_uncond != "both":
             log.warning(
                 "Slider '%s': its %d layers of the text encoder act from the first step on, and on both prompts: an "
-                "encoding has neither gates nor branches.",
+                "encoding has no gates, and is neither cond nor uncond.",
                 place.slider.name,
                 len(layers),
             )
@@ -58,7 +58,7 @@ def apply_to_clip(clip: CLIP, stack: Stack) -> CLIP:
 
 
 def text_layers_in(clip: CLIP, slider: Slider) -> tuple[str, ...]:
-    """The names of the slider's text-encoder layers that these text encoders have."""
+    """Return the names of the slider's text-encoder layers that these text encoders have."""
     key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     return tuple(name for name in slider.text_layers if name in key_map)
 
@@ -91,11 +91,11 @@ class TextEncoder(Predictor):
 
 
 def encoder_layer_names(clip: CLIP) -> dict[str, str]:
-    """For each module of the text encoders that sliders can act on, by its path, its layer name in a file."""
+    """Return the layer name in a file for each module of the text encoders that sliders can act on, by its path."""
     names: dict[str, str] = {}
     for name, key in comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).items():
         path = key.removesuffix(".weight")
-        # the plain name is the host's for every encoder; the kohya one, where there is one, is read by most tools
+        # the plain name is ComfyUI's for every encoder; the kohya one, where there is one, is read by most tools
         if name.startswith(TEXT_ENCODER_PREFIXES) and (path not in names or name.startswith("lora_te")):
             names[path] = name
     modules = dict(clip.cond_stage_model.named_modules())

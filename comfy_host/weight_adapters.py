@@ -1,4 +1,4 @@
-"""Changes that the host's own code works out: LoHa, LoKr, DoRA, OFT, differences, ..."""
+"""Changes that ComfyUI's own code computes: LoHa, LoKr, DoRA, OFT, differences, ..."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .parameters import COMFY_PARAMETERS
 
 @dataclass(frozen=True, eq=False)
 class ComfyPatch(Patch):
-    """A change as the host's patches have it.
+    """A change as ComfyUI's patches have it.
 
-    parameter: the name of what it changes, within its module. value, offset, function: as the host's patches
-    have them. scale: a factor of the strength. relative: whether the result depends on the weight itself.
-    linear: whether twice the strength is twice the change; to an OFT the host applies it twice.
+    parameter: the name of what it changes, within its module. value, offset, function: as ComfyUI's patches
+    have them. scale: a factor of the strength. relative: True if the result depends on the weight itself.
+    linear: True if twice the strength is twice the change; an OFT is applied with the square of the strength.
     """
 
     parameter: str
@@ -38,7 +38,7 @@ class ComfyPatch(Patch):
     def changed(self, weight: Tensor, strength: float, name: str) -> Tensor:
         """The float32 weight after the change; the one that was given is written to.
 
-        Raises ValueError, naming the layer, if the host did not apply it.
+        Raises ValueError, naming the layer, if ComfyUI did not apply it.
         """
         before, strength = weight.clone(), strength * self.scale
         changed = self._applied(weight, strength, name)
@@ -54,7 +54,7 @@ class ComfyPatch(Patch):
         return comfy.lora.calculate_weight([patch], weight, name, intermediate_dtype=torch.float32)
 
     def _is_ignored(self, before: Tensor, changed: Tensor, name: str) -> bool:
-        """Whether nothing came of it: the host logs what goes wrong in an adapter, be it the memory, and goes on."""
+        """Return True if ComfyUI left the weight as it was: it logs errors of adapters, and goes on."""
         if not torch.equal(changed, before) or not all(t.any() for t in self._tensors()):
             return False
         return torch.equal(self._applied(before.clone(), 1.0, name), before)  # or it was too weak to be seen
@@ -62,7 +62,7 @@ class ComfyPatch(Patch):
     def multiplied(self, module: nn.Module, name: str) -> Dense:
         """The difference it makes to the module's parameter as it is now, in float32.
 
-        Raises ValueError, naming the layer, if the host cannot apply it to a weight of this shape.
+        Raises ValueError, naming the layer, if ComfyUI cannot apply it to a weight of this shape.
         """
         own = COMFY_PARAMETERS.value(module, self.parameter, own_parameter(module, self.parameter).device)
         return Dense({self.parameter: self.difference(own, name)})
@@ -73,7 +73,7 @@ class ComfyPatch(Patch):
 
 
 def tensors_by_key(name: str, change: LowRank | Adapter) -> dict[str, Tensor]:
-    """A change's tensors by the keys that the stock LoRA loader reads."""
+    """Return a change's tensors by the keys that the stock LoRA loader reads."""
     parts = {DOWN: change.down, UP: change.up} if isinstance(change, LowRank) else change.parts
     return {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
 
@@ -81,10 +81,10 @@ def tensors_by_key(name: str, change: LowRank | Adapter) -> dict[str, Tensor]:
 def add_comfy_patches(
     clone: ModelPatcher | CLIP, tree: nn.Module, path: str, change: LowRank | ComfyPatch, strength: float
 ) -> None:
-    """Let the host patch a layer, where sliders cannot act themselves.
+    """Let ComfyUI patch a layer, where sliders cannot act themselves.
 
     tree: the module tree that the path of the layer is in.
-    Raises ValueError, naming the layer, if a change does not fit: the host itself would only log that.
+    Raises ValueError, naming the layer, if a change does not fit: ComfyUI itself would only log that.
     """
     if isinstance(change, ComfyPatch):
         change.multiplied(tree.get_submodule(path), path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..comfy_host.apply import acting_on
+from ..comfy_host.acting_stack import acting_on
 from ..comfy_host.borrow import ModelPatcher
 from ..comfy_host.identity import family
 from .settings import InversionSettings

@@ -22,7 +22,7 @@ from ..comfy_host.errors import (
 )
 from ..comfy_host.identity import family, is_flow, prediction_of, weights_hash
 from ..comfy_host.memory import free_unused, to_device
-from ..comfy_host.preview_budget import Looks
+from ..comfy_host.preview_budget import PreviewBudget
 from .ddim import ddim_inversion, euler_step
 from .input_checks import check_model, checked_latents
 from .inversion import Inversion
@@ -297,7 +297,7 @@ class _Reporter:
 
     def __init__(self, report: ReportProgress, loan: Loan) -> None:
         self._report, self._loan = report, loan
-        self._looks, self._failed = Looks(), False
+        self._looks, self._failed = PreviewBudget(), False
 
     def __call__(self, progress: InversionProgress) -> None:
         if progress.preview is None or self._failed or not self._looks.has_time():

@@ -10,10 +10,12 @@ import comfy.supported_models
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from concept_sliders.comfy_host.apply import acting_on, apply_sliders
+from concept_sliders.comfy_host.acting_stack import acting_on
+from concept_sliders.comfy_host.apply import apply_sliders
+from concept_sliders.comfy_host.batch_entries import Evaluation
 from concept_sliders.comfy_host.match import match_slider
 from concept_sliders.comfy_host.mode_choice import MODES
-from concept_sliders.comfy_host.model_state import state_of
+from concept_sliders.comfy_host.model_state import Run, state_of
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -120,7 +122,7 @@ def test_window_is_that_of_conditioning_ranges(family, start, end):
     entry = {"timestep_start": borders[0], "timestep_end": borders[1], "model_conds": {}, "uuid": None}
     for sigma in torch.cat([*sigmas, torch.tensor(borders)]).unsqueeze(1):
         expected = comfy.samplers.get_area_and_mult(entry, x, sigma) is not None
-        assert bool(acting.strengths(model.model, x, sigma, {"sigmas": sigma}).item()) == expected
+        assert bool(acting.strengths(Evaluation(model.model, x, sigma, {"sigmas": sigma}, Run())).item()) == expected
 
 
 def test_closed_gate_is_the_bare_model():
@@ -134,7 +136,9 @@ def test_ramp_follows_the_closed_form():
     acting = acting_on(apply_sliders(model, Stack.of(random_slider(model), 2.0, Gate(0.2, 1.0, 0.4))))
     for percent in (0.1, 0.2, 0.3, 0.5, 0.6, 0.9):
         sigma = torch.tensor([model.model.model_sampling.percent_to_sigma(percent)])
-        found = acting.strengths(model.model, torch.zeros(1, 4, 8, 8), sigma, {"sigmas": sigma}).item()
+        found = acting.strengths(
+            Evaluation(model.model, torch.zeros(1, 4, 8, 8), sigma, {"sigmas": sigma}, Run())
+        ).item()
         assert found == pytest.approx(2.0 * min(max((percent - 0.2) / 0.4, 0.0), 1.0), abs=1e-4)
 
 

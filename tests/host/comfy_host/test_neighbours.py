@@ -246,6 +246,6 @@ def test_many_runs_leave_nothing_behind(model):
         used = one_evaluation(model, stack, mode)
         if turn % 5 == 0:
             assert difference(used, one_evaluation(tiny_model(FAMILY), stack, mode)) < 1e-5
-    workshop = state_of(model.model)
-    assert len(workshop._banks) <= 2
-    assert workshop.merged.size_bytes <= sum(p.numel() * p.element_size() for p in model.model.parameters())
+    state = state_of(model.model)
+    assert len(state._hooks) <= 2
+    assert state.merged.size_bytes <= sum(p.numel() * p.element_size() for p in model.model.parameters())

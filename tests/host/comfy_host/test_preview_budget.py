@@ -1,12 +1,12 @@
 """When an inversion shows previews, by a clock of the test's own."""
 
-from concept_sliders.comfy_host.preview_budget import SHARE, Looks
+from concept_sliders.comfy_host.preview_budget import SHARE, PreviewBudget
 
 
 def test_looks_take_a_small_share_of_the_time_whatever_they_cost():
     """By a clock of its own: steps of a second, looks of two."""
     clock = [0.0]
-    looks, made = Looks(now=lambda: clock[0]), []
+    looks, made = PreviewBudget(now=lambda: clock[0]), []
     for step in range(1000):
         clock[0] += 1.0
         if looks.has_time():

@@ -129,5 +129,5 @@ def test_frames_of_one_film_have_branches_of_guidance(film):
 
 
 def test_frames_of_one_film_have_no_strengths_of_their_own(film):
-    with pytest.raises(ValueError, match="frames of one film"):
+    with pytest.raises(ValueError, match="frames of one video"):
         film.acting(Stack.of(film.slider).swept(0, (0.0, STRENGTH)))

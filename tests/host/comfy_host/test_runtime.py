@@ -7,7 +7,8 @@ import comfy.sd
 import comfy.supported_models
 import pytest
 import torch
-from concept_sliders.comfy_host.apply import acting_on, apply_sliders
+from concept_sliders.comfy_host.acting_stack import acting_on
+from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names, match_slider
 from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
@@ -87,7 +88,7 @@ def test_rows_are_the_single_runs():
 def test_rows_that_are_not_the_batch():
     model = tiny_model("SD15")
     swept = apply_sliders(model, Stack.of(random_slider(model)).swept(0, (0.0, 1.0)))
-    with pytest.raises(ValueError, match=r"2 rows.*has 3"):
+    with pytest.raises(ValueError, match=r"2 batch entries.*has 3"):
         sample(swept, "SD15", rows=3)
     assert traces(model) == []
 

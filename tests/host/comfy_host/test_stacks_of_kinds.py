@@ -178,7 +178,7 @@ def test_merged_weights_of_any_number_of_them_take_one_copy(model, count):
     """Nothing is kept multiplied out, slider by slider."""
     stack, _ = stacked(model, ("LoKr",) * count, (0.3,) * count)
     sample(apply_sliders(model, stack, "merged"), FAMILY)
-    workshop = state_of(model.model)
-    assert workshop.merged.uses == 6
+    state = state_of(model.model)
+    assert state.merged.uses == 6
     touched = [p for n, p in model.model.named_parameters() if "attn1" in n and n.endswith("weight") and p.ndim == 2]
-    assert workshop.size_bytes == sum(p.numel() * p.element_size() for p in touched)
+    assert state.size_bytes == sum(p.numel() * p.element_size() for p in touched)

@@ -11,7 +11,8 @@ import comfy.sd
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from concept_sliders.comfy_host.apply import acting_on, apply_sliders
+from concept_sliders.comfy_host.acting_stack import acting_on
+from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.batch_entries import entries_are_frames
 from concept_sliders.comfy_host.model_state import state_of
 from concept_sliders.comfy_host.prompt_layers import prepares_prompts

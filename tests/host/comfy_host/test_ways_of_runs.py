@@ -52,7 +52,7 @@ def test_a_run_over_the_same_tensor_of_noise_levels_is_another_run(model):
     sigmas = torch.linspace(10.0, 0.0, 6)
     acted = apply_sliders(model, Stack.of(random_slider(model), 0.7), "merged")
     run = state_of(model.model).run_of(sigmas)
-    run.refused = True
+    run.merging_refused = True
     custom(acted, sigmas)  # still this run, as far as anyone can tell
     assert merged_of(model).uses == 0
     custom(acted, sigmas)
@@ -72,7 +72,7 @@ def custom(model, sigmas):
 def test_asked_for_merged_and_not_merged_is_said_once(model, monkeypatch, caplog, refuse):
     reasons = {"paged": "pages", "hooks": "hooks", "quantised": "quantised"}
     acted = apply_sliders(model, Stack.of(random_slider(model), 0.7), "merged")
-    monkeypatch.setattr(mode_choice, "_why_not_merged", lambda *_: reasons[refuse])
+    monkeypatch.setattr(mode_choice, "OBSTACLES", (mode_choice.Obstacle(lambda at: True, reasons[refuse]),))
     sample(acted, FAMILY)
     assert caplog.text.count(f"although they are to be merged: {reasons[refuse]}") == 1
 

@@ -116,7 +116,7 @@ def test_a_sweep_of_tiles_in_a_batch_is_refused():
     """Whose rows these are nobody says: nothing is guessed."""
     model = tiny_model("SD15")
     swept = apply_sliders(model, Stack.of(random_slider(model)).swept(0, VALUES))
-    with pytest.raises(ValueError, match="swept over 3 rows, but the batch that is sampled has 6"):
+    with pytest.raises(ValueError, match="swept over 3 batch entries, but the batch that is sampled has 6"):
         picture(tiled(swept, tiles_in_a_batch), rows=3)
     assert traces(model) == []
 
