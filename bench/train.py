@@ -154,10 +154,9 @@ class Bench:
 
     def _cost(self, training: Training, iterations: int, warm: int = 1) -> Cost:
         """Of an iteration, the unit measured anew beside it."""
-        for _ in range(warm):
-            training._step()
+        _advance(training, warm)
         unit = self._unit()
-        total = _models.timed(lambda: [training._step() for _ in range(iterations)])
+        total = _models.timed(lambda: _advance(training, iterations))
         self.unit = statistics.median([unit, self._unit()])
         return Cost(total / iterations / self.unit, total / iterations)
 
@@ -210,6 +209,11 @@ class Bench:
             *kept.values(),
             slider,
         )
+
+
+def _advance(training: Training, steps: int) -> None:
+    last = training.progress.steps + steps
+    training.run(lambda: training.progress.steps >= last, lambda progress, sample: None)
 
 
 def main() -> None:
