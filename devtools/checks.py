@@ -15,7 +15,6 @@ from .problem import Problem
 TIERS = ("unit", "host", "server", "browser")
 TOOLS = {"pytest": "pytest", "hypothesis": "hypothesis", "ruff": "ruff", "mypy": "mypy", "comfy_cli": "comfy-cli"}
 NAME = "concept_sliders"  # the pack as a package
-TYPES_ENFORCED = False  # until the last room is clean
 QUIET = {"DO_NOT_TRACK": "1", "COMFY_NO_TELEMETRY": "1", "NO_COLOR": "1"}
 
 
@@ -113,8 +112,8 @@ def typed(host: Host, say: Callable[[str], None], root: Path = ROOT) -> bool:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    if answer.returncode != 0 and TYPES_ENFORCED:
+    if answer.returncode != 0:
         say(re.sub(f"^{NAME}/", "", answer.stdout.rstrip(), flags=re.MULTILINE))
     else:
         say(answer.stdout.rstrip().rpartition("\n")[2])
-    return answer.returncode == 0 or not TYPES_ENFORCED
+    return answer.returncode == 0

@@ -52,7 +52,8 @@ class TrainableLayers:
         return self._hooks.acting(strengths * self.scale)
 
     def parameters(self) -> list[nn.Parameter]:
-        return [tensor for change in self.by_name.values() for tensor in change.parts.values()]
+        tensors = [tensor for change in self.by_name.values() for tensor in change.parts.values()]
+        return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
 
     def finished(self) -> dict[str, Change]:
         """Return the trained changes as copies on the CPU, with the scale folded in."""

@@ -5,7 +5,7 @@ import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.identity import family, weights_hash
 from concept_sliders.pocket.model import load_pocket
-from concept_sliders.pocket.probe import load_probe
+from concept_sliders.pocket.probe import Readings, load_probe
 from concept_sliders.pocket.train_sliders import BATCH, FOLDER, LESSONS, PERSON
 from concept_sliders.pocket.world.captions import vocabulary
 from concept_sliders.sliders.formats.slider_files import load_slider
@@ -26,7 +26,7 @@ def pocket():
         return load_pocket()
 
 
-def readings(pocket, stack: Stack) -> torch.Tensor:
+def readings(pocket, stack: Stack) -> Readings:
     """The probe's readings of a few people, rows strength by strength where the stack is swept."""
     model, clip, vae = pocket
     rows = stack.batch_size if len(stack) else 1

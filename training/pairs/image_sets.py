@@ -69,7 +69,8 @@ class ImageSet:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return tuple(self.images[0].shape[:2])
+        height, width = self.images[0].shape[:2]
+        return height, width
 
     @property
     def _title(self) -> str:
