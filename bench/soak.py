@@ -3,10 +3,10 @@
     python3 dev.py bench soak [--runs 1000]
 
 Stacks of low-rank sliders, of LoHa, DoRA and differences; turned one by one or all at once; gated, ramped, swept, on
-one branch of guidance; by rows, merged, or as the rule has it; some runs cancelled in the middle, and the model
-unloaded now and then. Reports the process's memory along the way, and how far results are from those of a model
-that has no history. Ends with status 1 where they are further apart than rounding, memory goes on growing after the
-first tenth of the runs, or the model's own weights have changed.
+cond or uncond alone; unmerged, merged, or in mode auto; some runs cancelled in the middle, and the model unloaded now
+and then. Reports the process's memory meanwhile, and how far results are from those of a model that has no history.
+Ends with status 1 where they are further apart than rounding, memory goes on growing after the first tenth of the
+runs, or the model's own weights have changed.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _kinds_of(drawn: Drawn) -> list[str]:
     told = {
         "gated": stack.is_gated,
         "swept": stack.batch_size > 1,
-        "on one branch": any(p.cond_or_uncond != "both" for p in stack),
+        "on cond or uncond": any(p.cond_or_uncond != "both" for p in stack),
         "cancelled": drawn.cancelled is not None,
         "after unloading": drawn.unloaded,
         drawn.mode: True,

@@ -1,21 +1,18 @@
-"""What names of files and folders say: which scene, and how much of the attribute.
+"""Reads the scene and the strength from the names of files and folders.
 
-A name is a scene and a mark: `seed0042_+2`, `0001_edit_-1.5`, `anna_less`, `000_003`. The mark stands last, after
+A name is a scene and a mark of strength: `seed0042_+2`, `0001_edit_-1.5`, `anna_less`. The mark stands last, after
 `_`, a blank or `=` (after `-` too where it is a word), or is the whole name. All names of a folder must be of one
 kind, the first that fits all of them:
 
 1. marks given by the user, such as "smallsize=-1, bigsize=1";
 2. words: both of one of the pairs in `WORDS`, at -1 and +1;
-3. `NAME` and `NAME_edited` or `NAME_edit`, at -1 and +1;
-4. numbers of which one at least has a sign or a decimal point: they are the strengths, and the scene's name alone
-   is the image at 0;
-5. whole numbers counted from 0 without a gap: steps spread evenly from -1 to +1 (as InterFaceGAN numbers them).
+3. numbers of which one at least has a sign or a decimal point: they are the strengths, and the scene's name alone
+   is the image at 0.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
@@ -33,11 +30,10 @@ WORDS = (
     ("off", "on"),
     ("original", "edited"),
 )
-EDITED = ("edited", "edit")
 UNDERSTOOD = (
-    f"Understood are numbers (-1, 1, +2, 0.5), the words {', '.join('/'.join(pair) for pair in WORDS)}, NAME with "
-    f"NAME_edited, and whole numbers from 0 on as evenly spread steps; a mark stands last, as in NAME_-1. For other "
-    f"names say their strengths, such as 'smallsize=-1, bigsize=1'."
+    f"Understood are numbers with a sign or a point (-1, +2, 0.5) and the words "
+    f"{', '.join('/'.join(pair) for pair in WORDS)}; a mark stands last, as in NAME_-1. For other names say their "
+    f"strengths, such as 'smallsize=-1, bigsize=1'."
 )
 
 _NUMBER = re.compile(r"(?:(?P<scene>.*?)[_ =])??(?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+))", re.DOTALL)
@@ -45,7 +41,7 @@ _WORD = re.compile(r"(?:(?P<scene>.*)[_ =-])?(?P<word>[^_ =-]+)", re.DOTALL)
 
 
 def parse_marks(text: str) -> dict[str, float]:
-    """ "smallsize=-1, bigsize=1" -> {"smallsize": -1.0, "bigsize": 1.0}; "" -> {}.
+    """Parse what the user says: "smallsize=-1, bigsize=1" -> {"smallsize": -1.0, "bigsize": 1.0}; "" -> {}.
 
     Raises ValueError, quoting the text, for anything else, for a name or a strength that is there twice, or for
     fewer than two.
@@ -68,22 +64,20 @@ def parse_marks(text: str) -> dict[str, float]:
 
 
 def read_names(names: Sequence[str], marks: Mapping[str, float]) -> Reading | None:
-    """Scene and strength of every name of a folder, or None if no rule fits all names.
+    """Return the scene and the strength of every name of a folder, or None if no rule fits all names.
 
-    marks: what the user says, by names in small letters; where there are any no other rule is tried.
+    marks: what the user says, by names in lower case; where there are any no other rule is tried.
     """
     if not names:
         return None
-    if marks:
-        return _by_marks(names, marks)
-    return by_words(names) or by_edits(names) or by_numbers(names, signed=True) or by_count(names)
+    return _by_marks(names, marks) if marks else by_words(names) or by_numbers(names, signed=True)
 
 
 def read_folders(names: Sequence[str], marks: Mapping[str, float]) -> dict[str, float] | None:
-    """The strength of every folder, or None if their names are no strengths.
+    """Return the strength of every folder, or None if their names are no strengths.
 
-    By rules 1, 2 and 4, where numbers need no sign but may have no leading zeros: those number samples. What
-    stands before the marks must be the same in all names.
+    By the same rules, but numbers need no sign and may have no leading zeros: those number samples. What stands
+    before the marks must be the same in all names.
     """
     reading = _by_marks(names, marks) if marks else by_words(names) or by_numbers(names, signed=False)
     if reading is None or len({scene for scene, _ in reading.values()}) > 1:
@@ -92,7 +86,7 @@ def read_folders(names: Sequence[str], marks: Mapping[str, float]) -> dict[str, 
 
 
 def by_words(names: Sequence[str]) -> Reading | None:
-    """Rule 2."""
+    """Read names by rule 2, or return None if it does not fit all of them."""
     split = {name: _split_word(name) for name in names}
     ends = {word for _, word in split.values()}
     for less, more in WORDS:
@@ -102,7 +96,10 @@ def by_words(names: Sequence[str]) -> Reading | None:
 
 
 def by_numbers(names: Sequence[str], signed: bool) -> Reading | None:
-    """Rule 4; signed=False accepts plain numbers too, if none has a leading zero."""
+    """Read names by rule 3, or return None if it does not fit all of them.
+
+    signed: at least one number must have a sign or a decimal point. Otherwise none may have a leading zero.
+    """
     found = {name: _NUMBER.fullmatch(name) for name in names}
     scenes = {_tidy(match["scene"]) for match in found.values() if match and match["scene"]}
     reading: Reading = {name: (name, 0.0) for name in names if name in scenes}
@@ -118,7 +115,7 @@ def by_numbers(names: Sequence[str], signed: bool) -> Reading | None:
 
 
 def _by_marks(names: Sequence[str], marks: Mapping[str, float]) -> Reading | None:
-    """Rule 1. A mark may itself hold separators, so that the longest that fits is taken."""
+    """Read names by rule 1: of several marks that fit, the longest, as a mark may contain separators."""
     reading: Reading = {}
     for name in names:
         low = name.lower()
@@ -130,35 +127,8 @@ def _by_marks(names: Sequence[str], marks: Mapping[str, float]) -> Reading | Non
     return reading
 
 
-def by_edits(names: Sequence[str]) -> Reading | None:
-    """Rule 3."""
-    reading: Reading = {}
-    for name in names:
-        scene, word = _split_word(name)
-        edited = scene and word in EDITED
-        reading[name] = (scene, 1.0) if edited else (name, -1.0)
-    return reading if {strength for _, strength in reading.values()} == {-1.0, 1.0} else None
-
-
-def by_count(names: Sequence[str]) -> Reading | None:
-    """Rule 5."""
-    found = {name: match for name in names if (match := _NUMBER.fullmatch(name)) and match["number"].isdecimal()}
-    if len(found) < len(set(names)):
-        return None
-    steps: dict[str, list[int]] = defaultdict(list)
-    for match in found.values():
-        steps[_tidy(match["scene"])].append(int(match["number"]))
-    if not all(len(met) > 1 and sorted(met) == list(range(len(met))) for met in steps.values()):
-        return None
-    reading: Reading = {}
-    for name, match in found.items():
-        scene = _tidy(match["scene"])
-        reading[name] = (scene, 2.0 * int(match["number"]) / (len(steps[scene]) - 1) - 1.0)
-    return reading
-
-
 def _split_word(name: str) -> tuple[str, str]:
-    """(scene, last word in small letters)."""
+    """Return (scene, last word in lower case)."""
     match = _WORD.fullmatch(name)
     return (_tidy(match["scene"]), match["word"].lower()) if match else (name, "")
 

@@ -51,20 +51,8 @@ LAYOUTS = {
     "flat, signs": ("seed4_+2.png seed4_-2.png seed7_+2.png seed7_-2.png", {"seed4": [-2, 2], "seed7": [-2, 2]}),
     "flat, an edit": ("0001_edit_-1.5.jpg 0001_edit_1.5.jpg", {"0001_edit": [-1.5, 1.5]}),
     "flat, the image itself": ("0001.png 0001_-3.png 0001_3.png", {"0001": [-3, 0, 3]}),
-    "flat, steps": ("000_000.jpg 000_001.jpg 000_002.jpg 000_003.jpg 000_004.jpg", {"000": [-1, -0.5, 0, 0.5, 1]}),
-    "flat, steps of an edit": ("ann_age_000.png ann_age_001.png ann_age_002.png", {"ann_age": [-1, 0, 1]}),
     "flat, letters": ("x_a.png x_b.png", {"x": ENDS}),
     "flat, words": ("seed-less.png seed-more.png", {"seed": ENDS}),
-    "flat, edited": ("x.png x_edited.png y_1.png y_1_edited.png", {"x": ENDS, "y_1": ENDS}),
-    "a folder a scene": ("seed1/-3.png seed1/0.png seed1/3.png", {"seed1": [-3, 0, 3]}),
-    "a numbered folder a scene": ("1/-3.png 1/3.png 2/-3.png 2/3.png", {"1": [-3, 3], "2": [-3, 3]}),
-    "a numbered folder a scene, words": ("1/less.png 1/more.png 2/less.png 2/more.png", {"1": ENDS, "2": ENDS}),
-    "a counted folder a scene, steps": (
-        "000/000.jpg 000/001.jpg 001/000.jpg 001/001.jpg",
-        {"000": ENDS, "001": ENDS},
-    ),
-    "a folder a scene, words": ("anna/before.png anna/after.png", {"anna": ENDS}),
-    "scenes in folders": ("day/x_-1.png day/x_1.png day/y_-1.png day/y_1.png", {"day/x": ENDS, "day/y": ENDS}),
 }
 
 
@@ -90,8 +78,9 @@ def test_the_user_says_the_strengths_of_other_names(tmp_path):
     assert laid_out(tmp_path / "flat", marks=parse_marks("face=1, young face=-1")) == {
         "x": {-1.0: "x_young face.png", 1.0: "x_face.png"}
     }
-    put(tmp_path / "scenes", "anna/smallsize.png", "anna/bigsize.png")
-    assert list(laid_out(tmp_path / "scenes", marks=marks)["anna"]) == [-1.0, 2.0]
+    put(tmp_path / "counted", "0_000.png", "0_001.png", "0_002.png")
+    counted = laid_out(tmp_path / "counted", marks=parse_marks("000=-1, 001=0, 002=1"))
+    assert list(counted["0"]) == [-1.0, 0.0, 1.0]
 
 
 def test_marks_from_text():
@@ -103,7 +92,7 @@ def test_marks_from_text():
 
 def test_names_are_read_whole_or_not_at_all():
     assert read_names(["x_-1", "x_1", "y"], {}) is None
-    assert read_names(["x_1", "x_2"], {}) is None  # counted, but not from 0: any two images
+    assert read_names(["x_1", "x_2"], {}) is None  # counted: any two images
     assert read_names(["person-1", "person-2"], {}) is None
 
 
@@ -156,11 +145,6 @@ def test_a_mask_of_one_scene_goes_before_that_of_all(tmp_path):
         Image.new("L", (64, 64), shade).save(tmp_path / name)
     x, y = read_pairs(tmp_path)
     assert x.mask.min() == pytest.approx(1) and y.mask.max() == pytest.approx(128 / 255)
-
-
-def test_masks_in_the_folder_of_a_scene(tmp_path):
-    put(tmp_path, "a1/-1.png", "a1/1.png", "a2/-1.png", "a2/1.png", "a1/mask.png", "masks/a2.png")
-    assert all(one.mask is not None for one in read_pairs(tmp_path))
 
 
 def test_pictures_of_any_kind_become_colours(tmp_path):
@@ -217,7 +201,6 @@ WRONG = {
         r"3 scenes .*strength -1 \(less/a\.png\) has 2 of them and lacks c; strength 1 \(more/a\.png\) .*lacks b",
     ),
     "a strength missing": (["a_-1.png", "a_0.png", "a_1.png", "b_-1.png", "b_1.png"], r"strength 0 .*lacks b"),
-    "different numbers of steps": (["a_0.png", "a_1.png", "b_0.png", "b_1.png", "b_2.png"], "strength 0 .*lacks a"),
     "the same strength twice": (
         ["-1/x.png", "1/x.png", "+1/x.png"],
         r"1/x\.png and .*1/x\.png are both of strength 1",
@@ -232,6 +215,14 @@ WRONG = {
     ),
     "names nobody knows": (["anna.png", "berta.png"], "from the images anna, berta"),
     "counted from one": (["photo_1.png", "photo_2.png"], "cannot tell strengths"),
+    "counted from zero": (["000_000.jpg", "000_001.jpg"], "from the images 000_000, 000_001"),
+    "an image and its edit": (["x.png", "x_edited.png"], "from the images x, x_edited"),
+    "a folder a scene": (["seed1/-3.png", "seed1/3.png"], "from the subfolders seed1"),
+    "a numbered folder a scene": (["1/-3.png", "1/3.png", "2/-3.png", "2/3.png"], "both the subfolders"),
+    "a numbered folder a scene, words": (
+        ["1/less.png", "1/more.png", "2/less.png", "2/more.png"],
+        "both the subfolders",
+    ),
     "strengths everywhere": (["-1/x_-1.png", "-1/x_1.png", "1/x_-1.png", "1/x_1.png"], "both the subfolders"),
     "images and folders": (["less/x.png", "more/x.png", "preview.png"], "must be one or the other"),
     "too deep": (["set/less/x.png", "set/more/x.png"], "holds no images"),
