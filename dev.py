@@ -7,12 +7,12 @@
     python3 dev.py check                style, types and what the Comfy registry checks
     python3 dev.py bench NAME [...]     one of the benchmarks in bench/
     python3 dev.py serve                a running ComfyUI with this pack in it
-    python3 dev.py run SCRIPT [...]     a script, by the host's Python
+    python3 dev.py run SCRIPT [...]     a script, by ComfyUI's Python
     python3 dev.py module NAME [...]    a module of the pack inside ComfyUI as a library, such as pocket.train
-    python3 dev.py host                 where the host is and what it holds
+    python3 dev.py host                 which ComfyUI that is, and what is installed in it
 
-The host is the ComfyUI that COMFYUI_PATH names (run by COMFYUI_PYTHON, if that differs). Without it a pinned
-ComfyUI is set up once, in the per-user cache folder or in CONCEPT_SLIDERS_CACHE.
+ComfyUI is the one that COMFYUI_PATH names (run by COMFYUI_PYTHON, if that differs). Without it a pinned one is set
+up once, in the per-user cache folder or in CONCEPT_SLIDERS_CACHE.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ say = functools.partial(print, flush=True)
 
 
 def script(name: str, arguments: list[str]) -> int:
-    """Run a script of this repository with the host's Python."""
+    """Run a script of this repository with ComfyUI's Python."""
     path = (host.ROOT / name).resolve()
     if not path.is_file():
         raise Problem(f"there is no script {name} in {host.ROOT}")
@@ -102,11 +102,11 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument("--port", type=int, default=0, help="default: a free one")
     serving.add_argument("--cpu", action="store_true", help="do not use a GPU")
     serving.add_argument("--base", help="folder for models, output and settings (default: a temporary one)")
-    running = command("run", run, "run a script with the host's Python", passes_on=True)
+    running = command("run", run, "run a script with ComfyUI's Python", passes_on=True)
     running.add_argument("script")
     loading = command("module", module, "run a module of the pack inside ComfyUI as a library", passes_on=True)
     loading.add_argument("name")
-    command("host", show_host, "where the host is and what it holds")
+    command("host", show_host, "say which ComfyUI all this runs on, and what is installed in it")
     return top
 
 

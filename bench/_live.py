@@ -1,4 +1,4 @@
-"""How much memory a block of code holds at most: on CUDA by the allocator, elsewhere by following every storage."""
+"""Measures the peak memory of a block of code: on CUDA by the allocator, elsewhere by following every storage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Live(TorchDispatchMode):
-    """Follows the storages that operations within it make, also those that autograd alone holds, until they go.
+    """Follows the storages that operations within it make, also those that autograd alone keeps, until they go.
 
     What was there before is not counted, nor what a single operation needs within itself. now, peak: in bytes.
     """
@@ -33,7 +33,7 @@ class Live(TorchDispatchMode):
         return result
 
     def _follow(self, storage: torch.UntypedStorage, size: int) -> None:
-        """From now on until it goes; its place may be another's then."""
+        """Count a storage until it is freed; another one may have its address then."""
         if storage._cdata not in self._known:
             self._known[storage._cdata] = size
             self.now += size
@@ -52,7 +52,7 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
 
 
 class Peak:
-    """bytes: the most that was held within the block beyond what was held before it, once it has ended."""
+    """The peak of a block, once it has ended. bytes: beyond what was allocated before it."""
 
     bytes = 0
 

@@ -74,7 +74,7 @@ SIZES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 
 
 def full_size(size: str) -> comfy.model_patcher.ModelPatcher:
-    """An SD1.5 or SDXL with random weights, on the host's own device and in its own precision there."""
+    """An SD1.5 or SDXL with random weights, on ComfyUI's own device and in its own precision there."""
     config_class, config, _ = SIZES[size]
     device = comfy.model_management.get_torch_device()
     dtype = torch.float32 if device.type == "cpu" else torch.float16
@@ -84,12 +84,12 @@ def full_size(size: str) -> comfy.model_patcher.ModelPatcher:
     for parameter in model.diffusion_model.parameters():
         spread = 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.0
         parameter.data.copy_(torch.randn(parameter.shape) * spread + float(parameter.ndim == 1))
-    # the patcher that the host's own loaders would take here: on a GPU, one that pages weights in
+    # the patcher that ComfyUI's own loaders would take here: on a GPU, one that pages weights in
     return comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
 
 
 def full_size_vae() -> torch.nn.Module:
-    """The autoencoder of SD1.5 and SDXL with random weights, as the host builds it; `encode` takes (B, 3, H, W)."""
+    """The autoencoder of SD1.5 and SDXL with random weights, as ComfyUI builds it; `encode` takes (B, 3, H, W)."""
     sizes: dict[str, Any] = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3}
     sizes |= {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
     vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=sizes, embed_dim=4)

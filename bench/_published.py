@@ -1,7 +1,7 @@
 """The published training schedule, for comparison: what the public trainers ask of the model in each iteration.
 
 Textual (Concept Sliders' code): a fresh trajectory in every iteration, with the slider on, over 50 steps up to a
-random one; one held phrase at a time; every prediction in a doubled batch for guidance, at a guidance of 1.
+random one; one preserved phrase at a time; every prediction in a doubled batch for guidance, at a guidance of 1.
 Visual: each of the two images encoded by the VAE anew; for each a doubled prediction of the frozen model that nothing
 uses, then one with gradients and its own backward pass; and the garbage collected.
 """
@@ -89,7 +89,7 @@ class PublishedTraining(Training):
 class PublishedVisualTraining(Training):
     """Image by image, in doubled batches, with predictions that nothing uses.
 
-    encode: what the VAE does to one picture. clock: seconds, for `spent`: what has gone into the parts of an
+    encode: what the VAE does to one image. clock: seconds, for `spent`: what has gone into the parts of an
     iteration that training could do without.
     """
 

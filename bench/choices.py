@@ -1,4 +1,4 @@
-"""What each choice in training does: the figures and pictures of docs/training.md.
+"""What each choice in training does: the figures and images of docs/training.md.
 
     python3 dev.py bench choices [--only eta steps ...]
 
@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import _models  # noqa: F401  (makes the host importable)
+import _models  # noqa: F401  (makes ComfyUI importable)
 import nodes
 import torch
 from concept_sliders.nodes.image_strip import draw_strip
@@ -58,7 +58,7 @@ log = logging.getLogger("choices")
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to train. title: what the strip says above it. people: to measure on."""
+    """A recipe and what is said of it. title: what the strip says above it. people: to measure on."""
 
     name: str
     title: str
@@ -83,9 +83,19 @@ SHEETS = {  # steps first, and rising: a longer run goes on from a shorter one
         Choice("eta_large", "eta 2: too large", _with_eta(2.0)),
     ),
     "preserve": (
-        Choice("hold_nothing", "nothing held: glasses come with age", replace(_with_eta(0.45, ()), steps=300), 32),
-        Choice("hold_published", "held the published way", replace(PUBLISHED, steps=300), 32),
-        Choice("hold_own", "held, and in its own pictures", replace(USUAL, on_policy_rollouts=1.0, steps=300), 32),
+        Choice(
+            "preserve_nothing",
+            "nothing preserved: glasses come with age",
+            replace(_with_eta(0.45, ()), steps=300),
+            32,
+        ),
+        Choice("preserve_published", "preserved the published way", replace(PUBLISHED, steps=300), 32),
+        Choice(
+            "preserve_on_policy",
+            "preserved on on-policy rollouts",
+            replace(USUAL, on_policy_rollouts=1.0, steps=300),
+            32,
+        ),
     ),
     "signs": (
         Choice("one_sign", "strength +1 trained alone", replace(USUAL, both_signs=False)),
@@ -138,7 +148,7 @@ class Studio:
             log.info("%s: trained in %.0f s", choice.name, time.monotonic() - began)
         return load_slider(file)
 
-    @torch.inference_mode()  # as the host runs its nodes
+    @torch.inference_mode()  # as ComfyUI runs its nodes
     def _trained(self, recipe: TextualRecipe | VisualRecipe) -> Slider:
         run_options = RunOptions(preview_every=0, checkpoints=self.folder)  # a longer run goes on from a shorter one
         if isinstance(recipe, TextualRecipe):
@@ -163,10 +173,10 @@ class Studio:
         )
         return self.vae.decode(made["samples"]).unflatten(0, (people, columns))
 
-    def figures(self, pictures: Tensor) -> Tensor:
+    def figures(self, images: Tensor) -> Tensor:
         """(people, strengths, H, W, 3) -> (strengths, attributes): the probe's mean readings."""
-        values = self.probe.read(pictures.flatten(0, 1)).values[:, : len(READ)]
-        return values.unflatten(0, pictures.shape[:2]).mean(0)
+        values = self.probe.read(images.flatten(0, 1)).values[:, : len(READ)]
+        return values.unflatten(0, images.shape[:2]).mean(0)
 
     def _said(self, prompts) -> dict[str, list]:
         return encode_prompts(self.clip, prompts)
@@ -192,26 +202,26 @@ def row(choice: Choice, figures: Tensor) -> str:
 def strip(rows: list[tuple[Choice, Tensor]]) -> Image.Image:
     """The choices one above the other, two people each."""
     parts = []
-    for index, (choice, pictures) in enumerate(rows):
+    for index, (choice, images) in enumerate(rows):
         labels = [f"{s:+g}" if s else "0" for s in STRENGTHS] if not index else [""] * len(STRENGTHS)
-        parts.append(draw_strip(pictures[list(SHOWN)].flatten(0, 1), labels, choice.title, CELL)[0])
+        parts.append(draw_strip(images[list(SHOWN)].flatten(0, 1), labels, choice.title, CELL)[0])
     sheet = torch.cat(parts)
     return Image.fromarray((sheet * 255).round().to(torch.uint8).numpy())
 
 
 def made(studio: Studio, choice: Choice) -> tuple[Tensor, Tensor]:
-    """(pictures, figures) of a choice, kept beside its slider."""
+    """(images, figures) of a choice, kept beside its slider."""
     file = studio.folder / f"{choice.name}.pt"
     if not file.exists():
         torch.save(studio.sweep(studio.slider(choice), choice.people).half(), file)
-    pictures = torch.load(file, weights_only=True).float()
-    return pictures, studio.figures(pictures)
+    images = torch.load(file, weights_only=True).float()
+    return images, studio.figures(images)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SHEETS, default=list(SHEETS), help="some of the settings")
-    parser.add_argument("--out", type=Path, default=Path("output/choices"), help="sliders, pictures and figures")
+    parser.add_argument("--out", type=Path, default=Path("output/choices"), help="sliders, images and figures")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
@@ -221,9 +231,7 @@ def main() -> None:
         rows = [(choice, *made(studio, choice)) for choice in SHEETS[name]]
         for choice, _, figures in rows:
             log.info(row(choice, figures))
-        strip([(choice, pictures) for choice, pictures, _ in rows]).save(
-            options.out / f"training_{name}.jpg", quality=85
-        )
+        strip([(choice, images) for choice, images, _ in rows]).save(options.out / f"training_{name}.jpg", quality=85)
 
 
 if __name__ == "__main__":

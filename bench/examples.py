@@ -2,7 +2,7 @@
 
     python3 dev.py bench examples [--only repair shirt stop] [--people 32]
 
-Each is trained on the pocket model, swept over the same people, and read back: the share of spoiled pictures, the
+Each is trained on the pocket model, swept over the same people, and read back: the share of spoiled images, the
 colour of the shirt, age; and how far everything else moved, as a mean of the ranges of what the probe reads.
 """
 
@@ -12,7 +12,7 @@ import argparse
 import logging
 from collections.abc import Callable, Sequence
 
-import _models  # noqa: F401  (makes the host importable)
+import _models  # noqa: F401  (makes ComfyUI importable)
 import nodes
 import torch
 from concept_sliders.comfy_host.text_encoders import encode_prompts
@@ -72,16 +72,16 @@ class Studio:
 
     def tell(self, name: str, slider: Slider, prompt: str, strengths: Sequence[float], read=None) -> None:
         """name: of the attribute that the slider is for. read: (B, H, W, 3) -> (B,) of it; else the probe."""
-        pictures = self.sweep(slider, prompt, strengths)
-        along = (read or self.column(name))(pictures).view(self.people, -1).mean(0)
-        values = self.probe.read(pictures).values.view(self.people, len(strengths), -1).mean(0)
+        images = self.sweep(slider, prompt, strengths)
+        along = (read or self.column(name))(images).view(self.people, -1).mean(0)
+        values = self.probe.read(images).values.view(self.people, len(strengths), -1).mean(0)
         named = [COLUMNS.index(other) for other in READ if other != name]
         moved = (values[-1] - values[0]).abs()[named].mean()
         at = ", ".join(f"{value:.2f} at {strength:+g}" for value, strength in zip(along.tolist(), strengths))
         log.info("%s, %r: %s; all else moved %.3f", name, prompt, at, moved)
 
     def column(self, name: str) -> Callable[[Tensor], Tensor]:
-        return lambda pictures: self.probe.read(pictures)[name]
+        return lambda images: self.probe.read(images)[name]
 
     def _said(self, prompts) -> dict[str, list]:
         return encode_prompts(self.clip, prompts)
@@ -98,7 +98,7 @@ def repair(studio: Studio) -> None:
     recipe = read_recipe(draw_pairs.FOLDER.parents[1] / "recipes" / "pocket_repair.json")
     assert isinstance(recipe, TextualRecipe)
     slider = studio.textual(recipe).slider
-    for prompt in recipe.concepts[0].prompts():  # of good pictures, and of spoiled ones
+    for prompt in recipe.concepts[0].prompts():  # of good images, and of spoiled ones
         studio.tell("spoiled", slider, prompt, (-1.5, -1.0, 0.0, 1.0, 1.5))
 
 

@@ -4,9 +4,9 @@
 
 In units of one forward pass at batch 1 of the same model. The floor of null-text is a forward and a backward pass for
 every inner step made; beside it stand the plain inversion and the two predictions that guidance takes. Memory is what
-an inner step keeps for backward, weights not counted, and the most that it holds at once beyond the model: on CUDA by
+an inner step keeps for backward, weights not counted, and its peak beyond the model: on CUDA by
 the allocator, elsewhere by following every tensor. Beside them stand those of a training step of a slider of rank 4
-on the same latent, with the slider and its optimiser; and the most that whole runs of both hold. Ends with an error
+on the same latent, with the slider and its optimiser; and the peaks of whole runs of both. Ends with an error
 where an aim is not reached: so many times the floor, and no more memory than training.
 """
 
@@ -159,7 +159,7 @@ class Bench:
         }
 
     def run_peaks(self) -> dict:
-        """Bytes that a whole inversion and a whole training of two steps hold at most."""
+        """Return the peaks of a whole inversion and of a whole training of two steps, in bytes."""
         positive, negative = self.prompts
         settings = InversionSettings(steps=self.steps, refinement=2, inner_steps=2)
         with torch.inference_mode(), peak_memory(self.model.load_device) as peak:

@@ -2,9 +2,9 @@
 
     python3 dev.py bench memory [--sizes tiny sd15] [--write]
 
-tiny: every family of models that the host builds, as the tests have them, in float32; sd15: an SD1.5-size model with
+tiny: every family of models that ComfyUI builds, as the tests have them, in float32; sd15: an SD1.5-size model with
 random weights at --side latent pixels. Each row is a whole run of two steps, with trajectories, slider, optimiser and
-the state that it falls back on: on CUDA by the allocator, elsewhere the most that tensors held at once. --write puts
+the state that it falls back on: on CUDA by the allocator, elsewhere by following every tensor. --write puts
 the table into docs/memory.md.
 """
 
@@ -36,7 +36,7 @@ SETTINGS = [
 ]
 HEAD = """# Memory of training
 
-The most that training held at once beyond the loaded model, in MiB, by `python3 dev.py bench memory --write`: whole
+The peak memory of training beyond the loaded model, in MiB, by `python3 dev.py bench memory --write`: whole
 runs of two steps, with their trajectories, the slider, its optimiser and the state that a run falls back on. At the
 size of SD1.5 that is a fraction of the model: no second copy is made. {how}
 

@@ -2,8 +2,8 @@
 
     python3 dev.py bench real --folder FOLDER [--count 32] [--steps 50] [--cfg 7.5] [--learning-rate 0.1] [--named]
 
-How near the reconstructions come, in PSNR of the pictures; how far sliders move the probe's readings on them, beside
-generated pictures of the same prompts; a sheet of originals, reconstructions and edits; and which aims are not
+How near the reconstructions come, in PSNR of the images; how far sliders move the probe's readings on them, beside
+generated images of the same prompts; a sheet of originals, reconstructions and edits; and which aims are not
 reached. The captions say nothing of what the sliders turn, unless --named is given: in guidance a prompt that names
 it pulls against the slider. Every part is kept in the folder, and a run that was broken off goes on.
 """
@@ -97,14 +97,14 @@ class Bench:
         return load_inversion(path)
 
     def sampled(self, what: str, model, steps: slice, latent: Tensor, cfg: float | None = None) -> Tensor:
-        """Latents, by the host's sampler, after some of the steps. what: an inversion's name, or "generated"."""
+        """Latents, by ComfyUI's sampler, after some of the steps. what: an inversion's name, or "generated"."""
         made = self.inversion("plain" if what == "generated" else what)
         negative = self.negative if what == "generated" else negative_conditioning(made)
         return self.by_euler(model, torch.zeros_like(latent), latent, made.sigmas[steps], negative, cfg or self.cfg)
 
     @torch.inference_mode()
     def by_euler(self, model, noise: Tensor, latent: Tensor, sigmas: Tensor, negative: list, cfg: float) -> Tensor:
-        """What stands behind SamplerCustom."""
+        """Sample as the node SamplerCustom does."""
         euler = comfy.samplers.ksampler("euler")
         return comfy.sample.sample_custom(
             model, noise, cfg, euler, sigmas, self.positive, negative, latent, seed=0
@@ -122,13 +122,13 @@ class Bench:
         return self.kept(name, make)
 
     def again(self, what: str, model, name: str) -> Tensor:
-        """(count, 64, 64, 3) pictures, with what the model has on it from the gate on."""
+        """(count, 64, 64, 3) images, with what the model has on it from the gate on."""
         later, latents = slice(self.opens, None), self.begun(what)
         made = self.kept(f"{what} from {self.gate.start:g} {name}", lambda: self.sampled(what, model, later, latents))
-        return self.pictures(made)
+        return self.decoded(made)
 
     @torch.inference_mode()
-    def pictures(self, latents: Tensor) -> Tensor:
+    def decoded(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents).clamp(0, 1)
 
     def edited(self, what: str, name: str, strength: float) -> Tensor:
@@ -137,23 +137,23 @@ class Bench:
         return self.again(what, model, f"{name} {strength:+g}")
 
     def reconstructions(self) -> dict[str, float]:
-        """PSNR in decibels, the mean over the pictures."""
+        """PSNR in decibels, the mean over the images."""
         noise, every = self.inversion("plain").noise, slice(None)
         at_1 = self.kept("plain at 1", lambda: self.sampled("plain", self.model, every, noise, 1.0))
         guided = self.kept("plain guided", lambda: self.sampled("plain", self.model, every, noise))
         made = {
-            "VAE round trip": self.pictures(self.latents),
-            "plain, sampled at cfg 1": self.pictures(at_1),
-            f"plain, sampled at cfg {self.cfg:g}": self.pictures(guided),
+            "VAE round trip": self.decoded(self.latents),
+            "plain, sampled at cfg 1": self.decoded(at_1),
+            f"plain, sampled at cfg {self.cfg:g}": self.decoded(guided),
             "null-text": self.again("null-text", self.model, "again"),
             "negative prompt": self.again("negative prompt", self.model, "again"),
         }
-        return {name: float(psnr(pictures, self.images).mean()) for name, pictures in made.items()}
+        return {name: float(psnr(images, self.images).mean()) for name, images in made.items()}
 
     def movements(self, what: str, strength: float) -> dict[str, dict[str, float]]:
         """How far each slider moves its own attribute and, on average, the others, from -strength to +strength.
 
-        Of all pictures together, where opposite changes cancel out; and "each": of every picture by itself.
+        Of all images together, where opposite changes cancel out; and "each": of every image by itself.
         """
         moved = {}
         for name, own in SLIDERS.items():
@@ -165,24 +165,24 @@ class Bench:
                 "others": float(np.mean([abs(float(other.mean())) for other in others])),
                 "others, each": float(np.mean([float(other.abs().mean()) for other in others])),
             }
-            told = "%-6s on %-10s moved %+.3f, others %.3f, of each picture %.3f"
+            told = "%-6s on %-10s moved %+.3f, others %.3f, of each image %.3f"
             log.info(told, name, what, *moved[name].values())
         return moved
 
     def sheet(self, strength: float) -> None:
         rows = [
             ("original", self.images),
-            ("plain inversion, under guidance", self.pictures(self.kept("plain guided", Tensor))),
+            ("plain inversion, under guidance", self.decoded(self.kept("plain guided", Tensor))),
             ("null-text", self.again("null-text", self.model, "again")),
             *((f"{name} {strength:+g}", self.edited("null-text", name, strength)) for name in SLIDERS),
         ]
-        sheet = contact_sheet([(label, pictures[:SHOWN]) for label, pictures in rows])
+        sheet = contact_sheet([(label, images[:SHOWN]) for label, images in rows])
         sheet.save(self.folder / "real.jpg", quality=92)
 
 
-def psnr(pictures: Tensor, originals: Tensor) -> Tensor:
-    """(B,) decibels of (B, H, W, 3) pictures in [0, 1]."""
-    error = (pictures.clamp(0, 1) - originals).square().flatten(1).mean(1)
+def psnr(images: Tensor, originals: Tensor) -> Tensor:
+    """(B,) decibels of (B, H, W, 3) images in [0, 1]."""
+    error = (images.clamp(0, 1) - originals).square().flatten(1).mean(1)
     return -10 * torch.log10(error.clamp(min=1e-12))
 
 
@@ -240,7 +240,7 @@ def misses(figures: dict, cfg: float) -> Iterator[str]:
             if here["moved"] < 2 / 3 * there["moved"]:
                 yield f"{name} moves {here['moved']:.3f}; two thirds of {there['moved']:.3f} are asked for"
             if here["others"] > there["others"]:
-                yield f"{name} moves the others by {here['others']:.3f}; {there['others']:.3f} on generated pictures"
+                yield f"{name} moves the others by {here['others']:.3f}; {there['others']:.3f} on generated images"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What sliders cost: ours, both modes, against the host's own modes and the public code's.
+"""What sliders cost: ours, both modes, against ComfyUI's own and the public code's.
 
-    python3 dev.py bench runtime [--size sd15] [--counts 1 5 10 50] [--steps 4] [--picture 20]
+    python3 dev.py bench runtime [--size sd15] [--counts 1 5 10 50] [--steps 4] [--image 20]
 
 Every figure comes from whole sampling runs with CFG, step by step, in units of one bare CFG step of the same
-machine in the same minutes. Random weights: what they hold does not matter for what they cost.
+machine in the same minutes. Random weights: their values do not matter for what they cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import _models  # first: it makes the host importable
+import _models  # first: it makes ComfyUI importable
 import comfy.hooks
 import comfy.model_management
 import comfy.sd
@@ -76,7 +76,7 @@ class Bench:
         changed = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, after), mode))
         step, _ = self.against_bare(lambda: apply_sliders(self.model, stack_of(sliders, after), mode))
         gated = self.sampler.run(lambda: apply_sliders(self.model, stack_of(sliders, after, GATE), mode))
-        held = state_of(self.model.model).size_bytes
+        cached = state_of(self.model.model).size_bytes
         factors = sum(s.size_bytes for s in sliders)
         self.note(
             f"ours, {mode}",
@@ -85,7 +85,7 @@ class Bench:
             change=changed.lead(changed.step) / self.bare,
             gate=gated.longest(step * self.bare) / self.bare,
             first=first.lead(first.step) / self.bare,
-            gigabytes=(held + factors) / 1e9,
+            gigabytes=(cached + factors) / 1e9,
         )
 
     def mixed_gates(self, count: int) -> None:
@@ -95,10 +95,10 @@ class Bench:
         stack = stack_of(sliders[:half], after[:half]) + stack_of(sliders[half:], after[half:], GATE)
         for mode in ("unmerged", "merged"):
             state_of(self.model.model).clear()
-            runs = [self.sampler.run(lambda w=mode: apply_sliders(self.model, stack, w)) for _ in range(2)]
+            runs = [self.sampler.run(lambda m=mode: apply_sliders(self.model, stack, m)) for _ in range(2)]
             first, later = ((run.longest(run.step)) / self.bare for run in runs)
-            held = state_of(self.model.model).size_bytes + sum(s.size_bytes for s in sliders)
-            self.note(f"half gated, {mode}", count, first=first, gate=later, gigabytes=held / 1e9)
+            cached = state_of(self.model.model).size_bytes + sum(s.size_bytes for s in sliders)
+            self.note(f"half gated, {mode}", count, first=first, gate=later, gigabytes=cached / 1e9)
 
     def shared_down(self, count: int) -> None:
         """Queries, keys and values of self-attention: three down-projections, or one of their joined inputs."""
@@ -164,10 +164,10 @@ class Bench:
             first=first.lead(first.step) / self.bare,
             gigabytes=backup / 1e9,
         )
-        self.sampler.run(lambda: self.model, steps=1)  # the host gives the weights back
+        self.sampler.run(lambda: self.model, steps=1)  # ComfyUI gives the weights back
 
     def _patched(self, files: list[dict[str, torch.Tensor]], strengths: list[float], load=None):
-        """The model behind a chain of stock loaders. load: the host's function, for weight patches by default."""
+        """The model behind a chain of stock loaders. load: ComfyUI's function, for weight patches by default."""
         model, load = self.model, load or comfy.sd.load_lora_for_models
         for tensors, strength in zip(files, strengths, strict=True):
             model, _ = load(model, None, tensors, strength, 0.0)
@@ -214,25 +214,25 @@ class Bench:
             gigabytes=sum(t.numel() * t.element_size() for tensors in files for t in tensors.values()) / 1e9,
         )
 
-    def picture(self, count: int, steps: int) -> None:
-        """A whole picture after one strength has changed."""
+    def image(self, count: int, steps: int) -> None:
+        """A whole image after one strength has changed."""
         sliders, before, after = self.sliders(count)
         bare = self.sampler.run(lambda: self.model, steps).total
         for mode, gate in (("merged", None), ("unmerged", None), ("merged", GATE), ("unmerged", GATE)):
             earlier, later = (stack_of(sliders, strengths, gate) for strengths in (before, after))
             self.sampler.run(partial(apply_sliders, self.model, earlier, mode), 1)
             run = self.sampler.run(partial(apply_sliders, self.model, later, mode), steps)
-            self.note(f"picture, {mode}{', gated' if gate else ''}", count, picture=run.total / bare)
+            self.note(f"image, {mode}{', gated' if gate else ''}", count, image=run.total / bare)
 
         if count > self.options.stock_up_to:
             return
         files = [tensors_of(slider) for slider in sliders]
         bypassed = partial(self._patched, files, after, comfy.sd.load_bypass_lora_for_models)
-        self.note("picture, stock bypass", count, picture=self.sampler.run(bypassed, steps).total / bare)
+        self.note("image, stock bypass", count, image=self.sampler.run(bypassed, steps).total / bare)
         patched = partial(self._patched, files, after)
-        self.note("picture, stock loaders", count, picture=self.sampler.run(patched, steps).total / bare)
+        self.note("image, stock loaders", count, image=self.sampler.run(patched, steps).total / bare)
         self.sampler.run(lambda: self.model, steps=1)
-        self.note("picture, stock hooks, gated", count, picture=self.stock_gate(count, steps).total / bare)
+        self.note("image, stock hooks, gated", count, image=self.stock_gate(count, steps).total / bare)
 
     def sweep(self, values: int) -> None:
         """Several strengths of one slider: a batch of rows, against as many stock runs."""
@@ -268,10 +268,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=_models.SIZES, default="sd15")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 10, 50])
-    parser.add_argument("--side", type=int, default=64, help="of the latent: an eighth of the picture's")
+    parser.add_argument("--side", type=int, default=64, help="of the latent: an eighth of the image's")
     parser.add_argument("--steps", type=int, default=4, help="of a timed run")
     parser.add_argument("--repeats", type=int, default=3, help="of a step's cost, in turn with the bare model's")
-    parser.add_argument("--picture", type=int, default=20, help="steps of a whole picture; 0 leaves it out")
+    parser.add_argument("--image", type=int, default=20, help="steps of a whole image; 0 leaves it out")
     parser.add_argument("--sweep", type=int, default=4, help="strengths of a sweep; 0 leaves it out")
     parser.add_argument("--stock-up-to", type=int, default=50, help="most sliders the stock modes are tried with")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="some of them")
@@ -286,9 +286,9 @@ def main() -> None:
                 MODES[mode](bench, count)
     if options.sweep:
         bench.sweep(options.sweep)
-    if options.picture:
-        bench.picture(max(options.counts), options.picture)
-    columns = ("mode", "sliders", "step", "change", "gate", "first", "gigabytes", "picture")
+    if options.image:
+        bench.image(max(options.counts), options.image)
+    columns = ("mode", "sliders", "step", "change", "gate", "first", "gigabytes", "image")
     log.info("\n%s", _models.table(columns, bench.rows))
     if options.out:
         options.out.write_text(json.dumps({"bare_seconds": bench.bare, "rows": bench.rows}, indent=1))

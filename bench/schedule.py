@@ -48,8 +48,8 @@ AGE = Concept(
 STRENGTHS = (-1.5, -0.75, 0.0, 0.75, 1.5)
 MEASURED = tuple(name for name in COLUMNS if name not in STYLES)
 GATE, SAMPLING_STEPS, GUIDANCE, FIRST_SEED = Gate(0.1), 20, 3.0, 70_000
-# (where samples come from, settings of the recipe): "ours, as the paper" asks for the target without the held phrases
-# and rolls out with the bare model alone
+# (where samples come from, settings of the recipe). "ours, as the paper" predicts the target without the preserved
+# phrases, and rolls out with the bare model alone.
 SCHEDULES = {
     "published": (PublishedSamples, {}),
     "ours": (TextualSamples, {}),
@@ -67,7 +67,7 @@ class Result:
 
 
 class Studio:
-    """The pocket model, and the probe that looks at what sliders make of it."""
+    """The pocket model, and the probe that measures what sliders do to its images."""
 
     def __init__(self, people: int, batch: int):
         with torch.inference_mode():
@@ -116,8 +116,8 @@ class Studio:
             encode(self.clip, "")[0],
             latent,
         )
-        pictures = self.vae.decode(made["samples"])
-        return self.probe.read(pictures).values[:, : len(MEASURED)].unflatten(0, (-1, columns)).numpy()
+        images = self.vae.decode(made["samples"])
+        return self.probe.read(images).values[:, : len(MEASURED)].unflatten(0, (-1, columns)).numpy()
 
 
 def made(studio: Studio, schedule: str, seed: int, settings: dict, folder: Path) -> Result:
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each schedule")
     parser.add_argument("--people", type=int, default=16, help="to measure on")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a training step")
+    parser.add_argument("--batch", type=int, default=1, help="images a training step")
     parser.add_argument("--only", nargs="+", choices=SCHEDULES, help="some of the schedules")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the recipe")
     parser.add_argument("--out", type=Path, default=Path("output/schedule"), help="folder of figures and curves")

@@ -1,13 +1,13 @@
 """What an iteration of training costs: ours beside the published schedule, on the same model in one run.
 
-    python3 dev.py bench train [--models pocket sd15 sdxl] [--side 16] [--hold 0 2 6]
+    python3 dev.py bench train [--models pocket sd15 sdxl] [--side 16] [--preserve 0 2 6]
 
 In units of one forward pass at batch 1 of the same model, and in seconds. The published schedules are written from
 their description: the textual one rolls out afresh in every iteration, over 50 steps up to a random one, and asks in
-doubled batches; the visual one encodes both pictures anew, asks for two predictions it never uses and collects
+doubled batches; the visual one encodes both images anew, asks for two predictions it never uses and collects
 garbage: what each of these takes is said as well; and so is the floor, a forward and a backward pass over both
-pictures in one batch and nothing else. Also: how much memory a training step takes beyond the model, with blocks run
-once and twice.
+images in one batch and nothing else. Also: how much memory a training step takes beyond the model, without and with
+gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Bench:
                 "%s: a forward pass at batch 1 takes %.3f s, at batch 2 %.2f times that", self.name, self.unit, two
             )
             if "textual" in options.trainings:
-                self._textual(options.published, options.own, options.hold)
+                self._textual(options.published, options.own, options.preserve)
             if "visual" in options.trainings:
                 self._visual(max(2, options.own // 8))  # they are all alike
             if "memory" in options.trainings:
@@ -102,8 +102,10 @@ class Bench:
         once()
         return statistics.median(_models.timed(once) for _ in range(5))
 
-    def _textual(self, published_iterations: int, own_iterations: int, hold: list[int]) -> None:
-        """hold: numbers of phrases held fixed. The published schedule draws one of them an iteration: its cost is the
+    def _textual(self, published_iterations: int, own_iterations: int, preserve: list[int]) -> None:
+        """Compare the textual trainings.
+
+        preserve: numbers of preserved phrases. The published schedule draws one of them an iteration: its cost is the
         same with any number.
         """
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=10**6)
@@ -114,12 +116,12 @@ class Bench:
         # a rollout of a fixed length, the mean of the published ones, so that few iterations are enough
         samples.steps = STEPS // 2
         before = self._cost(published, published_iterations)
-        for phrases in hold:
+        for phrases in preserve:
             recipe = replace(recipe, concepts=(replace(CONCEPT, preserve=PHRASES[:phrases]),))
             own = TextualSamples(self.denoiser, layers, recipe, self.shape, generator)
             # from a full pool on, whole trajectories, half of them with the slider on
             ours = self._cost(Training(self.denoiser, layers, own, recipe, generator), own_iterations, warm=POOL)
-            self._note(f"textual, {phrases} held", before, ours)
+            self._note(f"textual, {phrases} preserved", before, ours)
 
     def _visual(self, iterations: int) -> None:
         latents = torch.randn(2, *self.shape[1:])
@@ -203,8 +205,8 @@ class Bench:
         slider = sum(p.numel() * p.element_size() for p in layers.parameters()) / 1e6
         self.rows.append({"model": self.name, "megabytes": kept, "slider_megabytes": slider})
         log.info(
-            "%-7s kept for backward: %.0f MB, with blocks run twice %.0f MB; the slider %.1f MB, four times with its "
-            "gradient and optimiser",
+            "%-7s kept for backward: %.0f MB, with gradient checkpointing %.0f MB; the slider %.1f MB, four times "
+            "that with its gradient and optimiser",
             self.name,
             *kept.values(),
             slider,
@@ -223,9 +225,9 @@ def main() -> None:
     parser.add_argument("--published", type=int, default=3, help="iterations of the published textual schedule")
     parser.add_argument("--own", type=int, default=48, help="iterations of ours: whole trajectories")
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS), help="some of them")
-    hold_help = f"numbers of phrases held fixed, 0 to {len(PHRASES)}"
+    preserve_help = f"numbers of preserved phrases, 0 to {len(PHRASES)}"
     parser.add_argument(
-        "--hold", type=int, nargs="+", default=[0, 2, 6], choices=range(len(PHRASES) + 1), help=hold_help
+        "--preserve", type=int, nargs="+", default=[0, 2, 6], choices=range(len(PHRASES) + 1), help=preserve_help
     )
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """`dev.py demo`: an age slider, trained and turned in the real ComfyUI, and what the probe reads along it.
 
 It posts the example workflows to a server of its own, with people that training has not seen, and leaves a
-strip of pictures, a report and its numbers in a folder.
+strip of images, a report and its numbers in a folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXAMPLES = host.ROOT / "example_workflows"
 OUTPUT = host.ROOT / "output" / "demo"
 MORE, LESS = "portrait of a very old person", "portrait of a very young person"
 STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-HELD = "with glasses\nwithout glasses"
+PRESERVED = "with glasses\nwithout glasses"
 FIRST_SEED = 50_000  # training draws from seed 0
 PEOPLE = 8  # in one batch
 SHOWN = 5  # people in the strip
@@ -54,29 +54,29 @@ class Studio:
         return text.removeprefix("Saved ")
 
     def sweep(self, slider: str, people: int) -> torch.Tensor:
-        """(people, strengths, 64, 64, 3) pictures of a slider turned from end to end, by the example workflow."""
+        """Return (people, strengths, 64, 64, 3) images of a slider at all strengths, by the example workflow."""
         parts = []
         for first in range(0, people, PEOPLE):
             prompt = self._prompt("use_sliders")
             workflow.change(prompt, "Load Slider", slider=slider)
             workflow.change(prompt, "Sweep Sliders", values=", ".join(f"{s:g}" for s in STRENGTHS))
             workflow.change(prompt, "People to Sweep Over", batch_size=min(PEOPLE, people - first))
-            parts.append(self._pictures(prompt, first))
+            parts.append(self._images(prompt, first))
         return torch.cat(parts).unflatten(0, (-1, len(STRENGTHS)))
 
     def prompted(self, text: str, slider: str, people: int) -> torch.Tensor:
-        """(people, 64, 64, 3) pictures of the bare model for a prompt: the same workflow, the slider at zero."""
+        """Return (people, 64, 64, 3) images of the bare model for a prompt: the same workflow, the slider at zero."""
         prompt = self._prompt("use_sliders")
         workflow.change(prompt, "Load Slider", slider=slider)
         workflow.change(prompt, "Prompt", text=text)
         workflow.change(prompt, "Sweep Sliders", values="0")
         workflow.change(prompt, "People to Sweep Over", batch_size=people)
-        return self._pictures(prompt, 0)
+        return self._images(prompt, 0)
 
     def _prompt(self, name: str) -> workflow.Prompt:
         return workflow.to_prompt(workflow.read_workflow(EXAMPLES / f"{name}.json"), self.nodes)
 
-    def _pictures(self, prompt: workflow.Prompt, first: int) -> torch.Tensor:
+    def _images(self, prompt: workflow.Prompt, first: int) -> torch.Tensor:
         workflow.change(prompt, "KSampler", seed=FIRST_SEED + first)
         (decoded,) = workflow.named(prompt, "VAEDecode")
         saving = workflow.add(prompt, "SaveImage", images=[decoded, 0], filename_prefix="demo")
@@ -112,14 +112,14 @@ class Telling:
                 say(line.rstrip())
 
 
-def measured(pictures: torch.Tensor, reach: float) -> Effect:
-    """(people, strengths, 64, 64, 3) -> the effect on age and on everything else."""
-    readings = load_probe().read(pictures.flatten(0, 1)).values[:, : len(MEASURED)]
-    return effect(readings.unflatten(0, pictures.shape[:2]).numpy(), STRENGTHS, MEASURED, "age", reach)
+def measured(images: torch.Tensor, distance: float) -> Effect:
+    """Measure the effect on age and on everything else. images: (people, strengths, 64, 64, 3)."""
+    readings = load_probe().read(images.flatten(0, 1)).values[:, : len(MEASURED)]
+    return effect(readings.unflatten(0, images.shape[:2]).numpy(), STRENGTHS, MEASURED, "age", distance)
 
 
-def reached(studio: Studio, slider: str, people: int) -> float:
-    """How far apart the opposing prompts lie in age."""
+def prompt_distance(studio: Studio, slider: str, people: int) -> float:
+    """Return how far apart the opposing prompts lie in age, by the probe."""
     old, young = (load_probe().read(studio.prompted(text, slider, people))["age"].mean() for text in (MORE, LESS))
     return float(old - young)
 
@@ -131,29 +131,29 @@ def run(options: argparse.Namespace) -> None:
     say("starting ComfyUI ...")
     with server.temporary_base() as base, server.running(host.find(say), base) as running:
         studio = Studio(running, folder)
-        say(f"ComfyUI runs at {running.url}; training an age slider with glasses held fixed ...")
-        held = studio.train("demo_age", HELD, options.steps)
+        say(f"ComfyUI runs at {running.url}; training an age slider that preserves glasses ...")
+        preserving = studio.train("demo_age", PRESERVED, options.steps)
         say(f"turning it through {len(STRENGTHS)} strengths on {options.seeds} people ...")
-        pictures = studio.sweep(held, options.seeds)
+        images = studio.sweep(preserving, options.seeds)
         say("asking the bare model for the two ends in words ...")
-        reach = reached(studio, held, options.seeds)
-        effects = {"held": measured(pictures, reach)}
+        distance = prompt_distance(studio, preserving, options.seeds)
+        effects = {"preserving": measured(images, distance)}
         if options.compare:
-            say("the same slider without holding glasses fixed, for comparison ...")
+            say("the same slider with nothing preserved, for comparison ...")
             free = studio.train("demo_age_free", "", options.steps)
-            effects["free"] = measured(studio.sweep(free, options.seeds), reach)
-        report.write(folder, pictures[:SHOWN], effects, options.seeds, time.monotonic() - started)
-        (folder / "demo_age.safetensors").write_bytes((base / "models" / "loras" / held).read_bytes())
+            effects["free"] = measured(studio.sweep(free, options.seeds), distance)
+        report.write(folder, images[:SHOWN], effects, options.seeds, time.monotonic() - started)
+        (folder / "demo_age.safetensors").write_bytes((base / "models" / "loras" / preserving).read_bytes())
     say(report.summary(effects))
     say(f"\nlook at {folder / 'strip.png'} and {folder / 'report.md'} ({time.monotonic() - started:.0f} s)")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=OUTPUT, help="where pictures and report go")
+    parser.add_argument("--folder", type=Path, default=OUTPUT, help="where images and report go")
     parser.add_argument("--steps", type=int, help="training steps (default: the example workflow's)")
     parser.add_argument("--seeds", type=int, default=32, help="people to measure on")
-    parser.add_argument("--compare", action="store_true", help="also train without the phrases held fixed")
+    parser.add_argument("--compare", action="store_true", help="also train with nothing preserved")
     try:
         run(parser.parse_args())
     except (Problem, server.ServerError, OSError) as error:

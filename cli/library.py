@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def enter() -> None:
-    """Make `comfy` (from COMFYUI_PATH) and `concept_sliders` importable; without CUDA the host is told so.
+    """Make `comfy` (from COMFYUI_PATH) and `concept_sliders` importable; without CUDA ComfyUI runs on the CPU.
 
     ComfyUI parses `sys.argv` when it is first imported, so its own arguments stand there meanwhile.
     """

@@ -15,7 +15,7 @@ from ..devtools.server import Server
 from ..devtools.workflow import Prompt
 
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
-PREVIEW_IMAGE = 1  # the kind of a binary message: 4 bytes kind, 4 bytes format, then the picture
+PREVIEW_IMAGE = 1  # the kind of a binary message: 4 bytes kind, 4 bytes format, then the image
 LARGEST_MESSAGE = 64 * 2**20
 SILENCE = 60.0  # seconds without a word after which the server is asked whether it still lives
 
@@ -23,7 +23,7 @@ SILENCE = 60.0  # seconds without a word after which the server is asked whether
 @dataclass(frozen=True)
 class Moment:
     """Something that happened. title: of the node at work. A node has done `done` of `of` steps; 0 of 0 when
-    it begins. preview: the picture that it showed, as JPEG or PNG."""
+    it begins. preview: the image that it showed, as JPEG or PNG."""
 
     title: str
     done: int = 0
@@ -54,8 +54,8 @@ async def _run(server: Server, prompt: Prompt, tell: Callable[[Moment], None]) -
                 server.check_alive()
                 continue
             if message.type is aiohttp.WSMsgType.BINARY:
-                if picture := _preview(message.data):
-                    tell(Moment(title, preview=picture))
+                if image := _preview(message.data):
+                    tell(Moment(title, preview=image))
             elif message.type is aiohttp.WSMsgType.TEXT:
                 kind, data = _told(message.data)
                 if data.get("prompt_id") != prompt_id:

@@ -16,9 +16,9 @@ CELL, GAP, HEAD = 144, 4, 46
 PAPER, TEXT, FAINT = (250, 250, 248), (40, 40, 46), (120, 120, 128)
 
 
-def write(folder: Path, pictures: torch.Tensor, effects: dict[str, Effect], people: int, seconds: float) -> None:
-    """strip.png from pictures (rows, strengths, H, W, 3), report.md and report.json."""
-    strip(pictures, effects["held"]).save(folder / "strip.png")
+def write(folder: Path, images: torch.Tensor, effects: dict[str, Effect], people: int, seconds: float) -> None:
+    """Write strip.png, report.md and report.json. images: (rows, strengths, H, W, 3) in [0, 1]."""
+    strip(images, effects["preserving"]).save(folder / "strip.png")
     text = ["# The demo's age slider", "", "![strip](strip.png)", "", summary(effects), "", table(effects), ""]
     text.append(f"{people} people that training has not seen; {seconds:.0f} s in all.")
     (folder / "report.md").write_text("\n".join(text) + "\n", encoding="utf-8")
@@ -27,15 +27,15 @@ def write(folder: Path, pictures: torch.Tensor, effects: dict[str, Effect], peop
 
 
 def summary(effects: dict[str, Effect]) -> str:
-    """The figures of the slider, one a line, each with its aim."""
-    held = effects["held"]
+    """Return the figures of the slider, one a line, each with its aim."""
+    slider = effects["preserving"]
     lines = [
-        f"age along the strengths: {' '.join(f'{v:.2f}' for v in _column(held, 'age'))}",
-        f"Spearman of the means: {held.spearman:.3f} (aim: at least 0.95)",
-        f"span: {held.span:.2f}, {held.span / held.reach:.0%} of the {held.reach:.2f} between opposing prompts "
-        "(aim: at least 50 %)",
-        f"movement of the others, on average: {held.mean_movement:.1%} of their range (aim: under 10 %)",
-        f"movement of glasses: {held.movements['glasses']:.1%}",
+        f"age along the strengths: {' '.join(f'{v:.2f}' for v in _column(slider, 'age'))}",
+        f"Spearman of the means: {slider.spearman:.3f} (aim: at least 0.95)",
+        f"span: {slider.span:.2f}, {slider.span / slider.reach:.0%} of the {slider.reach:.2f} between opposing "
+        "prompts (aim: at least 50 %)",
+        f"movement of the others, on average: {slider.mean_movement:.1%} of their range (aim: under 10 %)",
+        f"movement of glasses: {slider.movements['glasses']:.1%}",
     ]
     if free := effects.get("free"):
         lines.append(
@@ -46,21 +46,21 @@ def summary(effects: dict[str, Effect]) -> str:
 
 
 def table(effects: dict[str, Effect]) -> str:
-    """Markdown: the mean reading of every attribute along the strengths, and how far it moved."""
-    held, free = effects["held"], effects.get("free")
-    head = ["attribute", *(f"{s:+g}" if s else "0" for s in held.strengths), "moved"]
+    """Return a table in Markdown: the mean reading of every attribute along the strengths, and how far it moved."""
+    slider, free = effects["preserving"], effects.get("free")
+    head = ["attribute", *(f"{s:+g}" if s else "0" for s in slider.strengths), "moved"]
     rows = []
-    for index, name in enumerate(held.attributes):
-        moved = held.means[-1, index] - held.means[0, index]
-        row = [name.replace("_", " "), *(f"{v:.2f}" for v in held.means[:, index]), f"{moved:+.2f}"]
+    for index, name in enumerate(slider.attributes):
+        moved = slider.means[-1, index] - slider.means[0, index]
+        row = [name.replace("_", " "), *(f"{v:.2f}" for v in slider.means[:, index]), f"{moved:+.2f}"]
         rows.append(row + ([f"{free.means[-1, index] - free.means[0, index]:+.2f}"] if free else []))
     head += ["moved, nothing preserved"] if free else []
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def strip(pictures: torch.Tensor, found: Effect) -> Image.Image:
-    """People in rows, strengths in columns, under each column the age that the probe reads there."""
-    rows, columns = pictures.shape[:2]
+def strip(images: torch.Tensor, found: Effect) -> Image.Image:
+    """Draw people in rows, strengths in columns, under each column the age that the probe reads there."""
+    rows, columns = images.shape[:2]
     size = (columns * (CELL + GAP) + GAP, HEAD + rows * (CELL + GAP) + HEAD)
     sheet = Image.new("RGB", size, PAPER)
     pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(20), ImageFont.load_default(16)
@@ -70,9 +70,9 @@ def strip(pictures: torch.Tensor, found: Effect) -> Image.Image:
         age = f"age {_column(found, 'age')[column]:.2f}"
         pen.text((middle, size[1] - HEAD / 2), age, FAINT, small, anchor="mm")
         for row in range(rows):
-            picture = Image.fromarray((pictures[row, column].numpy() * 255).round().astype(np.uint8))
+            image = Image.fromarray((images[row, column].numpy() * 255).round().astype(np.uint8))
             place = (GAP + column * (CELL + GAP), HEAD + row * (CELL + GAP))
-            sheet.paste(picture.resize((CELL, CELL), Image.Resampling.LANCZOS), place)
+            sheet.paste(image.resize((CELL, CELL), Image.Resampling.LANCZOS), place)
     return sheet
 
 

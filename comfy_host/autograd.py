@@ -1,6 +1,6 @@
 """Gradients through ComfyUI's models, whose code is written for inference.
 
-Three things stand in the way. Fused rotary embeddings have no gradient: ComfyUI leaves most of them out while its
+Three things prevent it. Fused rotary embeddings have no gradient: ComfyUI leaves most of them out while its
 flag `in_training` is set, and the rest have plain forms in the library they come from. Blocks add to their inputs in
 place, which autograd may have kept: torch then keeps copies of what is overwritten. And weights loaded in inference
 mode may not be kept at all: see `borrow.Loan`.

@@ -5,8 +5,8 @@ positive prompt depends on the guider: [positive, negative] in plain guidance, [
 CFG, [negative] alone where self-attention guidance evaluates again. So it is found here by the name that each prompt
 has when the run is prepared.
 
-Every prompt is one or the other: positive is the guider's prompt of that name, and negative are all others, as the
-host itself has it when it marks Dual CFG's second prompt and Perp-Neg's empty one as negative.
+Every prompt is one or the other: positive is the guider's prompt of that name, and negative are all others, as
+ComfyUI itself has it when it marks Dual CFG's second prompt and Perp-Neg's empty one as negative.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How ComfyUI's modules hold their parameters: packed, paged in, or patched each time that they are used."""
+"""Reads and writes the parameters of ComfyUI's modules: packed, paged in, or patched each time that they are used."""
 
 from __future__ import annotations
 

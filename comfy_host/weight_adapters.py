@@ -68,8 +68,8 @@ class ComfyPatch(Patch):
         return Dense({self.parameter: self.difference(own, name)})
 
     def _tensors(self) -> list[Tensor]:
-        held = self.value[1] if isinstance(self.value, tuple) else self.value.weights
-        return [t for t in held if isinstance(t, Tensor)]
+        given = self.value[1] if isinstance(self.value, tuple) else self.value.weights
+        return [t for t in given if isinstance(t, Tensor)]
 
 
 def tensors_by_key(name: str, change: LowRank | Adapter) -> dict[str, Tensor]:

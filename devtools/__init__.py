@@ -1,1 +1,1 @@
-"""Tools for working on the pack: its host, the server, the checks. The pack itself imports none of this."""
+"""Tools for working on the pack: set-up of ComfyUI, the server, the checks. The pack itself imports none of this."""

@@ -1,4 +1,4 @@
-"""Which ComfyUI everything here runs on: the one COMFYUI_PATH names, or a pinned one set up once."""
+"""Finds the ComfyUI that everything here runs on: the one COMFYUI_PATH names, or a pinned one set up once."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Host:
     pinned: bool
 
     def environment(self) -> dict[str, str]:
-        """What a child process gets, so that it finds the same host."""
+        """Return what a child process gets, so that it finds the same ComfyUI."""
         return clean_environment(COMFYUI_PATH=str(self.comfy), COMFYUI_PYTHON=str(self.python))
 
     def missing(self, modules: Sequence[str]) -> list[str]:
-        """Those of the modules that the host's Python does not find."""
+        """Return those of the modules that ComfyUI's Python does not find."""
         question = "import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if not u.find_spec(m)))"
         answer = ask(self.python, question, *modules)
         if answer.returncode != 0:
@@ -47,7 +47,7 @@ class Host:
 
 
 def cache_folder(environment: dict[str, str] | None = None) -> Path:
-    """Where hosts are kept: CONCEPT_SLIDERS_CACHE, else the system's per-user cache folder."""
+    """Return where pinned installations are kept: CONCEPT_SLIDERS_CACHE, else the system's per-user cache folder."""
     env = dict(os.environ) if environment is None else environment
     if chosen := env.get("CONCEPT_SLIDERS_CACHE"):
         return Path(chosen).expanduser().absolute()
@@ -65,17 +65,17 @@ def pinned_folder() -> Path:
 
 
 def is_ready(home: Path, steps: Sequence[Step]) -> bool:
-    """Whether every step is done and the environment's Python still stands (its base may be gone)."""
+    """Returns True if every step is done and the environment's Python still stands (its base may be gone)."""
     return home.is_dir() and not left(home, steps) and in_venv(home / "venv").exists()
 
 
 def find(say: Callable[[str], None] = print) -> Host:
-    """The host to use. Sets up the pinned one when it is not there yet."""
+    """Return the ComfyUI to use. Sets up the pinned one when it is not there yet."""
     return own() or set_up(say)
 
 
 def ready() -> Host | None:
-    """The host that is there already, without setting anything up."""
+    """Return the ComfyUI that is there already, or None; sets nothing up."""
     home = pinned_folder()
     return own() or (pinned(home) if is_ready(home, install.steps()) else None)
 
@@ -89,7 +89,7 @@ def set_up(
     home: Path | None = None,
     make_steps: Callable[[int | None], list[Step]] = install.steps,
 ) -> Host:
-    """Make the pinned host, or finish one that was cut off; at once if it stands."""
+    """Set up the pinned ComfyUI, or finish a set-up that was cut off; returns at once if all is there."""
     home = home or pinned_folder()
     if is_ready(home, make_steps(None)):
         return pinned(home)
@@ -102,7 +102,7 @@ def set_up(
             if is_ready(home, steps):
                 return pinned(home)
             if home.is_dir() and not left(home, steps):
-                # All stamps stand but the environment's Python is gone: begin again with the environment.
+                # Every step is marked as done, but the environment's Python is gone: begin again with that step.
                 (home / "steps" / f"{steps[0].name}.done").unlink()
             say(f"setting up ComfyUI {pins.COMFYUI_VERSION} in {home} (once; {total(left(home, steps))} to go)")
             carry_out(home, steps, say)
@@ -119,7 +119,7 @@ def total(steps: Sequence[Step]) -> str:
 
 
 def own(environment: dict[str, str] | None = None) -> Host | None:
-    """The ComfyUI that COMFYUI_PATH names, None where it names none."""
+    """Return the ComfyUI that COMFYUI_PATH names, None where it names none."""
     env = dict(os.environ) if environment is None else environment
     named = env.get("COMFYUI_PATH")
     if not named:
@@ -144,7 +144,7 @@ def own(environment: dict[str, str] | None = None) -> Host | None:
 
 
 def own_python(comfy: Path, named: str | None) -> Path:
-    """The Python that belongs to someone's ComfyUI: named, in or beside it, else the one running us."""
+    """Return the Python that belongs to someone's ComfyUI: named, in or beside it, else the one running us."""
     if named:
         python = Path(named).expanduser().absolute()
         if not python.is_file():
@@ -159,7 +159,10 @@ def own_python(comfy: Path, named: str | None) -> Path:
 
 
 def demand_tools(host: Host, tools: dict[str, str]) -> None:
-    """`tools` maps a module to its package. Nothing is ever installed into someone's own ComfyUI."""
+    """Raise Problem if ComfyUI's Python lacks a tool: nothing is installed into someone's own ComfyUI.
+
+    tools: modules and the packages that they come with.
+    """
     missing = [tools[module] for module in host.missing(list(tools))]
     if missing:
         wanted = " ".join(pins.with_versions(tuple(missing)))
@@ -168,17 +171,17 @@ def demand_tools(host: Host, tools: dict[str, str]) -> None:
 
 @functools.lru_cache(maxsize=4)
 def contents(host: Host) -> dict[str, str]:
-    """What the host holds, versions and device, as its own Python sees it now (seconds: it imports torch)."""
+    """Return versions and device, as ComfyUI's own Python sees them now. Takes seconds: it imports torch."""
     return install.probe(host.python)
 
 
 def has_accelerator(host: Host) -> bool:
-    """Whether the host's torch finds a device; without one ComfyUI has to be started with `--cpu`."""
+    """Returns True if ComfyUI's torch finds a device; without one ComfyUI has to be started with `--cpu`."""
     return contents(host)["device"] != "cpu"
 
 
 def describe(host: Host) -> list[str]:
-    """The lines of `dev.py host`."""
+    """Return the lines of `dev.py host`."""
     kind = "pinned, set up by dev.py" if host.pinned else "named by COMFYUI_PATH"
     rows = {"ComfyUI": f"{host.version()} ({kind})", "folder": str(host.comfy), "run by": str(host.python)}
     rows.update((name, value or "not there") for name, value in contents(host).items())
@@ -186,6 +189,6 @@ def describe(host: Host) -> list[str]:
         mine = host.comfy.parent
         others = sorted(p.name for p in mine.parent.glob("host-*") if p.is_dir() and p.name != mine.name)
         if others:
-            rows["older hosts"] = f"{', '.join(others)} in {mine.parent} (may be deleted)"
+            rows["older set-ups"] = f"{', '.join(others)} in {mine.parent} (may be deleted)"
     width = max(map(len, rows))
     return [f"{name:<{width}}  {value}" for name, value in rows.items()]

@@ -1,4 +1,4 @@
-"""The steps that make the pinned host: an environment, ComfyUI's source, what it needs, and our tools."""
+"""The steps that set up the pinned ComfyUI: an environment, ComfyUI's source, what it needs, and our tools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .problem import Problem
 from .pythons import ask, choose, clean_environment, in_venv, last_line
 from .steps import GB, Step, write_whole
 
-# Run by the host's Python: proves that the whole set loads, and says what it is.
+# Run by ComfyUI's Python: proves that all of it can be imported, and prints the versions.
 PROBE = """
 import json, platform, sys
 from importlib.metadata import version
@@ -127,7 +127,7 @@ def unpack_comfyui(archive: Path, target: Path, sha256: str) -> None:
 
 
 def probe(python: Path) -> dict[str, str]:
-    """What an environment holds, as its own Python sees it."""
+    """Return what is installed in an environment, as its own Python sees it."""
     answer = ask(python, PROBE)
     if answer.returncode != 0:
         raise Problem(f"{python} cannot load what ComfyUI needs: {last_line(answer.stderr)}")
@@ -137,7 +137,7 @@ def probe(python: Path) -> dict[str, str]:
 def check(home: Path, again: bool = False) -> None:
     """Load the whole set once; ComfyUI itself must start far enough to know its options."""
     python = in_venv(home / "venv")
-    held = probe(python)
+    installed = probe(python)
     start = subprocess.run(
         [str(python), "main.py", "--help"],
         cwd=home / "ComfyUI",
@@ -147,4 +147,4 @@ def check(home: Path, again: bool = False) -> None:
     )
     if start.returncode != 0:
         raise Problem(f"ComfyUI does not start: {last_line(start.stderr)}")
-    write_whole(home / "host.json", json.dumps(held, indent=2))
+    write_whole(home / "host.json", json.dumps(installed, indent=2))

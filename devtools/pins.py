@@ -30,7 +30,7 @@ def lines(constraints: str) -> list[str]:
 
 
 def key(constraints: str, *others: str) -> str:
-    """A short name for one set of pins: two hosts share it only if they are made of the same things."""
+    """A short name for one set of pins: two installations share it only if they are of the same versions."""
     text = "\n".join([*lines(constraints), "--", *others])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""The one kind of error that `dev.py` shows to a person, as one line with the way out."""
+"""The one kind of error that `dev.py` shows to a person, as one line that says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which Python makes the host's environment."""
+"""Chooses the Python that makes the environment of the pinned ComfyUI."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def slider_names() -> list[str]:
 
 
 def find_slider(name: str) -> Path:
-    """The file of one of the `slider_names`. Raises FileNotFoundError that says where it looked."""
+    """Return the file of one of the `slider_names`. Raises FileNotFoundError that says where it looked."""
     candidates = [(folder, name) for folder in _FOLDERS]
     if name.startswith(_HIDDEN):
         candidates.append(("loras", name.removeprefix(_HIDDEN)))
@@ -52,7 +52,7 @@ def inversion_names() -> list[str]:
 
 
 def find_inversion(name: str) -> Path:
-    """The file of one of the `inversion_names`. Raises FileNotFoundError that says where it looked."""
+    """Return the file of one of the `inversion_names`. Raises FileNotFoundError that says where it looked."""
     if path := folder_paths.get_full_path("inversions", name):
         return Path(path)
     raise FileNotFoundError(

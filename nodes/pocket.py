@@ -73,6 +73,6 @@ class DrawPortrait(io.ComfyNode):
                 f"Draw Portrait: a caption can leave out {', '.join(LEFT_UNSAID)}; got {', '.join(unknown)}."
             )
         people = portraits(count, seed=_UNSEEN + seed)
-        pictures = np.stack([draw(person) for person in people])  # (count, 64, 64, 3) of 0..255
+        images = np.stack([draw(person) for person in people])  # (count, 64, 64, 3) of 0..255
         text = caption(people[0], np.random.default_rng(seed), names)
-        return io.NodeOutput(torch.from_numpy(pictures).float() / 255, text)
+        return io.NodeOutput(torch.from_numpy(images).float() / 255, text)

@@ -1,4 +1,4 @@
-"""Whether an adapter has the shape of the weight it is for, told from the shapes of its parts alone."""
+"""Checks that an adapter has the shape of the weight it is for, by the shapes of its parts alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A slider's layers under the names of another convention, also where that one divides the weights in another way.
+"""Converts a slider's layers to the names of another convention, also where that one divides weights differently.
 
 ComfyUI maps every layer name to a weight of the model or a slice of one, such as the queries of a joint qkv weight.
 Two names of one slice are synonyms. The change of a slice is widened with zeros if a convention has a name for the

@@ -23,7 +23,7 @@ _UNET_PARTS = (
     "class_embedding.",
 )
 _UNET_TOPS = ("down_blocks_", "mid_block_", "up_blocks_", "conv_", "time_embedding_", "add_embedding_")
-# ACE-Step: ComfyUI's loader knows these names as PEFT writes them, and no other way
+# ACE-Step: ComfyUI's loader knows these names only as PEFT writes them
 _KEPT_PEFT = re.compile(r"layers\.\d+\.(self_attn|cross_attn|mlp)\.")
 # USO's adapters for Flux, which stand at its attention processors
 _USO_LAYER = re.compile(r"(single|double)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)")

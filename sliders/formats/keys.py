@@ -1,6 +1,6 @@
 """From the keys of a slider file to its layers, and back.
 
-A key is a layer's name and the ending of one of its parts. Trainers spell both in their own ways: `layer_names` knows
+A key is a layer's name and the ending of one of its parts. Trainers spell both differently: `layer_names` knows
 the names, this module the endings, and `adapters` what the parts of a layer make together.
 """
 
