@@ -45,6 +45,15 @@ def inversion(pocket, images):
     return inverted(pocket[0], images)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def output_folder(tmp_path_factory):
+    """What is written goes into a folder of this run: a run that was cut off leaves nothing to the next."""
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path_factory.mktemp("output")))
+    yield
+    folder_paths.set_output_directory(before)
+
+
 @pytest.fixture
 def loras(tmp_path, monkeypatch):
     """An empty models/loras."""
