@@ -1,6 +1,5 @@
 """Training from the command line: the same sliders as in the graph, from JSON or from a slider's own file."""
 
-import json
 import os
 import signal
 import threading
@@ -14,19 +13,11 @@ from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
+from concept_sliders.tests.support.train_command import CONCEPT, SMALL, drawn_pairs, recipe_file, same
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.run import PROJECT
 from PIL import Image
-
-CONCEPT = {"target": "portrait of a person", "more": "very old person", "less": "very young person"}
-SMALL = {"steps": 3, "rollout_steps": 2, "rank": 2}
-
-
-def recipe_file(folder, **values):
-    path = folder / "recipe.json"
-    path.write_text(json.dumps(values))
-    return path
 
 
 def test_a_slider_is_trained_again_from_its_own_file(train_command, tmp_path):
@@ -86,13 +77,6 @@ def test_a_file_that_is_there_is_not_overwritten(train_command, tmp_path):
     assert code == 1 and "is there already" in said and out.read_bytes() == b"mine"
 
 
-def same(one, other):
-    return one.layers.keys() == other.layers.keys() and all(
-        torch.equal(one.layers[name].up, layer.up) and torch.equal(one.layers[name].down, layer.down)
-        for name, layer in other.layers.items()
-    )
-
-
 def test_a_slider_of_the_graph_is_trained_again_as_it_was(train_command, tmp_path):
     """At its own size, two pictures a step, to the bit."""
     made, again = tmp_path / "made.safetensors", tmp_path / "again.safetensors"
@@ -109,14 +93,6 @@ def test_a_slider_of_the_graph_is_trained_again_as_it_was(train_command, tmp_pat
     single = tmp_path / "single.safetensors"
     assert train_command(made, "--out", single, "--batch", 1)[0] == 0
     assert load_slider(single).info.recipe["batch"] == 1 and not same(load_slider(single), other)
-
-
-def drawn_pairs(folder, seed=3):
-    folder.mkdir()
-    for index, person in enumerate(portraits(2, seed=seed)):
-        for strength, smile in ((-1, 0.1), (1, 0.9)):
-            Image.fromarray(draw(person.with_(smile=smile))).save(folder / f"{index}_{strength}.png")
-    return folder
 
 
 def test_a_visual_slider_of_the_graph_is_trained_again_and_other_pictures_are_noticed(train_command, tmp_path):

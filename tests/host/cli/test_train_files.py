@@ -9,9 +9,9 @@ import torch
 from concept_sliders.cli import train as command
 from concept_sliders.cli.model_files import load_models, load_vae
 from concept_sliders.sliders.formats.slider_files import load_slider
-from concept_sliders.tests.host.cli.test_train import CONCEPT, SMALL, drawn_pairs, recipe_file, same
 from concept_sliders.tests.support import checkpoint
 from concept_sliders.tests.support.tiny_vae import film_vae
+from concept_sliders.tests.support.train_command import CONCEPT, SMALL, drawn_pairs, recipe_file, same
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.recipe import EncoderRecipe, TextualRecipe, VisualRecipe
 from safetensors.torch import load_file, save_file

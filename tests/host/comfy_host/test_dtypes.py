@@ -11,9 +11,9 @@ from concept_sliders.comfy_host.mode_choice import MODES
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.comfy_host.test_kinds_everywhere import OTHERS, PRODUCTS, files_of
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.family_checks import STRENGTH, Subject, tensors_of
+from concept_sliders.tests.support.layer_type_files import OTHERS, PRODUCTS, files_of
 from safetensors.torch import save_file
 from torch.utils._pytree import tree_map
 

@@ -13,7 +13,7 @@ from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.equation import dense_hooks, hooks
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.comfy_host.test_failures import FailingOnce
+from concept_sliders.tests.support.failing_once import FailingOnce
 from concept_sliders.tests.support.family_checks import Subject
 from concept_sliders.tests.support.family_names import layers_never_called
 from concept_sliders.tests.support.tiny import STEPS, one_evaluation, random_slider, sample, tiny_model, traces

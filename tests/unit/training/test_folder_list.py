@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from concept_sliders.tests.unit.training.test_pair_folders import put
+from concept_sliders.tests.support.image_folders import put
 from concept_sliders.training.pairs.folder_list import LINKED, find_folder, fingerprint, image_folders
 from concept_sliders.training.pairs.folders import read_pairs
 

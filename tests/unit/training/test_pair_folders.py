@@ -5,18 +5,11 @@ import pytest
 import torch
 from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.world.portrait import portraits
+from concept_sliders.tests.support.image_folders import put
 from concept_sliders.training.pairs.file_names import parse_marks, read_names
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.pairs.image_files import read_caption, read_image
 from PIL import Image
-
-
-def put(folder, *names, size=(64, 64)):
-    """Grey images, each of a shade of its own, at these paths in the folder."""
-    for shade, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (10 + 20 * shade,) * 3).save(path)
 
 
 def laid_out(folder, **options):

@@ -5,14 +5,11 @@ import pytest
 import torch
 from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.comfy_host.model_state import state_of
-from concept_sliders.sliders.changes import Adapter
-from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.sliders.gate import Gate
-from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.support.tiny import difference, random_slider, sample, tensors_of, tiny_model, traces
+from concept_sliders.tests.support.adapter_sliders import slider_of
+from concept_sliders.tests.support.tiny import difference, sample, tiny_model, traces
 
 FAMILY = "SD15"
 MODES = mode_choice.MODES[1:]
@@ -21,41 +18,6 @@ MODES = mode_choice.MODES[1:]
 @pytest.fixture
 def model():
     return tiny_model(FAMILY)
-
-
-def parts_of(kind: str, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    out, ones = shape[0], (1,) * (len(shape) - 2)
-
-    def r(*size):
-        return 0.3 * torch.randn(*size)
-
-    low = {"lora_up.weight": r(out, 2, *ones), "lora_down.weight": r(2, *shape[1:]), "alpha": torch.tensor(1.0)}
-    return {
-        "DoRA": {**low, "dora_scale": 1 + r(out, 1, *ones).abs()},
-        "OFT": {"oft_blocks": r(2, out // 2, out // 2)},
-        "BOFT": {"oft_blocks": r(2, out // 4, 4, 4), "alpha": torch.tensor(0.0)},
-        "GLoRA": {
-            "a1.weight": r(2, shape[1]),
-            "a2.weight": r(shape[1], 2),
-            "b1.weight": r(2, shape[1]),
-            "b2.weight": r(out, 2),
-        },
-        "LoKr": {"lokr_w1": r(2, 2), "lokr_w2": r(out // 2, shape[1] // 2, *shape[2:])},
-    }[kind]
-
-
-def slider_of(model, kind: str, seed: int = 3) -> tuple[Slider, dict[str, torch.Tensor]]:
-    if kind == "LoRA":
-        slider = random_slider(model, seed)
-        return slider, tensors_of(slider)
-    torch.manual_seed(seed)
-    layers, tensors = {}, {}
-    for path, name in layer_names(model).items():
-        if "attn1" in path:
-            parts = parts_of(kind, weight_shape(model.model.get_submodule(path), name))
-            layers[name] = Adapter(parts)
-            tensors |= {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
-    return Slider(kind, layers), tensors
 
 
 def stacked(model, kinds, strengths):

@@ -7,8 +7,8 @@ import comfy.model_management
 import torch
 from concept_sliders.bench._live import Live, peak_memory
 from concept_sliders.pocket.model import load_pocket
-from concept_sliders.tests.host.training.test_training_precisions import typed_model
 from concept_sliders.tests.support.tiny import FAMILIES, condition
+from concept_sliders.tests.support.typed_models import typed_model
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, TextualRecipe
 from concept_sliders.training.run import RunOptions, train_textual

@@ -8,8 +8,7 @@ from concept_sliders.nodes.converting import MergeSliders
 from concept_sliders.nodes.loading import SaveSlider
 from concept_sliders.sliders.merge_sliders import merged_stack
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.comfy_host.test_stacks_of_kinds import slider_of
-from concept_sliders.tests.host.comfy_host.test_ways_of_kinds import adapted_slider
+from concept_sliders.tests.support.adapter_sliders import adapted_slider, slider_of
 from concept_sliders.tests.support.tiny import difference, random_slider, sample, tensors_of, tiny_model
 from safetensors.torch import load_file
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from concept_sliders.inversion import inversion_run, predictions
 from concept_sliders.inversion.inversion_run import invert
-from concept_sliders.tests.host.training.test_training_paged import paged
-from concept_sliders.tests.host.training.test_training_precisions import typed_model
 from concept_sliders.tests.support.inverting import quick_settings
+from concept_sliders.tests.support.paged_training import paged
 from concept_sliders.tests.support.paging import DynamicOnTheCpu
 from concept_sliders.tests.support.tiny import FAMILIES, condition, tiny_model, traces
+from concept_sliders.tests.support.typed_models import typed_model
 
 GUIDED = [family for family in FAMILIES if family != "Flux"]
 FEW = {"steps": 2, "inner_steps": 4, "learning_rate": 0.05, "refinement": 0}

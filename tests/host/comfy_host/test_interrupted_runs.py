@@ -12,6 +12,7 @@ from concept_sliders.sliders.equation import dense_hooks, hooks, weight_updates
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.support.failing_once import FailingOnce
 from concept_sliders.tests.support.tiny import STEPS, difference, random_slider, sample, tiny_model, traces
 
 FAMILY = "SD15"
@@ -64,22 +65,6 @@ def test_cancelled_at_any_call(model, mode, call):
     assert traces(model) == []
     assert torch.equal(sample(acted, FAMILY), before)
     assert torch.equal(sample(model, FAMILY), bare)
-
-
-class FailingOnce:
-    """A function of ours, or one of PyTorch's that ours call, that finds no memory at its nth call."""
-
-    def __init__(self, function, at: int):
-        self.function, self.at, self.calls = function, at, 0
-
-    def __getattr__(self, name: str):
-        return getattr(self.function, name)
-
-    def __call__(self, *args, **kwargs):
-        self.calls += 1
-        if self.calls == self.at:
-            raise torch.cuda.OutOfMemoryError("no room")
-        return self.function(*args, **kwargs)
 
 
 @pytest.mark.parametrize("at", [1, 5])

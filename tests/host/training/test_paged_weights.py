@@ -8,43 +8,16 @@ import torch
 from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.refetched_weights import refetched
-from concept_sliders.tests.host.training.test_training_memory import PROMPT, Samples, close, gradients
-from concept_sliders.tests.host.training.test_training_precisions import typed_model
+from concept_sliders.tests.support.gradients import PROMPT, Samples, close, gradients
+from concept_sliders.tests.support.paged_training import paged, trained
 from concept_sliders.tests.support.paging import DynamicOnTheCpu
 from concept_sliders.tests.support.tiny import FAMILIES, condition, tiny_model, traces
+from concept_sliders.tests.support.typed_models import typed_model
 from concept_sliders.training import loop
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, TextualRecipe
-from concept_sliders.training.run import RunOptions, train_textual
+from concept_sliders.training.run import RunOptions
 from concept_sliders.training.trainable_layers import TrainableLayers
-
-
-class Buffer:
-    """One buffer for all weights, as the host's for casting: every layer's weight overwrites the last one's.
-
-    As in the host's paging the tensors handed out are each of its own making on that memory: autograd cannot see
-    that they change.
-    """
-
-    def __init__(self, size):
-        self.memory, self.fetched = torch.empty(size), 0
-
-    def __call__(self, weight):
-        self.fetched += 1
-        self.memory.fill_(1e3)
-        fetched = torch.empty(0).set_(self.memory.untyped_storage(), 0, weight.shape)
-        return fetched.copy_(weight.detach())
-
-
-def paged(model):
-    """Let every layer of the model fetch its weight into one buffer, and its bias into another; the first of them."""
-    comfy.model_management.load_models_gpu([model])  # which decides for every layer how it fetches
-    largest = max(p.numel() for p in model.model.parameters())
-    weights, biases = Buffer(largest), Buffer(largest)
-    for module in model.model.modules():
-        if hasattr(module, "comfy_cast_weights"):
-            module.comfy_cast_weights, module.weight_function, module.bias_function = True, [weights], [biases]
-    return weights
 
 
 def given(family):
@@ -106,23 +79,6 @@ def test_of_weights_that_are_cast_no_copy_is_kept_for_backward():
                 kept[name] = sum(size for pointer, size in sizes.items() if pointer not in weights)
             del d
     assert kept["cast"] < 1.5 * kept["plain"]
-
-
-def trained(model, family, run_options=None, **settings):
-    """A run of three steps."""
-    settings = {
-        "rank": 2,
-        "steps": 3,
-        "rollout_steps": 2,
-        "samples_per_rollout": 2,
-        "learning_rate": 1e-3,
-        **settings,
-    }
-    recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young"),), **settings)
-    conditionings = {p: condition(family, seed) for seed, p in enumerate(recipe.prompts())}
-    with torch.inference_mode():
-        latents = torch.zeros(2, FAMILIES[family][2], 8, 8)
-        return train_textual(model, conditionings, recipe, latents, "trained", run_options)
 
 
 def test_a_model_that_the_host_keeps_in_part_off_the_device_trains():

@@ -6,40 +6,15 @@ from contextlib import nullcontext
 import pytest
 import torch
 from concept_sliders.comfy_host.autograd import differentiable
-from concept_sliders.comfy_host.borrow import borrowed, for_autograd
+from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.gradient_checkpointing import blocks_of, checkpointed
 from concept_sliders.comfy_host.latents import packed
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.sliders.equation.layer_kinds import can_act_on
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.training.concept import Concept
-from concept_sliders.training.loop import Training
-from concept_sliders.training.recipe import TextualRecipe
-from concept_sliders.training.samples import Sample
+from concept_sliders.tests.support.gradients import PROMPT, RECIPE, Samples, close, gradients
 from concept_sliders.training.trainable_layers import TrainableLayers
-
-PROMPT = "portrait of a person"
-RECIPE = TextualRecipe(concepts=(Concept(PROMPT, "old person", "young person"),), rank=2, layers="all")
-
-
-class Samples:
-    """Always the same sample."""
-
-    def __init__(self, rows, shape, device="cpu"):
-        generator = torch.Generator().manual_seed(0)
-        x, target = (torch.randn(rows, *shape, generator=generator).to(device) for _ in range(2))
-        strengths = torch.tensor([[1.0], [-1.0]]).repeat(rows // 2, 1)
-        self.sample = Sample(x, torch.tensor(0.6), target, strengths, PROMPT)
-
-    def __next__(self):
-        return self.sample
-
-    def state(self):
-        return {}
-
-    def restore(self, state):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +22,6 @@ def pocket():
     with torch.inference_mode():
         model, clip, _ = load_pocket()
         return model, {PROMPT: clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))}
-
-
-def gradients(model, conditionings, samples, prepare=None, recipe=RECIPE, shapes=None):
-    """The gradients of one step, and the training that made them."""
-    with borrowed(model):
-        layers = TrainableLayers(model, recipe, torch.Generator().manual_seed(1))
-        for change in layers.by_name.values():  # at zero the down-projections would learn nothing yet
-            torch.nn.init.constant_(change.up, 0.01)
-        plain = {prompt: for_autograd(conditioning) for prompt, conditioning in conditionings.items()}
-        training = Training(Denoiser(model, plain, shapes), layers, samples, recipe, torch.Generator())
-        if prepare:
-            prepare(training)
-        training._backward(samples.sample)
-        return [p.grad.clone() for p in layers.parameters() if p.grad is not None], training
-
-
-def close(one, other):
-    assert len(one) == len(other) > 0
-    scale = max(float(g.abs().max()) for g in one)
-    assert all(float((a - b).abs().max()) < 1e-4 * scale for a, b in zip(one, other, strict=True))
 
 
 def full_device():

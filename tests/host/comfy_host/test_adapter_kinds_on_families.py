@@ -8,10 +8,10 @@ from concept_sliders.sliders.equation.layer_kinds import can_act_on
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
-from concept_sliders.tests.host.comfy_host.test_kinds_everywhere import convolution_parts
 from concept_sliders.tests.support.adapter_files import parts_of, random
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.family_checks import STRENGTH, Subject
+from concept_sliders.tests.support.layer_type_files import convolution_parts
 from concept_sliders.tests.support.tiny import difference
 from safetensors.torch import save_file
 

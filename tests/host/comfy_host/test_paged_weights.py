@@ -2,7 +2,6 @@
 
 import comfy.memory_management
 import comfy.ops
-import comfy.sd
 import comfy_aimdo.control
 import pytest
 import torch
@@ -24,6 +23,7 @@ from concept_sliders.tests.support.paging import (
     paging_cast,
     waiting_patches,
 )
+from concept_sliders.tests.support.stock_patches import patched_by_stock
 from concept_sliders.tests.support.tiny import condition, difference, random_slider, sample, tensors_of, tiny_model
 
 FAMILY = "SD15"
@@ -83,12 +83,6 @@ def host_file(slider: Slider) -> dict[str, torch.Tensor]:
     if not isinstance(next(iter(slider.layers.values())), Adapter):
         return tensors_of(slider)
     return {f"{n}.{part}": t for n, change in slider.layers.items() for part, t in change.parts.items()}
-
-
-def patched_by_stock(model: ModelPatcher, *files) -> ModelPatcher:
-    for tensors, strength in files:
-        model, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
-    return model
 
 
 def answer(patcher: ModelPatcher, load, sigma: float = 3.0, rows: int = 1) -> torch.Tensor:

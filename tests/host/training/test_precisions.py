@@ -3,10 +3,10 @@
 import comfy.model_management
 import pytest
 import torch
-from comfy.model_patcher import ModelPatcher
-from concept_sliders.tests.host.comfy_host.test_quantised import FORMATS, quantised_model
-from concept_sliders.tests.host.training.test_training_memory import PROMPT, Samples, gradients
+from concept_sliders.tests.support.gradients import PROMPT, Samples, gradients
+from concept_sliders.tests.support.quantised_models import FORMATS, quantised_model
 from concept_sliders.tests.support.tiny import FAMILIES, condition, tiny_model
+from concept_sliders.tests.support.typed_models import typed_model
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import train_textual
@@ -19,18 +19,6 @@ RECIPE = TextualRecipe(
     rollout_steps=2,
     samples_per_rollout=2,
 )
-
-
-def typed_model(family: str, weights: torch.dtype, compute: torch.dtype | None) -> ModelPatcher:
-    """A tiny model with its weights stored in one dtype, and computed in another where that differs."""
-    config_class, unet_config, _, _ = FAMILIES[family]
-    config = config_class(dict(unet_config))
-    config.set_inference_dtype(weights, compute)
-    with torch.inference_mode():
-        typed = config.get_model({}, device=torch.device("cpu"))
-        for own, source in zip(typed.parameters(), tiny_model(family).model.parameters(), strict=True):
-            own.data = source.data.to(weights)
-    return ModelPatcher(typed, torch.device("cpu"), torch.device("cpu"))
 
 
 def state(model):

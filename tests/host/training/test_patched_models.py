@@ -7,11 +7,11 @@ import torch
 from concept_sliders.comfy_host.identity import weights_hash
 from concept_sliders.comfy_host.text_encoders import encoder_layer_names
 from concept_sliders.pocket.model import load_pocket
-from concept_sliders.tests.host.comfy_host.test_paged import patched_by_stock
-from concept_sliders.tests.host.comfy_host.test_quantised import FORMATS, quantised_model
-from concept_sliders.tests.host.training.test_training_paged import trained
+from concept_sliders.tests.support.paged_training import trained
 from concept_sliders.tests.support.paging import CPU, DynamicOnTheCpu, load_all, load_in_part, load_none, page
+from concept_sliders.tests.support.quantised_models import FORMATS, quantised_model
 from concept_sliders.tests.support.short_runs import CONCEPT
+from concept_sliders.tests.support.stock_patches import patched_by_stock
 from concept_sliders.tests.support.tiny import random_slider, tensors_of, tiny_model
 from concept_sliders.training.recipe import EncoderRecipe
 from concept_sliders.training.run import RunOptions, train_text_encoder

@@ -7,9 +7,9 @@ from concept_sliders.comfy_host import mode_choice
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.sliders.changes import Adapter
-from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.support.adapter_sliders import adapted_parts, adapted_slider
 from concept_sliders.tests.support.tiny import difference, sample, tiny_model, traces
 
 MODES = mode_choice.MODES[1:]
@@ -19,26 +19,6 @@ FAMILY = "SD15"
 @pytest.fixture
 def model():
     return tiny_model(FAMILY)
-
-
-def adapted_parts(shape: tuple[int, ...]) -> dict[str, dict[str, torch.Tensor]]:
-    """One change of each kind for a linear layer or convolution, as their trainers write it."""
-    out, inner = shape[0], shape[1] * (shape[2] * shape[3] if len(shape) > 2 else 1)
-    ones = (1,) * (len(shape) - 2)
-
-    def r(*size):
-        return 0.3 * torch.randn(*size)
-
-    low = {"lora_up.weight": r(out, 2, *ones), "lora_down.weight": r(2, *shape[1:]), "alpha": torch.tensor(1.0)}
-    return {
-        "LoHa": {"hada_w1_a": r(out, 2), "hada_w1_b": r(2, inner), "hada_w2_a": r(out, 2), "hada_w2_b": r(2, inner)},
-        "LoKr": {"lokr_w1": r(2, 2), "lokr_w2": r(out // 2, shape[1] // 2, *shape[2:])},
-        "DoRA": {**low, "dora_scale": 1 + r(out, 1, *ones).abs()},
-        "OFT": {"oft_blocks": r(2, out // 2, out // 2)},
-        "difference": {"diff": r(*shape)},
-        "bias": {"diff_b": r(out)},
-        "LoRA with a bias": {**low, "diff_b": r(out)},
-    }
 
 
 KINDS = tuple(adapted_parts((8, 8)))
@@ -63,20 +43,6 @@ def test_changes_that_are_no_product_have_rows(model, kind):
     for row, value in enumerate(values):
         alone = sample(apply_sliders(model, Stack.of(slider, value)), FAMILY)
         assert difference(batch[row : row + 1], alone) < 1e-4
-
-
-def adapted_slider(model, kind):
-    torch.manual_seed(3)
-    names = [(path, name) for path, name in layer_names(model).items() if "attn" in path or "in_layers" in path]
-    layers, tensors = {}, {}
-    for path, name in names:
-        module = model.model.get_submodule(path)
-        parts = adapted_parts(weight_shape(module, name))[kind]
-        if "diff_b" in parts and module.bias is None:
-            continue
-        layers[name] = Adapter(parts)
-        tensors |= {f"{name}.{ending}": tensor for ending, tensor in parts.items()}
-    return Slider(kind, layers), tensors
 
 
 def test_norms(model):
