@@ -143,7 +143,7 @@ class Run:
         return self.steps[0] - self.began - step
 
     def longest(self, step: float) -> float:
-        """What the longest of the later steps took more than a step."""
+        """Return what the longest of the later steps took more than a step."""
         return max(b - a for a, b in zip(self.steps, self.steps[1:])) - step
 
 
@@ -172,7 +172,7 @@ class Sampler:
 
     @torch.inference_mode()
     def result(self, model, steps: int | None = None, rows: int = 1, positive=None, callback=None) -> torch.Tensor:
-        """The latents of a whole run, (rows, C, side, side)."""
+        """Return the latents of a whole run, (rows, C, side, side)."""
         noise = torch.randn(1, *self.latent.shape[1:]).repeat(rows, 1, 1, 1)
         return comfy.sample.sample(
             model,

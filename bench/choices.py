@@ -200,7 +200,7 @@ def row(choice: Choice, figures: Tensor) -> str:
 
 
 def strip(rows: list[tuple[Choice, Tensor]]) -> Image.Image:
-    """The choices one above the other, two people each."""
+    """Draw the choices one above the other, two people each."""
     parts = []
     for index, (choice, images) in enumerate(rows):
         labels = [f"{s:+g}" if s else "0" for s in STRENGTHS] if not index else [""] * len(STRENGTHS)

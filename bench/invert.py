@@ -188,7 +188,7 @@ class Bench:
         return peak.bytes
 
     def training_peak(self, denoiser: Denoiser, x: torch.Tensor, sigma: torch.Tensor) -> int:
-        """The same of a training step, from a fresh slider on."""
+        """Return the peak of a training step of a fresh slider, in the same form."""
         sample = Sample(x, sigma, torch.zeros_like(x), torch.ones(1, 1, device=x.device), "")
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=1)
         with peak_memory(denoiser.device) as peak:

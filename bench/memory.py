@@ -45,7 +45,7 @@ The tiny models of the tests show how settings compare on each family; their fig
 
 
 def measured(model, conditionings: dict, empty: Callable[[int], torch.Tensor], batch: int, settings: dict) -> float:
-    """The peak of one run in MiB."""
+    """Return the peak of one run in MiB."""
     recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, samples_per_rollout=2, **settings)
     latents = empty(batch)
     with torch.inference_mode(), peak_memory(model.load_device) as peak:

@@ -121,7 +121,7 @@ class Studio:
 
 
 def made(studio: Studio, schedule: str, seed: int, settings: dict, folder: Path) -> Result:
-    """The result of one training, kept in the folder; what it has with these settings is not done again."""
+    """Return the result of one training, kept in the folder: a training with these settings is not run twice."""
     name = f"{schedule.replace(' ', '_').replace(',', '')}_{seed}"
     file, trained = folder / f"{name}.json", folder / f"{name}.safetensors"
     asked = {**settings, "batch": studio.batch, "people": studio.people}

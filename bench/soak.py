@@ -113,7 +113,7 @@ class Stacks:
 
 
 def run_of(model, drawn: Drawn, sampler: _models.Sampler, seed: int) -> torch.Tensor | None:
-    """The latents of a run, or None where it was cancelled."""
+    """Return the latents of a run, or None where it was cancelled."""
 
     def done(step: int, *_) -> None:
         if step == drawn.cancelled:
@@ -128,7 +128,7 @@ def run_of(model, drawn: Drawn, sampler: _models.Sampler, seed: int) -> torch.Te
 
 
 def megabytes() -> float:
-    """The memory that this process has now."""
+    """Return the memory that this process has now."""
     gc.collect()
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

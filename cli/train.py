@@ -49,7 +49,7 @@ SMALLEST, MULTIPLE = 16, 8  # of --size, as of the size that the nodes for image
 
 
 def read_values(path: Path) -> Mapping[str, Any]:
-    """What a file says of a training, the recipe and the facts. Raises ValueError if it says nothing."""
+    """Return what a file says of a training, the recipe and the facts. Raises ValueError if it says nothing."""
     about = {}
     if path.suffix == ".json":
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ def train(recipe: Recipe, facts: RunRecord, options: argparse.Namespace) -> Trai
 
 
 def for_family(of_model: str, facts: RunRecord, options: argparse.Namespace) -> RunRecord:
-    """The facts without a size in another family's latents, which stand for other sizes in pixels; says so."""
+    """Return the facts without a size in another family's latents, which stand for other sizes in pixels; says so."""
     if options.size is not None or not facts.latent_shape or facts.family == of_model:
         return facts
     size, was_of = _size(options), facts.family or "a family that RECIPE does not name"
@@ -151,7 +151,7 @@ def _encoded(clip, prompts: Iterable[str]) -> dict[str, list]:
 
 @contextmanager
 def stopped_by_ctrl_c() -> Iterator[None]:
-    """The first Ctrl-C within the block is a cancel, as of ComfyUI's button; a second one ends the program."""
+    """Make the first Ctrl-C within the block cancel, as ComfyUI's button does; a second one ends the program."""
     before = signal.getsignal(signal.SIGINT)
 
     def cancel(number: int, frame: Any) -> None:
@@ -167,14 +167,14 @@ def stopped_by_ctrl_c() -> Iterator[None]:
 
 
 def count(text: str) -> int:
-    """A number of images. Raises ArgumentTypeError for what is no whole number of at least 1."""
+    """Parse a number of images. Raises ArgumentTypeError for what is no whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
     return int(text)
 
 
 def pixels(text: str) -> int:
-    """The side of an image. Raises ArgumentTypeError for one that is too small or between what latents show."""
+    """Parse the side of an image in pixels. Raises ArgumentTypeError if no latents have that size."""
     if not text.isdecimal() or int(text) < SMALLEST or int(text) % MULTIPLE:
         raise argparse.ArgumentTypeError(f"must be at least {SMALLEST} and a multiple of {MULTIPLE}, got {text!r}")
     return int(text)
@@ -202,7 +202,7 @@ def main() -> int:
     try:
         if options.out.exists():
             raise ValueError(f"{options.out} is there already.")
-        if not os.access(options.out.resolve().parent, os.W_OK):  # or that would be found out at the end
+        if not os.access(options.out.resolve().parent, os.W_OK):  # checked now: training would fail only at its end
             raise ValueError(f"{options.out} cannot be written: its folder is not there, or may not be written to.")
         recipe, facts = _read(options.recipe)
         with stopped_by_ctrl_c():

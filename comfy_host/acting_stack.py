@@ -131,7 +131,7 @@ class ActingStack:
         """Decide which entries are evaluated apart: no groups if all of them can share one evaluation."""
         base_model = evaluation.base_model
         differ = bool((strengths != strengths[:1]).any())
-        # at strength zero, too, as the batch of a sweep is more than such a model takes
+        # also at strength zero: the batch of a sweep has more entries than such a model takes
         alone = takes_batches_of_one(base_model) and (self.stack.batch_size > 1 or differ)
         apart = alone or (
             hooks is not None

@@ -46,7 +46,7 @@ def _wrap(clone: ModelPatcher, acting: ActingStack, state: ModelState) -> None:
     if not clone.get_callbacks(CallbacksMP.ON_DETACH, KEY):
         clone.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _give_memory_back)
         clone.add_callback_with_key(CallbacksMP.ON_PREPARE_STATE, KEY, _act_on_second_model)
-        if not clone.is_dynamic():  # for the sake of a plain model ComfyUI would move paged ones off the device
+        if not clone.is_dynamic():  # for memory that is not paged, ComfyUI would move paged models off the device
             clone.set_additional_models(KEY, [SliderMemory.of(state, clone)])
     if any(each.cond_or_uncond != "both" for each in acting.stack):
         track_prompts(clone)

@@ -187,7 +187,7 @@ class Denoiser(DiffusionPredictor):
     def _conditions_of(self, prompt: str, x: Tensor) -> Conditions:
         """Return the conditions of a prompt, made once for each size of latents unless gradients go through them."""
         conditioning, key = self._conditionings[prompt], (prompt, x.shape[1:])
-        if _requires_grad(conditioning):  # kept, it would keep the graph it was made in
+        if _requires_grad(conditioning):  # not cached: it would keep its autograd graph alive
             return self.conditions(conditioning, x)
         if key not in self._conditions:
             self._conditions[key] = self.conditions(conditioning, x)

@@ -73,7 +73,7 @@ def modifications_of(patcher: ModelPatcher) -> list[Any]:
         [(p.slider.content_hash, p.strength, repr(p.gates), p.cond_or_uncond) for p in acting.stack] if acting else []
     )
     patches = {key: [_plain(patch) for patch in given] for key, given in patcher.patches.items()}
-    wrappers = {  # the sliders' own are told above; compiled or not, a model trains alike
+    wrappers = {  # but for the sliders' wrapper, told above, and torch.compile's, which changes no result
         (kind, key): given
         for kind, by_key in patcher.wrappers.items()
         for key, given in by_key.items()

@@ -27,7 +27,7 @@ from .batch_entries import Evaluation
 AUTO, UNMERGED, MERGED = MODES = ("auto", "unmerged", "merged")
 # Evaluations after which merging has paid for itself, by the figures above, and for sums of ranks below `FEW`
 WORTH_IT, WORTH_IT_FOR_FEW, FEW = 4, 10, 32
-_UNKNOWN_STEPS = 20  # taken where ComfyUI does not say how many steps there are
+_UNKNOWN_STEPS = 20  # assumed where ComfyUI does not say how many steps there are
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 KEY = "concept_sliders"  # of what the pack attaches to ComfyUI's models
 T = TypeVar("T")
-# One stack is turned again and again; a second one is that of another clone of the model in the same graph
+# The stack whose strengths are being changed, and that of another clone of the model in the same graph
 _KEPT_STACKS = 2
 
 
-@dataclass(eq=False)  # a run is only the same as itself
+@dataclass(eq=False)  # compared by identity
 class Run:
     """What is only true of one sampling run.
 
@@ -99,7 +99,7 @@ class ModelState:
             yield
             succeeded = True
         finally:
-            self._run = Run()  # the next one may be over the same tensor of sigmas
+            self._run = Run()  # a new one, as the next run may have the same tensor of sigmas
             if not succeeded:
                 self.merged.drop()
             if paged:

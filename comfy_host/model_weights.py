@@ -62,7 +62,7 @@ class ComfyModelWeights:
         return found
 
     def _own(self, path: str, parameter: str) -> Tensor:
-        """The model's parameter as its file has it, also while ComfyUI has it patched."""
+        """Return the model's parameter as its file has it, also while ComfyUI has it patched."""
         module, backup = self._model.model.get_submodule(path), self._model.backup.get(f"{path}.{parameter}")
         if backup is not None:
             return backup.weight.detach().to("cpu", torch.float32)
@@ -70,7 +70,7 @@ class ComfyModelWeights:
 
 
 def _part_of(difference: Tensor, weight: WeightSlice) -> Tensor:
-    """The rows of the slice; of a bias, where they are its outputs."""
+    """Return the rows of the slice; of a bias, where they are its outputs."""
     if weight.part is None or (difference.ndim == 1 and weight.part[0] != 0):
         return difference
     return difference.narrow(*weight.part).clone()

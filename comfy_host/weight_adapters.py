@@ -36,7 +36,7 @@ class ComfyPatch(Patch):
     linear: bool = True
 
     def changed(self, weight: Tensor, strength: float, name: str) -> Tensor:
-        """The float32 weight after the change; the one that was given is written to.
+        """Return the float32 weight after the change; the one that was given is written to.
 
         Raises ValueError, naming the layer, if ComfyUI did not apply it.
         """
@@ -60,7 +60,7 @@ class ComfyPatch(Patch):
         return torch.equal(self._applied(before.clone(), 1.0, name), before)  # or it was too weak to be seen
 
     def multiplied(self, module: nn.Module, name: str) -> Dense:
-        """The difference it makes to the module's parameter as it is now, in float32.
+        """Return the difference it makes to the module's parameter as it is now, in float32.
 
         Raises ValueError, naming the layer, if ComfyUI cannot apply it to a weight of this shape.
         """

@@ -25,7 +25,7 @@ def run(
     say: Callable[[str], None],
     root: Path = ROOT,
 ) -> int:
-    """All the checks. pytest comes last, so that a good run ends with its own summary."""
+    """Run all checks. pytest comes last, so that a good run ends with its own summary."""
     chosen = select(tiers, root)
     demand_tools(host, TOOLS)
     failed = [] if tiers else lint(host, say)
@@ -51,7 +51,7 @@ def run_checks(host: Host, say: Callable[[str], None]) -> int:
 
 
 def select(tiers: Sequence[str], root: Path) -> list[str]:
-    """The tiers asked for, or all that have tests."""
+    """Return the tiers asked for, or all that have tests."""
     unknown = [tier for tier in tiers if tier not in TIERS]
     if unknown:
         raise Problem(f"there is no tier {unknown[0]!r}; there are: {', '.join(TIERS)}")

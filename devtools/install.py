@@ -41,7 +41,7 @@ print(json.dumps({
 
 
 def steps(lock: int | None = None) -> list[Step]:
-    """The set-up, in order. Sizes are what each step takes on Linux, with the downloads it keeps."""
+    """Return the set-up, in order. Sizes are what each step takes on Linux, with the downloads it keeps."""
 
     def environment(home: Path, again: bool) -> None:
         venv = home / "venv"

@@ -24,7 +24,7 @@ PYTHONS = ((3, 10), (3, 11), (3, 12), (3, 13))
 
 
 def lines(constraints: str) -> list[str]:
-    """The meaningful lines of a constraints file, in a fixed order."""
+    """Return the meaningful lines of a constraints file, in a fixed order."""
     stripped = (re.sub(r"\s*#.*", "", line).strip() for line in constraints.splitlines())
     return sorted(line for line in stripped if line)
 

@@ -74,7 +74,7 @@ def _retell(said: IO[str], log: IO[str]) -> None:
 
 
 def progress(line: str) -> str | None:
-    """The part of a line of pip worth showing without a progress bar: large downloads, and the installing."""
+    """Return the part of a line of pip worth showing without a progress bar: large downloads, and the installing."""
     if found := re.match(r"\s*(Downloading|Using cached) (\S+) \(([\d.]+) (MB|GB)\)", line):
         verb, file, amount, unit = found.groups()
         if unit == "GB" or float(amount) >= WORTH_SHOWING_MB:

@@ -19,7 +19,7 @@ QUESTION = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
 
 
 def version_of(python: str) -> tuple[int, int] | None:
-    """The version of an interpreter that can make virtual environments; None if it cannot."""
+    """Return the version of an interpreter that can make virtual environments; None if it cannot."""
     try:
         answer = ask(python, QUESTION, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -36,7 +36,7 @@ def choose(
     ask: Callable[[str], tuple[int, int] | None] = version_of,
     which: Callable[[str], str | None] = shutil.which,
 ) -> str:
-    """The Python running us if it will do, else the first suitable one on PATH."""
+    """Return the Python running us if it will do, else the first suitable one on PATH."""
     candidates = [own, *(found for found in map(which, names) if found)]
     for candidate in candidates:
         if ask(candidate) in PYTHONS:

@@ -64,7 +64,7 @@ class Server:
         return answer["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
-        """The history entry of a workflow once it has run; raises with the node's own error if it failed."""
+        """Return the history entry of a workflow once it has run; raises with the node's own error if it failed."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             self.check_alive()
@@ -81,7 +81,7 @@ class Server:
         self.ask("/interrupt", {})
 
     def object_info(self, node: str | None = None) -> dict[str, Any]:
-        """The description of all nodes, or of one."""
+        """Return the description of all nodes, or of one."""
         return self.ask(f"/object_info/{node}" if node else "/object_info", timeout=120)
 
     def check_alive(self) -> None:
@@ -89,7 +89,7 @@ class Server:
             raise ServerError(f"ComfyUI ended with code {self.process.returncode}\n{self.tail()}")
 
     def tail(self, count: int = 40) -> str:
-        """The last lines that it said."""
+        """Return the last lines of the server's output."""
         if self.log is None:
             return ""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
@@ -121,7 +121,7 @@ class Server:
 
 
 def refusal(body: str) -> str:
-    """What is wrong with a workflow that was not accepted."""
+    """Return what is wrong with a workflow that was not accepted."""
     try:
         told = json.loads(body)
     except json.JSONDecodeError:
@@ -136,7 +136,7 @@ def refusal(body: str) -> str:
 
 
 def failure(messages: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """What ended a workflow that had begun."""
+    """Return what ended a workflow that had begun."""
     for kind, told in messages:
         if kind == "execution_interrupted":
             return f"interrupted at {told.get('node_type')} ({told.get('node_id')})"

@@ -29,7 +29,7 @@ def is_done(home: Path, step: Step) -> bool:
 
 
 def left(home: Path, steps: Sequence[Step]) -> list[Step]:
-    """What remains: everything from the first step that is not done, since later ones build on it."""
+    """Return what remains: everything from the first step that is not done, since later ones build on it."""
     for index, step in enumerate(steps):
         if not is_done(home, step):
             return list(steps[index:])

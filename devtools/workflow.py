@@ -43,7 +43,7 @@ def to_prompt(
 
 
 def named(prompt: Prompt, name: str) -> list[str]:
-    """The ids of the nodes with that title, or else of that class. Raises ValueError if there is none."""
+    """Return the ids of the nodes with that title, or else of that class. Raises ValueError if there is none."""
     for key in (lambda entry: entry["_meta"]["title"], lambda entry: entry["class_type"]):
         if ids := [node for node, entry in prompt.items() if key(entry) == name]:
             return ids
@@ -97,7 +97,7 @@ def _widget_values(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
 
 
 def _widget_names(info: Mapping[str, Any]) -> list[str | None]:
-    """The inputs that have widgets, in the order of their values; None for a seed's companion widget."""
+    """Return the inputs that have widgets, in the order of their values; None for a seed's companion widget."""
     names: list[str | None] = []
     for part in ("required", "optional"):
         for name, (kind, *more) in info["input"].get(part, {}).items():

@@ -194,7 +194,7 @@ class _Run:
         self.parts_done += len(group) * sampled.steps
         try:
             for number in range(sampled.steps, self.steps):
-                if self.cancelled:  # while another group was sampled
+                if self.cancelled:  # during another group's sampling
                     break
                 stop_if_cancelled()
                 preview = self._sample_step(predictions, sampled, trajectory[number + 1, images], number)

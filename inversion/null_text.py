@@ -122,7 +122,7 @@ def _losses_and_gradients(
     with torch.no_grad():
         arrived = step.arrive(d_uncond.detach(), images)
         losses, by_d_uncond = step.losses(arrived, images), step.gradient(arrived, images)
-        # Scaled to a largest value of 1 on the way back: layers in half precision would round it to 0
+        # Scaled to a largest value of 1 for backward: layers in half precision would round it to 0
         size = rearrange(by_d_uncond, "n ... -> n (...)").abs().amax(1).clamp(min=_SMALLEST)
         by_d_uncond /= append_dims(size, by_d_uncond.ndim)
     found = torch.autograd.grad(d_uncond, null, by_d_uncond, allow_unused=True)

@@ -15,7 +15,7 @@ STRENGTH_TOOLTIP = "How far the slider is turned: 0 is off, negative turns it th
 
 
 def gate_inputs() -> list[io.Input]:
-    """The inputs that say in which part of sampling sliders act."""
+    """Return the inputs that say in which part of sampling sliders act."""
 
     def percent(name: str, default: float, tooltip: str) -> io.Float.Input:
         return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)

@@ -104,7 +104,7 @@ def _to_pil(image: Tensor) -> Image.Image:
 
 
 def _one_period(values: tuple[float, ...]) -> tuple[float, ...]:
-    """The strengths of one swept latent: the shortest run that the batch entries repeat."""
+    """Return the strengths of one swept latent: the shortest run that the batch entries repeat."""
     for length in range(1, len(values) + 1):
         if len(values) % length == 0 and values == values[:length] * (len(values) // length):
             return values[:length]

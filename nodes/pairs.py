@@ -25,7 +25,7 @@ MULTIPLE_TOOLTIP = "Widths and heights are multiples of this many pixels. 64 sui
 
 
 def size_inputs() -> list[io.Input]:
-    """The inputs that say at what size images are trained."""
+    """Return the inputs that say at what size images are trained."""
     return [
         io.Int.Input("size", default=512, min=16, max=4096, step=8, tooltip=SIZE_TOOLTIP),
         io.Int.Input("multiple", default=STEP, min=8, max=128, step=8, advanced=True, tooltip=MULTIPLE_TOOLTIP),
@@ -33,7 +33,7 @@ def size_inputs() -> list[io.Input]:
 
 
 def pair_outputs() -> list[io.Output]:
-    """The outputs of both nodes."""
+    """Return the outputs of both nodes for image pairs."""
     return [
         ImagePairsSocket.Output(display_name="pairs", tooltip="For Train Visual Slider."),
         io.Image.Output(display_name="preview", tooltip="A row for each pair, a column for each strength."),
@@ -169,6 +169,6 @@ def _folder(name: str) -> Path:
 
 
 def _with_preview(cls: type[io.ComfyNode], pairs: ImagePairs) -> io.NodeOutput:
-    """The pairs and their contact sheet, which the node shows as well."""
+    """Return the pairs and their contact sheet, which the node shows as well."""
     sheet = contact_sheet(pairs)
     return io.NodeOutput(pairs, sheet, ui=ui.PreviewImage(sheet, cls=cls))

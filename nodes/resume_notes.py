@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 
 def checkpoint_folder() -> Path:
-    """The folder of checkpoints and notes, in ComfyUI's output folder."""
+    """Return the folder of checkpoints and notes, in ComfyUI's output folder."""
     return Path(folder_paths.get_output_directory()) / "slider_checkpoints"
 
 
 def node_id_of(node: type[io.ComfyNode]) -> str | None:
-    """The id of the node that runs; None outside a graph."""
+    """Return the id of the node that runs; None outside a graph."""
     return node.hidden.unique_id if node.hidden else None
 
 

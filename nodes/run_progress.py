@@ -74,7 +74,7 @@ def watch_training(
 def _image_embedding(
     clip_vision: ClipVisionModel | None, model: ModelPatcher | None, recipe: Recipe, vae: VAE | None
 ) -> tuple[Embed | None, str]:
-    """What the early stop embeds predicted images with, and a hash of it; see `RunOptions`."""
+    """Return what the early stop embeds predicted images with, and a hash of it; see `RunOptions`."""
     if clip_vision is None:
         return None, ""
     if not recipe.patience:

@@ -10,7 +10,7 @@ from .sockets import SliderRecipe
 
 
 def slider_inputs(steps: int) -> list[io.Input]:
-    """What kind of slider to train, and how long. steps: the default."""
+    """Return the inputs that say what kind of slider to train, and how long. steps: the default."""
     return [
         io.String.Input("name", default="my slider", tooltip="The slider's name."),
         io.Int.Input("steps", default=steps, min=1, max=100_000, tooltip="Training steps."),
@@ -48,7 +48,7 @@ def slider_inputs(steps: int) -> list[io.Input]:
 
 
 def range_inputs() -> list[io.Input]:
-    """Which part of sampling is trained on."""
+    """Return the inputs that say which part of sampling is trained on."""
     return [
         io.Float.Input(
             "start_percent",
@@ -72,7 +72,7 @@ def range_inputs() -> list[io.Input]:
 
 
 def layer_inputs() -> list[io.Input]:
-    """Which of the chosen layers are trained, and how."""
+    """Return the inputs that say which of the chosen layers are trained, and how."""
     return [
         io.Float.Input(
             "alpha",
@@ -112,7 +112,7 @@ def layer_inputs() -> list[io.Input]:
 
 
 def run_inputs() -> list[io.Input]:
-    """When a run stops early, how it is kept on disk, and in how much memory it runs."""
+    """Return the inputs that say when a run stops early, how it is kept on disk, and in how much memory it runs."""
     return [
         io.Int.Input(
             "patience",
@@ -135,7 +135,7 @@ def run_inputs() -> list[io.Input]:
 
 
 def recipe_input() -> io.Input:
-    """A recipe in place of all settings."""
+    """Return the input for a recipe in place of all settings."""
     return SliderRecipe.Input(
         "recipe",
         optional=True,
@@ -144,7 +144,7 @@ def recipe_input() -> io.Input:
 
 
 def checkpoint_inputs() -> list[io.Input]:
-    """How a run is kept on disk, and in how much memory it runs."""
+    """Return the inputs that say how a run is kept on disk, and in how much memory it runs."""
     return [
         io.Int.Input(
             "checkpoint_every",

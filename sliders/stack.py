@@ -190,7 +190,7 @@ class Stack:
         """
         factors = [1.0] * len(self)
         if sigma is not None and percent_to_sigma is not None:
-            percent_to_sigma = cache(percent_to_sigma)  # asked once, however many gates there are
+            percent_to_sigma = cache(percent_to_sigma)  # evaluated once for each boundary, for all gates
             factors = [s.factor_at(sigma, percent_to_sigma) for s in self.sliders]
         columns = []
         for s, factor in zip(self.sliders, factors):

@@ -59,7 +59,7 @@ class EarlyStop:
         return max(self.effects[-self.patience :]) < max(best * (1 + self.GROWTH), self.ROUNDING)
 
     def effect(self) -> float:
-        """The slider's effect now: 0 for one that does nothing."""
+        """Return the slider's effect now: 0 for one that does nothing."""
         less, more = self.sampler.predict((-1.0, 1.0)).float()
         if self.embed is None:
             return float((more - less).norm() / less.norm().clamp(min=1e-6))

@@ -112,7 +112,7 @@ class Training:
                     if is_broken(loss, norm, progress.losses, self._gradient_scale):
                         self._break_off(sample, loss, norm)
                         break
-                    if is_sound(loss, progress.losses):  # it is the loss of the state before the step
+                    if is_sound(loss, progress.losses):  # the loss was worked out before this step's update
                         self._take_snapshot(before)
                     self._update_parameters()
                     progress.losses.append(loss)
@@ -186,7 +186,7 @@ class Training:
             free_unused()
 
     def _backward_part(self, sample: Sample, entries: Tensor) -> float:
-        """The same for some batch entries (indices), as their share of the whole loss."""
+        """Run backward for some batch entries (indices); returns their share of the whole loss."""
         share = len(entries) / len(sample.x)
         with ExitStack() as during:
             during.enter_context(differentiable(self._carefully))

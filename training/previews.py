@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SAMPLING_STEPS = 20
-FROZEN_STEPS = 8  # of them; the image is noisy enough to change, and clear enough to see
+FROZEN_STEPS = 8  # of these, by the frozen model: the image can still change, and its content shows
 STRENGTHS = (-1.0, 0.0, 1.0)
 
 

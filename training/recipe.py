@@ -210,7 +210,7 @@ RUN_RECORD_FIELDS = tuple(each.name for each in fields(RunRecord))
 
 
 def run_record_from(values: Mapping[str, Any]) -> RunRecord:
-    """The facts among the values that a slider's header has; what it does not say is as by default."""
+    """Return the facts among the values that a slider's header has; what it does not say is as by default."""
     return from_values(
         RunRecord, {name: values[name] for name in RUN_RECORD_FIELDS if name in values}, "trained slider"
     )
@@ -220,7 +220,7 @@ _KINDS = {"textual": TextualRecipe, "visual": VisualRecipe, "encoder": EncoderRe
 
 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
-    """The recipe in a slider's header, as `Recipe.as_dict` wrote it; what it does not say is as by default.
+    """Return the recipe in a slider's header, as `Recipe.as_dict` wrote it; what it does not say is as by default.
 
     Raises ValueError if it is none, or says something that recipes do not have.
     """
@@ -236,7 +236,7 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
 
 
 def _ends_of(concepts: tuple[Concept, ...]) -> tuple[str, str]:
-    """The first concept's."""
+    """Return the (less, more) prompts of the first concept; swapped if it is to be erased."""
     first = concepts[0]
     return (first.more, first.less) if first.erase else (first.less, first.more)
 

@@ -111,7 +111,7 @@ def train_textual(
         return TextualSamples(denoiser, layers, recipe, tuple(latents.shape), generator)
 
     phrases = max(len(concept.phrases) for concept in recipe.concepts)
-    # two of the guidance; the target and both ends with every phrase
+    # two for guidance, and three for every phrase: of the target and of both ends
     predictions = 2 + 3 * min(recipe.phrases_per_sigma or phrases, phrases)
     data = TrainingData(latents, recipe.concepts[0].target, predictions, shapes=shapes)
     return train(patcher, conditionings, recipe, data, name, make_samples, run_options)
@@ -195,7 +195,7 @@ def train_text_encoder(
         samples = EncoderSamples(encoder, recipe, generator)
         training = Training(encoder, layers, samples, recipe, generator)
         model_hash = weights_hash(clip.patcher)
-        # the encodings, too: they are others with other settings of the CLIP, such as the layer they are taken from
+        # the encodings too: they depend on settings of the CLIP, such as the layer that they are taken from
         frozen = (model_hash, encoder.dtype, modifications_of(clip.patcher), samples.encoded)
         progress = _run(training, name, digest_of(recipe.digest(), *frozen), run_options or RunOptions())
         if not progress.steps:
@@ -219,7 +219,7 @@ def _run(
 
     checkpoint.resume()
     with checkpoint.written_at_the_end():
-        # ComfyUI's layers raise it as soon as the user cancels, and take the cancel back by doing so
+        # ComfyUI's layers raise it as soon as the user cancels; raising it resets the flag of the cancel
         return training.run(run_options.should_stop, after_step, cancelled=InterruptProcessingException)
 
 

@@ -75,7 +75,7 @@ class TextualSamples:
         self._pool = [{**rollout, "waiting": [tuple(w) for w in rollout["waiting"]]} for rollout in state["pool"]]
 
     def _sample(self, rollout: dict[str, Any], step: int, flip: int) -> Sample:
-        """The sample at a step of a rollout. flip: +1 or -1, a factor of its batch entries' signs."""
+        """Return the sample at a step of a rollout. flip: +1 or -1, a factor of its batch entries' signs."""
         device, concept = self.denoiser.device, self.recipe.concepts[rollout["concept"]]
         signs = rollout["signs"] * flip
         # (B,) -> (B, 1, ...), the edit at +1 and its opposite at -1

@@ -107,7 +107,7 @@ def _magnitudes(layer: str, parts: Parts) -> Tensor:
 
 
 def _with_middle(layer: str, middle: Tensor, down: Tensor) -> Tensor:
-    """The down-projection and the convolution after it as one: (rank, in, 1, ...) -> (rank, in, *kernel)."""
+    """Return the down-projection and the convolution after it as one: (rank, in, 1, ...) -> (rank, in, *kernel)."""
     rank, kernel = down.shape[0], middle.shape[2:]
     fits = middle.shape[:2] == (rank, rank) and down.numel() == rank * down.shape[1]
     require_fit(layer, fits and all(size <= _LARGEST_KERNEL for size in kernel), "LoCon", {MID: middle, DOWN: down})

@@ -174,7 +174,7 @@ class _ActiveSet:
 
 
 def _active(strengths: Tensor) -> frozenset[int]:
-    """The sliders that are not at zero in every batch entry."""
+    """Return the sliders that are not at zero in every batch entry."""
     return frozenset(torch.nonzero(strengths.any(dim=0)).flatten().tolist())
 
 

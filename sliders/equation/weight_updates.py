@@ -135,7 +135,7 @@ def update(parameter: MergedParameter, merged: nn.Parameter, strengths: Tensor, 
 
 
 def _touched(layers: Layers) -> list[Tensor]:
-    """The parameters that these changes are of, each once."""
+    """Return the parameters that these changes are of, each once."""
     found = {(m, n): m._parameters.get(n) for m, _, changes in layers for n in _names(changes)}
     return [own for own in found.values() if own is not None]
 

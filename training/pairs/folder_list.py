@@ -20,7 +20,7 @@ LINKED = 3  # folders below a link that are looked into: a link may lead to a wh
 
 
 def find_folder(root: Path, name: str) -> Path:
-    """The folder of that name below root.
+    """Return the folder of that name below root.
 
     Raises ValueError for a name that leads out of it, FileNotFoundError, saying what there is, for a missing one.
     """

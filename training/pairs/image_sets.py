@@ -77,7 +77,7 @@ class ImageSet:
         return f"Image pair '{self.name}'" if self.name else "Image pair"
 
     def label(self, index: int) -> str:
-        """What to call an image in a message: its file, or its strength."""
+        """Return what to call an image in a message: its file, or its strength."""
         return self.files[index] if self.files else f"the image at strength {self.strengths[index]:g}"
 
     def _listed_strengths(self) -> str:
@@ -144,7 +144,7 @@ def pairs_from_batches(less: Tensor, more: Tensor, mask: Tensor | None = None, p
 
 
 def bucket(size: tuple[int, int], side: int, step: int = STEP) -> tuple[int, int]:
-    """The (height, width) to train at for an image of this size, both in pixels.
+    """Return the (height, width) to train at for an image of this size, both in pixels.
 
     Multiples of `step`, no larger than the image, that lose the least to cropping among the few whose area is
     close to side * side, or to the image's own where that is smaller: at most a quarter above it.
@@ -159,12 +159,12 @@ def bucket(size: tuple[int, int], side: int, step: int = STEP) -> tuple[int, int
             f"an image of {width} x {height} pixels is too small; the least is {step} in both directions."
         )
     if height % step == width % step == 0 and height * width <= MOST * side * side:
-        return size  # as good as it gets, and what has been brought to its size stays as it is
+        return size  # nothing is cropped, and a prepared set is left unchanged
     shrink = min(1.0, side / sqrt(height * width))
     wished = shrink * shrink * height * width
 
     def multiples(length: float, limit: int) -> set[int]:
-        """The two multiples next to a length, within what the image has."""
+        """Return the two multiples next to a length, within what the image has."""
         return {min(max(n, 1), limit // step) * step for n in (int(length // step), int(length // step) + 1)}
 
     def nearest(length: float, limit: int) -> int:
@@ -185,13 +185,13 @@ def bucket(size: tuple[int, int], side: int, step: int = STEP) -> tuple[int, int
 
 
 def kept(size: tuple[int, int], target: tuple[int, int]) -> float:
-    """The share of an image, in (0, 1], that is left when it is scaled to cover the target size and cropped."""
+    """Return the share of an image, in (0, 1], that is left when it is scaled to the target size and cropped."""
     aspects = size[1] / size[0], target[1] / target[0]
     return min(aspects) / max(aspects)
 
 
 def prepare(image_set: ImageSet, side: int, step: int = STEP) -> ImageSet:
-    """The set at its bucket's size: every image and the mask scaled and cropped alike.
+    """Return the set at its bucket's size: every image and the mask scaled and cropped alike.
 
     Raises ValueError, naming the set's first image, if it is too small. A prepared set is left as it is.
     """
