@@ -20,7 +20,7 @@ from ..world.pool import Pool
 from ..world.portrait import BINARY
 from .run import Plan, bfloat16, channels_last, fit
 
-PLAN = Plan(steps=3000, batch=64, rate=3e-3, warm_up=150, ema=0.998, weight_decay=0.02)
+PLAN = Plan(steps=2400, batch=64, rate=3e-3, warm_up=150, ema=0.998, weight_decay=0.02)
 NUMBERS_WEIGHT = 30.0  # of the squared errors, which are far smaller than the entropies
 THIN = {"smile": 3.0, "brow": 3.0}  # weights of what a few thin lines tell
 NOISE = 0.08  # most standard deviation that is added to a picture, whose values span 2

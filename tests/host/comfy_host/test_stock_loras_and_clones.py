@@ -83,7 +83,7 @@ def test_dora_acts_on_weights_as_the_stock_loader_has_patched_them(model, mode, 
 def test_a_copy_for_another_gpu(model, mode):
     """The host loads such a copy anew from the file: another module tree, with the same wrappers."""
     stack = Stack.of(random_slider(model, 1), 0.7, Gate(0.3)) + Stack.of(random_slider(model, 2), -0.5).restricted_to(
-        "positive"
+        "cond"
     )
     model.cached_patcher_init = (tiny_model, (FAMILY,))
     acted = apply_sliders(model, stack, mode)
