@@ -1,4 +1,4 @@
-"""Runs in which a second model answers for the first one by hand: what gates and branches are to be like."""
+"""Runs in which a second model answers for the first: what gates and sliders on cond or uncond are to equal."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def changing_over(model: ModelPatcher, second: ModelPatcher, start: float, seen:
 
 
 def answered_by(model: ModelPatcher, second: ModelPatcher, on: int, one_by_one: bool = False) -> ModelPatcher:
-    """A clone of the model in which a second one answers the prompt that the host numbers `on`.
+    """A clone of the model in which a second one answers the prompt that ComfyUI numbers `on`.
 
-    Both answer the host's whole batch, and each answer is taken from one of them; or each prompt is asked alone.
+    Both answer ComfyUI's whole batch, and each answer is taken from one of them; or each prompt is asked alone.
     """
 
     def by_hand(apply_model: Callable[..., Tensor], args: Mapping[str, Any]) -> Tensor:
@@ -42,7 +42,8 @@ def answered_by(model: ModelPatcher, second: ModelPatcher, on: int, one_by_one: 
         if one_by_one:
             nothing = torch.zeros(1, 0)
             parts = [
-                EntryGroup(rows, nothing, (n,)) for n, rows in enumerate(torch.arange(len(x)).chunk(len(chunks)))
+                EntryGroup(entries, nothing, (n,))
+                for n, entries in enumerate(torch.arange(len(x)).chunk(len(chunks)))
             ]
             return evaluate_groups(
                 lambda part, x, c, o: asked[part.chunks[0]](x, **c, transformer_options=o), parts, x, given, options

@@ -1,4 +1,4 @@
-"""Every family of models that the host builds, tiny, and the table of what was seen to work on each."""
+"""Every family of models that ComfyUI builds, tiny, and the table of what was seen to work on each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from concept_sliders.tests.support.tiny_families.transformers import TRANSFORMER
 from concept_sliders.tests.support.tiny_families.unets import UNETS
 from concept_sliders.tests.support.tiny_families.videos import VIDEOS
 from concept_sliders.tests.support.tiny_families.wan import WANS
-from concept_sliders.tests.support.tiny_families.with_pictures import WITH_PICTURES
+from concept_sliders.tests.support.tiny_families.with_images import WITH_IMAGES
 from concept_sliders.tests.support.tiny_families.with_sound import WITH_SOUND
 
-FAMILIES: dict[str, Family] = {**UNETS, **TRANSFORMERS, **LATER, **VIDEOS, **WANS, **WITH_PICTURES, **WITH_SOUND}
+FAMILIES: dict[str, Family] = {**UNETS, **TRANSFORMERS, **LATER, **VIDEOS, **WANS, **WITH_IMAGES, **WITH_SOUND}
 
 _HEAD = """# Families of models
 
@@ -43,7 +43,7 @@ Where a network is not one of the table's either, entries of a batch whose stren
 after the other, which is right for every network, and slower.
 
 """
-_COLUMNS = ("loads", "acts", "namings", "sweeps", "branches", "gates", "trains", "saves")
+_COLUMNS = ("loads", "acts", "namings", "sweeps", "cond_uncond", "gates", "trains", "saves")
 _TITLES = ("family", "loads", "acts = stock", "names", "sweeps", "cond or uncond", "gates", "trains", "saves")
 
 

@@ -41,8 +41,8 @@ STEPS = 3
 STRENGTH = 0.8
 CLOSE = 1e-4  # relative, of latents in float32
 GATE = Gate(0.4)
-BRANCHES = ("cond", "uncond")
-ONE_BY_ONE = "as if asked one by one"  # what the host's own batch of both prompts is not, in such a model
+COND_OR_UNCOND = ("cond", "uncond")
+ONE_BY_ONE = "as if asked one by one"  # what ComfyUI's own batch of both prompts is not, in such a model
 
 
 class Subject:
@@ -77,12 +77,12 @@ class Subject:
     def sampled(
         self,
         model: ModelPatcher,
-        rows: int = 1,
+        batch_size: int = 1,
         steps: int = STEPS,
         fresh: bool = True,
         guidance: float | None = None,
     ) -> Tensor:
-        """The latent of a short run; every row has the same noise. A film and its sound are (rows, 1, numbers).
+        """The latent of a short run; every batch entry has the same noise. A video and its sound are (B, 1, numbers).
 
         fresh: forget what the model keeps of earlier runs first, as HiDream O1 does with prompts. guidance: the
         family's, unless given.
@@ -94,14 +94,14 @@ class Subject:
         with torch.inference_mode():
             latents = comfy.sample.sample(
                 model,
-                f.noise(rows),
+                f.noise(batch_size),
                 steps,
                 f.guidance if guidance is None else guidance,
                 "euler",
                 "simple",
                 more,
                 less,
-                f.empty(rows),
+                f.empty(batch_size),
                 disable_pbar=True,
                 seed=5,
             )
@@ -147,7 +147,7 @@ def loads(subject: Subject) -> str:
 
 
 def acts(subject: Subject) -> str:
-    """In both ways it gives what the stock loader's weight patches give, on every layer."""
+    """In both modes it gives what the stock loader's weight patches give, on every layer."""
     expected = subject.stock(load_file(subject.file))
     for mode in ("unmerged", "merged"):
         assert difference(subject.acting(Stack.of(subject.slider, STRENGTH), mode), expected) < CLOSE, mode
@@ -161,7 +161,7 @@ def acts(subject: Subject) -> str:
 
 
 def namings(subject: Subject) -> str:
-    """Every way of naming layers that the host knows acts, sweeps and gates as the stock loader's patches do.
+    """Every way of naming layers that ComfyUI knows acts, sweeps and gates as the stock loader's patches do.
 
     Names of files in the wild that it does not know are the same changes of the same modules.
     """
@@ -171,9 +171,9 @@ def namings(subject: Subject) -> str:
         tensors = file_named(subject.model, style, targets)
         every |= tensors
         slider, expected = _from_file(subject, tensors), subject.stock(tensors, steps=1)
-        rows = _on_and_off(subject, slider)
-        acts = difference(rows[:1], expected) < CLOSE < difference(rows[:1], bare)
-        if not acts or difference(rows[1:], bare) >= CLOSE:
+        batch = _on_and_off(subject, slider)
+        acts = difference(batch[:1], expected) < CLOSE < difference(batch[:1], bare)
+        if not acts or difference(batch[1:], bare) >= CLOSE:
             wrong.append(" ".join(map(str, style)))
     assert torch.equal(subject.acting(Stack.of(slider, STRENGTH, GATE), steps=1), bare), "not gated"
     beyond = names_beyond(styles)
@@ -183,14 +183,14 @@ def namings(subject: Subject) -> str:
         if not same_changes(*placed):
             wrong.append(how)
     assert not wrong, f"otherwise than the stock loader: {', '.join(wrong)}"
-    host = ", ".join(f"`{prefix}`" if prefix else "none" for prefix in dict.fromkeys(prefix for prefix, _ in styles))
-    return f"{host}; {', '.join(f'`{prefix}`' for prefix in dict.fromkeys(how.partition(' ')[0] for how in beyond))}"
+    known = ", ".join(f"`{prefix}`" if prefix else "none" for prefix in dict.fromkeys(prefix for prefix, _ in styles))
+    return f"{known}; {', '.join(f'`{prefix}`' for prefix in dict.fromkeys(how.partition(' ')[0] for how in beyond))}"
 
 
 def _on_and_off(subject: Subject, slider: Slider) -> Tensor:
-    """The slider at its strength and at 0, after one step: rows of a gated run, or runs of their own for each.
+    """The slider at its strength and at 0, after one step: entries of a gated run, or runs of their own for each.
 
-    Layers that prepare prompts have no rows and no gate, see `prompt_layers`; frames of one film have one strength.
+    Layers that prepare prompts have one strength and no gate, see `prompt_layers`; frames of a video, one strength.
     """
     model, paths = subject.model.model, match_slider(subject.model, slider).layers
     if entries_are_frames(model) or any(prepares_prompts(model, path) for path in paths):
@@ -205,13 +205,15 @@ def _from_file(subject: Subject, tensors: Mapping[str, Tensor]) -> Slider:
 
 
 def sweeps(subject: Subject) -> str:
-    """Rows of one batch are the runs they would be alone; two of them and three, as a layer's batch may divide."""
+    """Entries of one batch are the runs they would be alone; two of them and three, as a layer's batch may divide."""
     slider, low = subject.in_sampling, -0.6
     alone = {value: subject.acting(Stack.of(slider, value), "unmerged") for value in (low, 0.0, STRENGTH)}
     for values in ((low, STRENGTH), (low, 0.0, STRENGTH)):
         batch = subject.acting(Stack.of(slider).swept(0, values))
-        for row, value in enumerate(values):
-            assert difference(batch[row : row + 1], alone[value]) < CLOSE, f"row {row} of {len(values)}, at {value}"
+        for entry, value in enumerate(values):
+            assert difference(batch[entry : entry + 1], alone[value]) < CLOSE, (
+                f"entry {entry} of {len(values)}, at {value}"
+            )
     return "yes" if slider is subject.slider else EARLY_OUT
 
 
@@ -231,8 +233,8 @@ def gates(subject: Subject) -> str:
     return "yes" if subject.in_sampling is subject.slider else EARLY_OUT
 
 
-def branches(subject: Subject) -> str:
-    """On one branch of guidance it is a run in which a model with the stock patches answers that prompt.
+def cond_uncond(subject: Subject) -> str:
+    """On cond or on uncond it is a run in which a model with the stock patches answers that prompt.
 
     The bare model answers the other one. To some models it is not the same to be asked both at once or one by one.
     """
@@ -248,13 +250,13 @@ def branches(subject: Subject) -> str:
 
     acted = {
         b: run(apply_sliders(subject.model, Stack.of(subject.in_sampling, STRENGTH).restricted_to(b)))
-        for b in BRANCHES
+        for b in COND_OR_UNCOND
     }
     assert difference(*acted.values()) > 1e-3, "no effect"
-    for on, branch in enumerate(BRANCHES):
-        if difference(acted[branch], run(answered_by(subject.model, second, on))) >= CLOSE:
+    for on, cond_or_uncond in enumerate(COND_OR_UNCOND):
+        if difference(acted[cond_or_uncond], run(answered_by(subject.model, second, on))) >= CLOSE:
             one_by_one = run(answered_by(subject.model, second, on, one_by_one=True))
-            assert difference(acted[branch], one_by_one) < CLOSE, branch
+            assert difference(acted[cond_or_uncond], one_by_one) < CLOSE, cond_or_uncond
             said = ONE_BY_ONE
     return said
 
@@ -272,7 +274,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "acts": acts,
     "namings": namings,
     "sweeps": sweeps,
-    "branches": branches,
+    "cond_uncond": cond_uncond,
     "gates": gates,
     "trains": trains,
     "saves": saves,

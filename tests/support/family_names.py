@@ -14,7 +14,7 @@ from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.equation.layer_kinds import can_act_on, weight_shape
 from torch import Tensor
 
-# How layer names begin in the host's key maps
+# How layer names begin in ComfyUI's key maps
 PREFIXES = (
     "lora_prior_unet_",
     "lora_unet_",
@@ -30,7 +30,7 @@ PREFIXES = (
 
 
 def names_by_style(model: ModelPatcher) -> dict[tuple[str, int], dict[str, Any]]:
-    """The host's names for layers with what they stand for, by how they begin.
+    """ComfyUI's names for layers with what they stand for, by how they begin.
 
     Several names for one place that begin alike are in styles of their own: ("lora_unet_", 1), ("lora_unet_", 2).
     """
@@ -75,15 +75,15 @@ def names_beyond(styles: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[st
 
 
 def _as_in_diffusers(name: str) -> str:
-    """The host's only names with "unet." are those of diffusers' attention processors of old."""
+    """ComfyUI's only names with "unet." are those of diffusers' attention processors of old."""
     plain = name.replace(".processor.", ".")
     return f"{plain}.0" if plain != name and plain.endswith(".to_out") else plain
 
 
 def stands_for_a_layer(model: ModelPatcher, state: Mapping[str, Tensor], target: Any) -> bool:
-    """Whether the host can apply a low-rank change there.
+    """Returns True if ComfyUI can apply a low-rank change there.
 
-    For queries, keys and values of a joint weight the host takes each to be of the model's width; where that is
+    For queries, keys and values of a joint weight ComfyUI takes each to be of the model's width; where that is
     not so, as in Lumina 2, its own loader fails.
     """
     key, offset = (*target, None)[:2] if isinstance(target, tuple) else (target, None)

@@ -17,10 +17,10 @@ RECIPE = TextualRecipe(concepts=(Concept(PROMPT, "old person", "young person"),)
 class Samples:
     """Always the same sample."""
 
-    def __init__(self, rows, shape, device="cpu"):
+    def __init__(self, batch_size, shape, device="cpu"):
         generator = torch.Generator().manual_seed(0)
-        x, target = (torch.randn(rows, *shape, generator=generator).to(device) for _ in range(2))
-        strengths = torch.tensor([[1.0], [-1.0]]).repeat(rows // 2, 1)
+        x, target = (torch.randn(batch_size, *shape, generator=generator).to(device) for _ in range(2))
+        strengths = torch.tensor([[1.0], [-1.0]]).repeat(batch_size // 2, 1)
         self.sample = Sample(x, torch.tensor(0.6), target, strengths, PROMPT)
 
     def __next__(self):

@@ -10,9 +10,9 @@ from concept_sliders.training.run import train_textual
 
 
 class Buffer:
-    """One buffer for all weights, as the host's for casting: every layer's weight overwrites the last one's.
+    """One buffer for all weights, as ComfyUI's for casting: every layer's weight overwrites the last one's.
 
-    As in the host's paging the tensors handed out are each of its own making on that memory: autograd cannot see
+    As in ComfyUI's paging the tensors handed out are each of its own making on that memory: autograd cannot see
     that they change.
     """
 

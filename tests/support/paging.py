@@ -1,7 +1,7 @@
-"""The host's two ways of keeping weights elsewhere until a layer runs, also where there is no other place.
+"""ComfyUI's two methods of keeping weights elsewhere until a layer runs, also where there is no other place.
 
 Short of memory, its plain patcher leaves layers where they are, and has their patches worked out as they run. Its
-dynamic patcher, the usual one on a GPU, pages all larger weights in so; on a CPU the host makes none, and its layers
+dynamic patcher, the usual one on a GPU, pages all larger weights in so; on a CPU ComfyUI makes none, and its layers
 would leave out the patches.
 """
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 class DynamicOnTheCpu(ModelPatcherDynamic):
-    """The host's dynamic patcher and its own loading, where the host would make a plain one."""
+    """ComfyUI's dynamic patcher and its own loading, where ComfyUI would make a plain one."""
 
     def __new__(cls, *args, **kwargs):
         return object.__new__(cls)
@@ -25,12 +25,12 @@ class DynamicOnTheCpu(ModelPatcherDynamic):
         return DynamicOnTheCpu(model.model, CPU, CPU)
 
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False) -> int:
-        """The host's own, but for what it has on a device only."""
+        """ComfyUI's own, but for what it has on a device only."""
         return self.restore_loaded_backups()
 
 
 def paging_cast(cast: Callable) -> Callable:
-    """The host's cast of a layer's weights for its input, with the patches of paged weights.
+    """ComfyUI's cast of a layer's weights for its input, with the patches of paged weights.
 
     On a device it applies them itself, before the functions that a layer has.
     """

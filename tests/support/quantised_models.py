@@ -14,7 +14,7 @@ FORMATS = sorted(QUANT_ALGOS.keys() - {"convrot_w4a4"})  # that one takes layers
 
 
 def quantised_model(quant_format: str) -> tuple[ModelPatcher, ModelPatcher]:
-    """The tiny model with its linear layers in one of the host's formats, and the same numbers in float32."""
+    """The tiny model with its linear layers in one of ComfyUI's formats, and the same numbers in float32."""
     config_class, unet_config, _, _ = FAMILIES[FAMILY]
     config = config_class(dict(unet_config))
     config.quant_config = {"mixed_ops": True}

@@ -1,4 +1,4 @@
-"""Tiny models of the host's own classes with random weights, sliders for them, and short sampling runs."""
+"""Tiny models of ComfyUI's own classes with random weights, sliders for them, and short sampling runs."""
 
 import comfy.lora
 import comfy.model_management
@@ -70,7 +70,7 @@ def condition(family: str, seed: int):
 def sample(
     model: ModelPatcher,
     family: str,
-    rows: int = 1,
+    batch_size: int = 1,
     sampler="euler",
     start=None,
     last=None,
@@ -79,12 +79,12 @@ def sample(
     steps=STEPS,
     callback=None,
 ):
-    """A latent of the model after some steps with CFG 3; every row has the same noise."""
+    """A latent of the model after some steps with CFG 3; every batch entry has the same noise."""
     channels = FAMILIES[family][2]
     if latent is None:
-        latent = torch.zeros(rows, channels, 8, 8)
+        latent = torch.zeros(batch_size, channels, 8, 8)
     if noise is None:
-        noise = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(7)).repeat(rows, 1, 1, 1)
+        noise = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(7)).repeat(batch_size, 1, 1, 1)
     with torch.inference_mode():
         return comfy.sample.sample(
             model,

@@ -1,4 +1,4 @@
-"""A tiny CLIP of the host's own classes with random weights."""
+"""A tiny CLIP of ComfyUI's own classes with random weights."""
 
 import comfy.sd
 import comfy.sd1_clip
@@ -8,7 +8,7 @@ import torch
 from comfy.supported_models_base import ClipTarget
 
 TINY_T5 = {
-    "d_model": 4096,  # to which the host widens the other encodings of SD3
+    "d_model": 4096,  # to which ComfyUI widens the other encodings of SD3
     "d_kv": 16,
     "d_ff": 48,
     "num_heads": 2,
@@ -22,7 +22,7 @@ TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "n
 LAYER = "lora_te_text_model_encoder_layers_{}_mlp_fc1"  # (64, 32)
 
 
-# The host's text encoders by family: tokenizer, model
+# ComfyUI's text encoders by family: tokenizer, model
 ENCODERS = {
     "SD 1": (comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
     "SD3": (comfy.text_encoders.sd3_clip.SD3Tokenizer, comfy.text_encoders.sd3_clip.SD3ClipModel),

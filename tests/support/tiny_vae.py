@@ -1,4 +1,4 @@
-"""Tiny VAEs of the host's own classes with random weights, for pictures and for films."""
+"""Tiny VAEs of ComfyUI's own classes with random weights, for images and for videos."""
 
 import comfy.ldm.wan.vae
 import comfy.sd
@@ -6,7 +6,7 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 
 
-def picture_vae(channels: int = 4) -> comfy.sd.VAE:
+def image_vae(channels: int = 4) -> comfy.sd.VAE:
     """Four times as large in both directions."""
     sizes = {
         "double_z": True,
@@ -24,8 +24,8 @@ def picture_vae(channels: int = 4) -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=random_state(AutoencoderKL(**params), 0.05), config={"params": params})
 
 
-def film_vae() -> comfy.sd.VAE:
-    """Wan's, with its eightfold pictures and fourfold frames."""
+def video_vae() -> comfy.sd.VAE:
+    """Wan's, with its eightfold images and fourfold frames."""
     made = comfy.ldm.wan.vae.WanVAE(
         dim=8,
         z_dim=16,

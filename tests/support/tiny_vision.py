@@ -1,4 +1,4 @@
-"""A tiny CLIP vision of the host's own class with random weights."""
+"""A tiny CLIP vision of ComfyUI's own class with random weights."""
 
 import json
 
@@ -22,7 +22,7 @@ TINY = {
 
 @torch.inference_mode()
 def tiny_vision(folder, seed: int = 0) -> comfy.clip_vision.ClipVisionModel:
-    """folder: to write its configuration in, which the host reads from a file."""
+    """folder: to write its configuration in, which ComfyUI reads from a file."""
     config = folder / "vision.json"
     config.write_text(json.dumps(TINY))
     vision, generator = comfy.clip_vision.ClipVisionModel(str(config)), torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Slider and LoRA files as their trainers write them: keys, alphas, and the weights of the host that they mean.
+"""Slider and LoRA files as their trainers write them: keys, alphas, and the weights of ComfyUI that they mean.
 
 What a name stands for is written out by hand, so that no map of names vouches for itself.
 """
@@ -16,7 +16,7 @@ PEFT = "lora_A.weight", "lora_B.weight"
 DIFFUSERS = "lora.down.weight", "lora.up.weight"
 LINEAR = "lora_linear_layer.down.weight", "lora_linear_layer.up.weight"
 
-Target = str | tuple[str, int, int]  # a weight of the host, or (weight, first row, rows)
+Target = str | tuple[str, int, int]  # a weight of ComfyUI, or (weight, first row, rows)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Layout:
     def tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """A random file of this layout, and the change of each weight that it stands for.
 
-        shapes: of the host's weights, by the names that `targets` uses.
+        shapes: of ComfyUI's weights, by the names that `targets` uses.
         """
         generator = torch.Generator().manual_seed(7)
         tensors, changes = {}, {}

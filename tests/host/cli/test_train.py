@@ -78,7 +78,7 @@ def test_a_file_that_is_there_is_not_overwritten(train_command, tmp_path):
 
 
 def test_a_slider_of_the_graph_is_trained_again_as_it_was(train_command, tmp_path):
-    """At its own size, two pictures a step, to the bit."""
+    """At its own size, two images a step, to the bit."""
     made, again = tmp_path / "made.safetensors", tmp_path / "again.safetensors"
     with torch.inference_mode():
         model, clip, _ = load_pocket()
@@ -95,7 +95,7 @@ def test_a_slider_of_the_graph_is_trained_again_as_it_was(train_command, tmp_pat
     assert load_slider(single).info.recipe["batch"] == 1 and not same(load_slider(single), other)
 
 
-def test_a_visual_slider_of_the_graph_is_trained_again_and_other_pictures_are_noticed(train_command, tmp_path):
+def test_a_visual_slider_of_the_graph_is_trained_again_and_other_images_are_noticed(train_command, tmp_path):
     pairs, others = drawn_pairs(tmp_path / "pairs"), drawn_pairs(tmp_path / "others", seed=4)
     made, again = tmp_path / "made.safetensors", tmp_path / "again.safetensors"
     with torch.inference_mode():
@@ -161,7 +161,7 @@ def test_json_that_is_no_recipe_is_said_to_be_none(train_command, tmp_path, text
         ("--size", "100", "got '100'"),
     ],
 )
-def test_sizes_and_numbers_of_pictures_that_cannot_be(train_command, tmp_path, capsys, option, value, says):
+def test_sizes_and_numbers_of_images_that_cannot_be(train_command, tmp_path, capsys, option, value, says):
     recipe = recipe_file(tmp_path, concepts=[CONCEPT], **SMALL)
     with pytest.raises(SystemExit) as ended:
         train_command(recipe, "--out", tmp_path / "s.safetensors", option, value)

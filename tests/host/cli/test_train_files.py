@@ -10,7 +10,7 @@ from concept_sliders.cli import train as command
 from concept_sliders.cli.model_files import load_models, load_vae
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.tests.support import checkpoint
-from concept_sliders.tests.support.tiny_vae import film_vae
+from concept_sliders.tests.support.tiny_vae import video_vae
 from concept_sliders.tests.support.train_command import CONCEPT, SMALL, drawn_pairs, recipe_file, same
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.recipe import EncoderRecipe, TextualRecipe, VisualRecipe
@@ -41,7 +41,7 @@ def given(files, *parts):
 def test_files_of_parts_are_loaded_and_what_is_missing_is_said(train_command, tmp_path):
     vae = tmp_path / "vae.safetensors"
     with torch.inference_mode():
-        save_file({n: t.contiguous() for n, t in film_vae().first_stage_model.state_dict().items()}, vae)
+        save_file({n: t.contiguous() for n, t in video_vae().first_stage_model.state_dict().items()}, vae)
     assert load_vae(vae).latent_dim == 3
     recipe = recipe_file(tmp_path, concepts=[CONCEPT], **SMALL)
     code, said = train_command(recipe, "--out", tmp_path / "s.safetensors", "--vae", vae)
@@ -76,7 +76,7 @@ def test_a_visual_slider_of_a_checkpoint_sees_through_the_vae_that_is_given(trai
 
 
 def test_a_checkpoint_without_a_vae_is_said_to_have_none(train_command, tmp_path):
-    """The host hands out an empty one in its place."""
+    """ComfyUI hands out an empty one in its place."""
     tensors, zeros = checkpoint.weights("SD 1")
     bare = tmp_path / "bare.safetensors"
     checkpoint.write(bare, {n: t for n, t in tensors.items() if not n.startswith(PARTS["vae"])}, zeros)
@@ -99,7 +99,7 @@ def test_no_more_of_a_checkpoint_is_built_than_the_recipe_needs(files, recipe, n
 
 
 def test_a_size_of_another_familys_latents_is_not_taken_over(train_command, tmp_path, files, monkeypatch):
-    """The pocket model's latents are a fourth of its pictures, other models' an eighth and less."""
+    """The pocket model's latents are a fourth of its images, other models' an eighth and less."""
     monkeypatch.setattr(command, "SIZE", 96)
     made = tmp_path / "made.safetensors"
     assert train_command(recipe_file(tmp_path, concepts=[CONCEPT], **SMALL), "--out", made)[0] == 0
@@ -118,7 +118,7 @@ def test_a_size_of_another_familys_latents_is_not_taken_over(train_command, tmp_
     assert load_slider(sized).info.recipe["latent_shape"] == [4, 8, 8]
 
 
-def test_nor_is_that_of_its_pictures(train_command, tmp_path, files):
+def test_nor_is_that_of_its_images(train_command, tmp_path, files):
     pairs, made, out = drawn_pairs(tmp_path / "pairs"), tmp_path / "made.safetensors", tmp_path / "s.safetensors"
     recipe = recipe_file(tmp_path, kind="visual", more="smile", **ON_FILES)
     assert train_command(recipe, "--out", made, "--pairs", pairs)[0] == 0

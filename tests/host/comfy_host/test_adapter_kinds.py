@@ -1,4 +1,4 @@
-"""Changes that are no low-rank product, on a model: against the stock loader, both ways, and row by row."""
+"""Changes that are no low-rank product, on a model: against the stock loader, in both modes, and in sweeps."""
 
 import comfy.sd
 import pytest
@@ -28,7 +28,7 @@ KINDS = tuple(adapted_parts((8, 8)))
 @pytest.mark.parametrize("kind", KINDS)
 def test_changes_that_are_no_product_equal_the_stock_loader(model, kind, mode):
     slider, tensors = adapted_slider(model, kind)
-    strength = 1.0 if kind == "OFT" else 0.8  # the host takes an OFT's strength twice: 0.8 would be 0.64
+    strength = 1.0 if kind == "OFT" else 0.8  # ComfyUI takes an OFT's strength twice: 0.8 would be 0.64
     stock, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
     ours = sample(apply_sliders(model, Stack.of(slider, strength), mode), FAMILY)
     assert difference(ours, sample(stock, FAMILY)) < 1e-4
@@ -36,13 +36,13 @@ def test_changes_that_are_no_product_equal_the_stock_loader(model, kind, mode):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_changes_that_are_no_product_have_rows(model, kind):
+def test_changes_that_are_no_product_sweep(model, kind):
     slider, _ = adapted_slider(model, kind)
     values = (-0.5, 0.0, 0.8)
-    batch = sample(apply_sliders(model, Stack.of(slider).swept(0, values)), FAMILY, rows=3)
-    for row, value in enumerate(values):
+    batch = sample(apply_sliders(model, Stack.of(slider).swept(0, values)), FAMILY, batch_size=3)
+    for entry, value in enumerate(values):
         alone = sample(apply_sliders(model, Stack.of(slider, value)), FAMILY)
-        assert difference(batch[row : row + 1], alone) < 1e-4
+        assert difference(batch[entry : entry + 1], alone) < 1e-4
 
 
 def test_norms(model):

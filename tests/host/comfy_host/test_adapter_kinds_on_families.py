@@ -37,13 +37,13 @@ def linear_layers(subject, count=3):
     return {path: tuple(state[f"{path}.weight"].shape) for path in found[:count]}
 
 
-def check(subject, tensors, ways=("unmerged", "merged")):
+def check(subject, tensors, modes=("unmerged", "merged")):
     path = subject.folder / "kind.safetensors"
     save_file(tensors, path)
     slider = load_slider(path)
     expected = subject.stock(tensors, steps=1)
     assert difference(expected, subject.sampled(subject.model, steps=1)) > 1e-4
-    for mode in ways:
+    for mode in modes:
         assert difference(subject.acting(Stack.of(slider, STRENGTH), mode, steps=1), expected) < 1e-4, mode
 
 
@@ -115,7 +115,7 @@ def test_a_part_of_a_joint_weight_and_of_its_bias(kind, flux):
     assert difference(expected, flux.sampled(flux.model, steps=1)) > 1e-4
 
 
-def test_a_part_whose_outputs_the_host_reorders(flux):
+def test_a_part_whose_outputs_comfyui_reorders(flux):
     torch.manual_seed(4)
     bias = random(128)
     slider = Slider("x", {"transformer.norm_out.linear": Adapter({"diff_b": bias})})

@@ -1,4 +1,4 @@
-"""Every kind of change on every family: one layer of each type that the host patches."""
+"""Every kind of change on every family: one layer of each type that ComfyUI patches."""
 
 import comfy.sd
 import pytest
@@ -16,17 +16,17 @@ def subject(request, tmp_path_factory):
     return Subject(request.param, tmp_path_factory.mktemp("kinds"))
 
 
-def check(subject: Subject, tensors, ways) -> float:
+def check(subject: Subject, tensors, modes) -> float:
     """One evaluation against the stock loader; how far that is from the bare model.
 
-    At strength 1, since of an OFT the host takes the strength twice.
+    At strength 1, since of an OFT ComfyUI takes the strength twice.
     """
     path = subject.folder / "kinds.safetensors"
     save_file(tensors, path)
     slider = load_slider(path)
     stock, _ = comfy.sd.load_lora_for_models(subject.model, None, dict(tensors), 1.0, 0.0)
     expected = subject.sampled(stock, steps=1)
-    for mode in ways:
+    for mode in modes:
         assert difference(subject.acting(Stack.of(slider), mode, steps=1), expected) < 1e-4, (mode, sorted(tensors))
     return difference(expected, subject.sampled(subject.model, steps=1))
 

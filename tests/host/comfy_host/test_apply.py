@@ -1,4 +1,4 @@
-"""Sliders on tiny models of the host's own classes, against the host's own weight patches."""
+"""Sliders on tiny models of ComfyUI's own classes, against ComfyUI's own weight patches."""
 
 import comfy.lora
 import comfy.sample
@@ -34,7 +34,7 @@ def test_equals_the_stock_loader(family, strength, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layer_names_are_read_back_by_the_host(family):
+def test_layer_names_are_read_back_by_comfyui(family):
     model = tiny_model(family)
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
     names = layer_names(model)
@@ -75,21 +75,21 @@ def test_zero_changes_no_bit():
     assert torch.equal(sample(apply_sliders(model, Stack.of(slider, 0.0)), "SD15"), bare)
 
 
-def test_rows_are_the_single_runs():
+def test_batch_entries_are_the_single_runs():
     model = tiny_model("SD15")
     stack = Stack.of(random_slider(model, 1), 0.5) + Stack.of(random_slider(model, 2), 0.0)
     values = (-1.0, 0.0, 1.0)
-    batch = sample(apply_sliders(model, stack.swept(1, values)), "SD15", rows=3)
-    for row, value in enumerate(values):
+    batch = sample(apply_sliders(model, stack.swept(1, values)), "SD15", batch_size=3)
+    for entry, value in enumerate(values):
         alone = sample(apply_sliders(model, stack.swept(1, (value,))), "SD15")
-        assert difference(batch[row : row + 1], alone) < 1e-4
+        assert difference(batch[entry : entry + 1], alone) < 1e-4
 
 
-def test_rows_that_are_not_the_batch():
+def test_a_sweep_of_another_size_than_the_batch():
     model = tiny_model("SD15")
     swept = apply_sliders(model, Stack.of(random_slider(model)).swept(0, (0.0, 1.0)))
     with pytest.raises(ValueError, match=r"2 batch entries.*has 3"):
-        sample(swept, "SD15", rows=3)
+        sample(swept, "SD15", batch_size=3)
     assert traces(model) == []
 
 

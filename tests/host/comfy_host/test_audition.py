@@ -17,7 +17,7 @@ from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny import STEPS, condition, difference, random_slider, sample, tiny_model, traces
 
 POSITIVE, NEGATIVE = 2, 3  # seeds of the prompts that `sample` uses
-MORE, LESS = (4, 6), (5, 7)  # and of a concept's ends with two phrases held
+MORE, LESS = (4, 6), (5, 7)  # and of a concept's ends with two phrases to preserve
 SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_sde", "euler_ancestral_cfg_pp", "lcm", "uni_pc")
 KINDS = (
     "SD 1 inpainting",
@@ -61,7 +61,7 @@ def one_step(model, family, seed, cfg=1.0, negative=NEGATIVE):
 
 
 def counted(model):
-    """A clone that writes down sigma and the number of rows of every pass."""
+    """A clone that writes down sigma and the number of batch entries of every pass."""
     clone, passes = model.clone(), []
 
     def note(apply_model, args):
@@ -130,7 +130,10 @@ def test_outside_the_gate_there_are_no_passes():
     start, end = (model.model.model_sampling.percent_to_sigma(p) for p in (0.3, 0.7))
     inside = sum(end <= sigma <= start for sigma, _ in bare_passes)
     assert 0 < inside < STEPS
-    assert sum(rows for _, rows in passes) == sum(rows for _, rows in bare_passes) + 2 * len(MORE) * inside
+    assert (
+        sum(batch_size for _, batch_size in passes)
+        == sum(batch_size for _, batch_size in bare_passes) + 2 * len(MORE) * inside
+    )
     assert len(passes) == len(bare_passes) + inside  # each time in one batch
 
 
@@ -156,11 +159,11 @@ def test_two_of_them_add_up_and_clones_keep_them():
     assert torch.equal(one_step(model, "SD15", POSITIVE, 3.0), bare)
 
 
-@pytest.mark.parametrize("branch", ["both", "cond"])
+@pytest.mark.parametrize("cond_or_uncond", ["both", "cond"])
 @pytest.mark.parametrize("first", ["sliders", "audition"])
-def test_sliders_act_in_its_predictions_as_in_a_positive_prompt(branch, first):
+def test_sliders_act_in_its_predictions_as_in_a_positive_prompt(cond_or_uncond, first):
     model = tiny_model("SD15")
-    stack = Stack.of(random_slider(model)).restricted_to(branch)
+    stack = Stack.of(random_slider(model)).restricted_to(cond_or_uncond)
     with_slider = apply_sliders(model, stack)
     change = sum(one_step(with_slider, "SD15", s) for s in MORE) - sum(one_step(with_slider, "SD15", s) for s in LESS)
     expected = one_step(with_slider, "SD15", POSITIVE, 3.0) + 0.5 * change / 2
@@ -173,10 +176,10 @@ def test_sliders_act_in_its_predictions_as_in_a_positive_prompt(branch, first):
 def test_a_sweep_of_sliders_stays_a_sweep():
     model = tiny_model("SD15")
     swept = Stack.of(random_slider(model)).swept(0, (-1.0, 1.0))
-    both = sample(audition(apply_sliders(model, swept), [contrast()]), "SD15", rows=2)
-    for row, value in enumerate((-1.0, 1.0)):
+    both = sample(audition(apply_sliders(model, swept), [contrast()]), "SD15", batch_size=2)
+    for entry, value in enumerate((-1.0, 1.0)):
         alone = apply_sliders(model, Stack.of(random_slider(model), value))
-        assert difference(both[row], sample(audition(alone, [contrast()]), "SD15")[0]) < 1e-4
+        assert difference(both[entry], sample(audition(alone, [contrast()]), "SD15")[0]) < 1e-4
 
 
 def _guiders(model):
@@ -192,7 +195,7 @@ def _guiders(model):
 
 
 @pytest.mark.parametrize("name", _guiders(tiny_model("SD15")))
-def test_every_guider_of_the_host(name):
+def test_every_guider_of_comfyui(name):
     """The same change in one step, however the guider comes to its sum."""
     model = tiny_model("SD15")
     change = one_step(audition(model, [contrast()]), "SD15", POSITIVE) - one_step(model, "SD15", POSITIVE)

@@ -1,4 +1,4 @@
-"""Rows that a model cannot tell apart are evaluated apart, and put together again."""
+"""Batch entries that a model cannot tell apart are evaluated apart, and put together again."""
 
 import comfy.sample
 import comfy.sd
@@ -15,26 +15,26 @@ from hypothesis import strategies as st
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**16))
-def test_parts_hold_every_entry_once_and_share_strengths(chunks, rows, sliders, seed):
+def test_groups_have_every_entry_once_and_share_strengths(chunks, batch_size, sliders, seed):
     generator = torch.Generator().manual_seed(seed)
-    strengths = torch.randint(0, 2, (chunks * rows, sliders), generator=generator).float()
+    strengths = torch.randint(0, 2, (chunks * batch_size, sliders), generator=generator).float()
     parts = groups_of(strengths, chunks)
     entries = torch.cat([part.entries for part in parts])
-    assert sorted(entries.tolist()) == list(range(chunks * rows))
+    assert sorted(entries.tolist()) == list(range(chunks * batch_size))
     for part in parts:
         assert (strengths[part.entries] == part.strengths).all()
-        # as the host has it: chunk after chunk, each with the same rows
+        # as ComfyUI has it: chunk after chunk, each with the same batch entries
         by_chunk = part.entries.view(len(part.chunks), -1)
-        assert (by_chunk // rows == torch.tensor(part.chunks)[:, None]).all()
-        assert (by_chunk % rows == by_chunk[0] % rows).all()
+        assert (by_chunk // batch_size == torch.tensor(part.chunks)[:, None]).all()
+        assert (by_chunk % batch_size == by_chunk[0] % batch_size).all()
 
 
-def test_rows_alike_have_parts_of_their_own_where_the_model_takes_one_row():
+def test_equal_entries_have_groups_of_their_own_where_the_model_takes_one_entry():
     parts = groups_of(torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])[:, None], chunks=2, alone=True)
     assert [part.entries.tolist() for part in parts] == [[0, 3], [1, 4], [2, 5]]
 
 
-def test_rows_alike_in_all_chunks_stay_together():
+def test_equal_entries_in_all_chunks_stay_together():
     (part,) = groups_of(torch.ones(6, 2), chunks=2)
     assert part.chunks == (0, 1) and part.entries.tolist() == list(range(6))
 
@@ -58,20 +58,20 @@ def test_what_has_an_entry_per_entry_of_the_batch_is_shared_out_with_it():
 
 
 @pytest.mark.parametrize("family", ["PixArt Alpha", "HiDream", "Cosmos", "MiniMax H3"])
-def test_branches_ramps_and_sweeps_at_once(tmp_path, family):
-    """Each row of a sweep, on one branch of guidance with a ramp, is the run it would be alone."""
+def test_uncond_ramps_and_sweeps_at_once(tmp_path, family):
+    """Each batch entry of a sweep, on uncond alone with a ramp, is the run it would be alone."""
     subject = Subject(family, tmp_path)
     placed = Stack.of(subject.slider, 1.0, Gate(0.2, 1.0, ramp=0.4)).restricted_to("uncond")
     values = (STRENGTH, 0.0, STRENGTH)
     batch = subject.acting(placed.swept(0, values))
-    for row, value in enumerate(values):
+    for entry, value in enumerate(values):
         alone = subject.acting(placed.scaled(value))
-        assert difference(batch[row : row + 1], alone) < 1e-4, f"row {row}"
+        assert difference(batch[entry : entry + 1], alone) < 1e-4, f"entry {entry}"
     assert difference(subject.acting(placed.scaled(STRENGTH)), subject.bare) > 1e-5
 
 
 def latents_of(subject, model, noise):
-    """What two steps make of each row's own noise."""
+    """What two steps make of each batch entry's own noise."""
     more, less = (subject.family.conditioning(seed) for seed in (2, 3))
     with torch.inference_mode():
         empty = torch.zeros_like(noise)
@@ -80,20 +80,20 @@ def latents_of(subject, model, noise):
 
 @pytest.mark.parametrize("family", ["SD 1", "PixelDiT", "Hunyuan3D 2.1"])
 def test_two_latents_at_three_strengths(tmp_path, family):
-    """Each row is the stock loader's run of its latent at its strength, alone."""
+    """Each batch entry is the stock loader's run of its latent at its strength, alone."""
     subject = Subject(family, tmp_path)
     noise = torch.randn(2, *subject.family.latent, generator=torch.Generator().manual_seed(11))
     strengths, file = (-0.6, 0.0, STRENGTH), tensors_of(subject.slider)
     acted = apply_sliders(subject.model, Stack.of(subject.slider).swept(0, strengths, repeats=2))
-    rows = latents_of(subject, acted, noise.repeat_interleave(3, dim=0)).view(2, 3, *subject.family.latent)
+    batch = latents_of(subject, acted, noise.repeat_interleave(3, dim=0)).view(2, 3, *subject.family.latent)
     for place, strength in enumerate(strengths):
         stock, _ = comfy.sd.load_lora_for_models(subject.model, None, file, strength, 0.0)
         for latent in range(2):
             alone = latents_of(subject, stock, noise[latent, None])
-            assert difference(rows[latent, place][None], alone) < 1e-4, (latent, strength)
+            assert difference(batch[latent, place][None], alone) < 1e-4, (latent, strength)
 
 
-def test_two_latents_on_one_branch_of_a_model_that_takes_halves_for_prompts(tmp_path):
+def test_two_latents_on_uncond_of_a_model_that_takes_halves_for_prompts(tmp_path):
     """Such a model swaps the halves of every batch of two, be they prompts or latents."""
     subject = Subject("Hunyuan3D 2.1", tmp_path)
     noise = torch.randn(2, *subject.family.latent, generator=torch.Generator().manual_seed(11))
@@ -104,14 +104,16 @@ def test_two_latents_on_one_branch_of_a_model_that_takes_halves_for_prompts(tmp_
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    return Subject("SVD", tmp_path_factory.mktemp("film"))
+def video(tmp_path_factory):
+    return Subject("SVD", tmp_path_factory.mktemp("video"))
 
 
-def test_frames_of_one_film_have_branches_of_guidance(film):
-    """Its layers over time see all frames of a chunk, and not one frame per row."""
+def test_frames_of_one_video_have_cond_and_uncond(video):
+    """Its layers over time see all frames of a chunk, and not one frame per batch entry."""
     with torch.inference_mode():
-        changed, _ = comfy.sd.load_lora_for_models(film.family.build(), None, tensors_of(film.slider), STRENGTH, 0.0)
+        changed, _ = comfy.sd.load_lora_for_models(
+            video.family.build(), None, tensors_of(video.slider), STRENGTH, 0.0
+        )
         changed.patch_model()
 
     def by_hand(apply_model, args):
@@ -121,13 +123,15 @@ def test_frames_of_one_film_have_branches_of_guidance(film):
         parts = zip(chunks, bare.chunk(len(chunks)), other.chunk(len(chunks)), strict=True)
         return torch.cat([on if chunk == 1 else off for chunk, off, on in parts])
 
-    switching = film.model.clone()
+    switching = video.model.clone()
     switching.set_model_unet_function_wrapper(by_hand)
-    expected = film.sampled(switching, rows=2)
-    acted = film.sampled(apply_sliders(film.model, Stack.of(film.slider, STRENGTH).restricted_to("uncond")), rows=2)
-    assert difference(acted, expected) < 1e-4 < difference(expected, film.sampled(film.model, rows=2))
+    expected = video.sampled(switching, batch_size=2)
+    acted = video.sampled(
+        apply_sliders(video.model, Stack.of(video.slider, STRENGTH).restricted_to("uncond")), batch_size=2
+    )
+    assert difference(acted, expected) < 1e-4 < difference(expected, video.sampled(video.model, batch_size=2))
 
 
-def test_frames_of_one_film_have_no_strengths_of_their_own(film):
+def test_frames_of_one_video_have_no_strengths_of_their_own(video):
     with pytest.raises(ValueError, match="frames of one video"):
-        film.acting(Stack.of(film.slider).swept(0, (0.0, STRENGTH)))
+        video.acting(Stack.of(video.slider).swept(0, (0.0, STRENGTH)))

@@ -1,4 +1,4 @@
-"""Sliders on one branch of guidance, and in guiders that ask for more than a positive and a negative prompt."""
+"""Sliders on cond or on uncond alone, and in guiders that ask for more than a positive and a negative prompt."""
 
 import comfy.lora
 import comfy.samplers
@@ -33,9 +33,9 @@ def model():
     return tiny_model(FAMILY)
 
 
-def run(guider, size: int = 8, rows: int = 1) -> torch.Tensor:
+def run(guider, size: int = 8, batch_size: int = 1) -> torch.Tensor:
     sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", STEPS)
-    noise = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(7)).repeat(rows, 1, 1, 1)
+    noise = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(7)).repeat(batch_size, 1, 1, 1)
     sampler = comfy.samplers.sampler_object("euler")
     with torch.inference_mode():
         return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=5).clone()
@@ -106,10 +106,10 @@ GUIDERS = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("branch", ["cond", "uncond"])
+@pytest.mark.parametrize("cond_or_uncond", ["cond", "uncond"])
 @pytest.mark.parametrize("name", GUIDERS)
-def test_every_guider_has_its_positive_and_its_other_prompts(model, name, branch, mode):
-    """Each chunk of each evaluation is that of the changed model on this branch, and of the bare one elsewhere."""
+def test_every_guider_has_its_positive_and_its_other_prompts(model, name, cond_or_uncond, mode):
+    """Each chunk of each evaluation is that of the changed model for these prompts, and of the bare one elsewhere."""
     make, others = GUIDERS[name]
     slider = random_slider(model)
     changed = tiny_model(FAMILY)
@@ -121,9 +121,9 @@ def test_every_guider_has_its_positive_and_its_other_prompts(model, name, branch
         {"cond": POSITIVE, "uncond": NEGATIVE, "other": OTHER},
         tiny_model(FAMILY),
         changed,
-        {"cond"} if branch == "cond" else others,
+        {"cond"} if cond_or_uncond == "cond" else others,
     )
-    acted = apply_sliders(model, Stack.of(slider, 0.8).restricted_to(branch), mode)
+    acted = apply_sliders(model, Stack.of(slider, 0.8).restricted_to(cond_or_uncond), mode)
     acted.set_model_unet_function_wrapper(asked)
     run(make(acted), size=16)
     assert asked.seen == {"cond"} | others
@@ -131,14 +131,14 @@ def test_every_guider_has_its_positive_and_its_other_prompts(model, name, branch
     assert not acted.attachments
 
 
-@pytest.mark.parametrize("branch", ["cond", "uncond"])
-def test_regions_keep_their_branch(model, branch):
-    """The host puts a copy of every positive region among the negative prompts, under the same id."""
+@pytest.mark.parametrize("cond_or_uncond", ["cond", "uncond"])
+def test_regions_stay_cond_or_uncond(model, cond_or_uncond):
+    """ComfyUI puts a copy of every positive region among the negative prompts, under the same id."""
     regions = [[tensor, {**options, "area": (8, 4, 0, x)}] for x, ((tensor, options),) in ((0, POSITIVE), (4, OTHER))]
-    stack, seen = Stack.of(random_slider(model)).restricted_to(branch), []
+    stack, seen = Stack.of(random_slider(model)).restricted_to(cond_or_uncond), []
 
     def spy(apply_model, args):
-        on = 0 if branch == "cond" else 1
+        on = 0 if cond_or_uncond == "cond" else 1
         bare = model.model.apply_model(args["input"], args["timestep"], c_crossattn=args["c"]["c_crossattn"])
         given = apply_model(args["input"], args["timestep"], **args["c"])
         chunks = len(args["cond_or_uncond"])
@@ -185,18 +185,18 @@ def test_a_guider_of_two_models(mode, on):
     assert all(traces(m) == [] for m in models)
 
 
-@pytest.mark.parametrize(("branch", "acts"), [("uncond", True), ("cond", False)])
-def test_the_second_model_of_two_is_the_negative_one(branch, acts):
+@pytest.mark.parametrize(("cond_or_uncond", "acts"), [("uncond", True), ("cond", False)])
+def test_the_second_model_of_two_is_the_negative_one(cond_or_uncond, acts):
     models = [tiny_model(FAMILY), tiny_model(FAMILY, seed=1)]
     slider = random_slider(models[0])
     expected = two_models(models[0], stock(models[1], slider, 1.0) if acts else models[1])
-    ours = two_models(models[0], apply_sliders(models[1], Stack.of(slider).restricted_to(branch), "unmerged"))
+    ours = two_models(models[0], apply_sliders(models[1], Stack.of(slider).restricted_to(cond_or_uncond), "unmerged"))
     assert difference(ours, expected) < 1e-4
 
 
 @pytest.mark.parametrize("on", [(0.8, 0.0), (0.0, 0.8), (0.8, -0.5)])
 def test_two_clones_of_one_model_in_that_guider_are_as_with_stock_patches(model, on):
-    """They share their weights: the host runs both with the patches of the first."""
+    """They share their weights: ComfyUI runs both with the patches of the first."""
     sliders = [random_slider(model, seed) for seed in (1, 2)]
     by_stock, ours = (
         two_models(*(make(model, s, v) if v else model for s, v in zip(sliders, on, strict=True)))
@@ -210,8 +210,8 @@ def test_the_plain_sampler_is_a_plain_guider(model):
     assert torch.equal(sample(acted, FAMILY), run(plain(acted)))
 
 
-def test_a_gated_sweep_on_one_branch_where_prompts_are_asked_apart(model):
-    """Prompts of seven and of eight tokens are too unlike in length for one batch of the host's."""
+def test_a_gated_sweep_on_uncond_where_prompts_are_asked_apart(model):
+    """Prompts of seven and of eight tokens are too unlike in length for one batch of ComfyUI's."""
     longer, asked = [[torch.cat([NEGATIVE[0][0], NEGATIVE[0][0][:, :1]], dim=1), {}]], []
     values = (-0.5, 0.0, 0.8)
     stack = Stack.of(random_slider(model), 1.0, Gate(0.4)).restricted_to("uncond")
@@ -220,16 +220,16 @@ def test_a_gated_sweep_on_one_branch_where_prompts_are_asked_apart(model):
         asked.append(len(args["cond_or_uncond"]))
         return apply_model(args["input"], args["timestep"], **args["c"])
 
-    def rows(stack):
+    def run_of(stack):
         acted = apply_sliders(model, stack)
         acted.set_model_unet_function_wrapper(spy)
         guider = comfy.samplers.CFGGuider(acted)
         guider.set_conds(POSITIVE, longer)
         guider.set_cfg(3.0)
-        return run(guider, rows=stack.batch_size)
+        return run(guider, batch_size=stack.batch_size)
 
-    batch = rows(stack.swept(0, values))
-    alone = [rows(stack.scaled(value)) for value in values]
+    batch = run_of(stack.swept(0, values))
+    alone = [run_of(stack.scaled(value)) for value in values]
     assert set(asked) == {1}
     assert all(difference(batch[n, None], each) < 1e-4 for n, each in enumerate(alone))
     assert difference(alone[0], alone[1]) > 1e-3 < difference(alone[2], alone[1])

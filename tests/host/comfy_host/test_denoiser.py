@@ -18,7 +18,7 @@ HALF = torch.tensor([[1, 1, 1, 0, 0, 0, 0]])
 
 @pytest.fixture
 def asked():
-    """asked(family, conditionings): its denoiser, latents, a noise level, and the entries of each evaluation."""
+    """asked(family, conditionings): its denoiser, latents, a sigma, and the entries of each evaluation."""
     with torch.inference_mode(), ExitStack() as loans:
 
         def of(family, conditionings):
@@ -48,7 +48,7 @@ def test_prompts_of_one_length_go_together_and_come_back_in_their_order(asked):
     conditionings = {p: family.conditioning(seed, 3 * (p in "bd")) for seed, p in enumerate("abcd")}
     denoiser, x, sigma, calls = asked("Qwen-Image", conditionings)
     together = denoiser.predict(x, sigma, "abcd")
-    assert calls == [4, 4]  # two prompts on two rows, twice
+    assert calls == [4, 4]  # two prompts on two batch entries, twice
     assert difference(together, one_by_one(denoiser, x, sigma, "abcd")) < 1e-5
 
 
@@ -63,7 +63,7 @@ def test_a_mask_of_one_prompt_is_not_laid_over_others(asked):
 
 
 def test_prompts_that_the_model_reads_repeated_go_into_one_batch(asked):
-    """A UNet's cross-attention, as the host has it: twice the same words say the same."""
+    """A UNet's cross-attention, as ComfyUI has it: twice the same words say the same."""
     family = FAMILIES["SD 1"]
     conditionings = {p: family.conditioning(seed, more) for seed, (p, more) in enumerate({"a": 0, "b": 7}.items())}
     denoiser, x, sigma, calls = asked("SD 1", conditionings)

@@ -69,7 +69,7 @@ def calls_of(subject: Subject, acted: ModelPatcher, paths) -> dict[str, tuple]:
         modules = {path: executor.class_obj.get_submodule(path) for path in paths}
 
         def heard(path):
-            # copies: the host changes some in place afterwards
+            # copies: ComfyUI changes some in place afterwards
             return lambda _, args, given, y: calls.setdefault(path, tree_map(copied, (args, given, y))) and None
 
         # within the sliders' own wrapper, so that these hooks come after theirs

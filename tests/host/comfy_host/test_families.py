@@ -1,4 +1,4 @@
-"""Sliders on every family of models the host builds, and the table that says so."""
+"""Sliders on every family of models ComfyUI builds, and the table that says so."""
 
 import os
 from functools import cache
@@ -14,8 +14,8 @@ from concept_sliders.tests.support.family_checks import CHECKS, Subject
 from concept_sliders.tests.support.known_gaps import REASONS
 
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
-# Networks with layers whose first dimension is not the batch, or that see all rows at once
-ROWS_TOGETHER = {
+# Networks with layers whose first dimension is not the batch, or that see all batch entries at once
+ENTRIES_TOGETHER = {
     f"comfy.ldm.{name}"
     for name in (
         "ace.ace_step15.AceStepConditionGenerationModel",
@@ -79,13 +79,13 @@ def test_every_naming_acts_as_in_the_stock_loader(outcome, family):
 
 
 @families("sweeps")
-def test_rows_are_the_runs_they_would_be_alone(outcome, family):
+def test_batch_entries_are_the_runs_they_would_be_alone(outcome, family):
     said(outcome("sweeps", family))
 
 
-@families("branches")
-def test_a_slider_acts_on_one_branch_of_guidance(outcome, family):
-    said(outcome("branches", family))
+@families("cond_uncond")
+def test_a_slider_acts_on_cond_or_uncond(outcome, family):
+    said(outcome("cond_uncond", family))
 
 
 @families("gates")
@@ -103,9 +103,9 @@ def test_a_slider_comes_back_from_its_file(outcome, family):
     said(outcome("saves", family))
 
 
-def test_networks_that_keep_rows_apart_are_those_of_these_families(subject):
-    """Whether they do, sweeps and branches have shown; those that do not are not listed."""
-    assert {network_of(subject(family).model.model) for family in FAMILIES} - ROWS_TOGETHER == BATCH_FIRST_NETWORKS
+def test_networks_that_keep_batch_entries_apart_are_those_of_these_families(subject):
+    """Whether they do, sweeps and cond_uncond have shown; those that do not are not listed."""
+    assert {network_of(subject(family).model.model) for family in FAMILIES} - ENTRIES_TOGETHER == BATCH_FIRST_NETWORKS
 
 
 def test_table_is_up_to_date(outcome, subject):

@@ -1,4 +1,4 @@
-"""Gates against the long way round: the bare model for some noise levels, the changed one for the rest."""
+"""Gates against sampling in parts: the bare model for some sigmas, the changed one for the rest."""
 
 import inspect
 
@@ -52,7 +52,7 @@ def sample_custom(
 
 @pytest.fixture
 def run_of():
-    """(sigmas, noise, empty latent) of one picture."""
+    """(sigmas, noise, empty latent) of one image."""
     sigmas = comfy.samplers.calculate_sigmas(tiny_model("SD15").model.model_sampling, "normal", STEPS)
     return (
         sigmas,
@@ -162,7 +162,7 @@ def test_a_gate_by_hand_with_its_ramps(strength, run_of):
         given = apply_model(args["input"], args["timestep"], **args["c"])
         expected = by_hand.model.apply_model(args["input"], args["timestep"], c_crossattn=args["c"]["c_crossattn"])
         seen.append((sigma, factor))
-        # the host's percents are those of 1000 steps: that much of a strength is between two of them
+        # ComfyUI's percents are those of 1000 steps: that much of a strength is between two of them
         assert difference(given, expected) < 2e-3
         return given
 
@@ -180,7 +180,7 @@ def test_a_gate_by_hand_with_its_ramps(strength, run_of):
 
 @pytest.mark.parametrize("mode", MODES[1:])
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m_sde", "uni_pc", "lcm"])
-def test_gates_switch_in_both_ways(name, mode, run_of):
+def test_gates_switch_in_both_modes(name, mode, run_of):
     """A sampler of each sort: one evaluation a step, several, with a memory, with a corrector, with noise."""
     model = tiny_model("SD15")
     slider, window = random_slider(model), Gate(0.2, 0.8)

@@ -72,7 +72,7 @@ def test_cancelled_at_any_call(model, mode, call):
     ("module", "name"),
     [(hooks, "join"), (hooks, "_add_linear"), (hooks, "_add_convolution"), (dense_hooks, "_multiplied")],
 )
-def test_out_of_memory_by_rows(model, monkeypatch, module, name, at):
+def test_out_of_memory_unmerged(model, monkeypatch, module, name, at):
     """It is the run's, as out of memory anywhere in it is; nothing is left of it."""
     acted = apply_sliders(model, stack_on(model), "unmerged")
     before, bare = sample(acted, FAMILY), sample(model, FAMILY)
@@ -88,15 +88,15 @@ def test_out_of_memory_by_rows(model, monkeypatch, module, name, at):
 
 @pytest.mark.parametrize("at", [1, 7])
 @pytest.mark.parametrize("name", ["_add", "_add_products", "apply_changes", "flat_weight"])
-def test_out_of_memory_while_merging_goes_by_rows(model, monkeypatch, caplog, name, at):
-    """In the middle of building, low-rank or not: the run goes on by rows, and the next one merges."""
+def test_out_of_memory_while_merging_goes_on_unmerged(model, monkeypatch, caplog, name, at):
+    """In the middle of building, low-rank or not: the run goes on unmerged, and the next one merges."""
     acted = apply_sliders(model, stack_on(model), "merged")
     before, bare = sample(acted, FAMILY), sample(model, FAMILY)
-    by_rows = sample(apply_sliders(model, stack_on(model), "unmerged"), FAMILY)
+    unmerged = sample(apply_sliders(model, stack_on(model), "unmerged"), FAMILY)
     state_of(model.model).clear()
     with monkeypatch.context() as patched:
         patched.setattr(weight_updates, name, FailingOnce(getattr(weight_updates, name), at))
-        assert difference(sample(acted, FAMILY), by_rows) < 1e-4
+        assert difference(sample(acted, FAMILY), unmerged) < 1e-4
     assert "no memory for merged weights" in caplog.text
     assert traces(model) == []
     assert torch.equal(sample(acted, FAMILY), before)

@@ -1,4 +1,4 @@
-"""What sliders hold on the device: given back whichever clone is loaded, and when the host needs the memory."""
+"""What sliders keep on the device: given back whichever clone is loaded, and when ComfyUI needs the memory."""
 
 import gc
 import weakref
@@ -24,7 +24,7 @@ def model():
     return tiny_model(FAMILY)
 
 
-def held_by(model) -> int:
+def kept_by(model) -> int:
     return state_of(model.model).size_bytes
 
 
@@ -32,10 +32,10 @@ def held_by(model) -> int:
 def test_a_bare_clone_that_is_unloaded_gives_it_back(model, mode):
     acted = apply_sliders(model, Stack.of(random_slider(model)), mode)
     before = sample(acted, FAMILY)
-    assert held_by(model) > 0
+    assert kept_by(model) > 0
     sample(model, FAMILY)
     comfy.model_management.unload_all_models()
-    assert held_by(model) == 0
+    assert kept_by(model) == 0
     assert comfy.model_management.current_loaded_models == []
     assert torch.equal(sample(acted, FAMILY), before)
 
@@ -45,22 +45,22 @@ def test_another_clone_takes_it_over(model, mode):
     """Turning a slider makes another clone, for which nothing has to be made anew."""
     slider = random_slider(model)
     sample(apply_sliders(model, Stack.of(slider, 0.4), mode), FAMILY)
-    held = {id(t) for t in state_of(model.model).merged.tensors}
-    size = held_by(model)
+    kept = {id(t) for t in state_of(model.model).merged.tensors}
+    size = kept_by(model)
     sample(apply_sliders(model, Stack.of(slider, 0.5), mode), FAMILY)
-    assert held_by(model) == size
-    assert {id(t) for t in state_of(model.model).merged.tensors} == held
+    assert kept_by(model) == size
+    assert {id(t) for t in state_of(model.model).merged.tensors} == kept
 
 
-def test_the_host_counts_it_and_takes_a_part_for_the_whole(model):
-    """Short of memory, the host asks models for a part of what they hold."""
+def test_comfyui_counts_it_and_takes_a_part_for_the_whole(model):
+    """Short of memory, ComfyUI asks models for a part of what they hold."""
     acted = apply_sliders(model, Stack.of(random_slider(model)), "merged")
     before = sample(acted, FAMILY)
     sample(model, FAMILY)
-    (entry,) = [m for m in comfy.model_management.current_loaded_models if m.model_loaded_memory() == held_by(model)]
+    (entry,) = [m for m in comfy.model_management.current_loaded_models if m.model_loaded_memory() == kept_by(model)]
     assert entry.model is not model
     entry.model_unload(memory_to_free=1)
-    assert held_by(model) == 0
+    assert kept_by(model) == 0
     assert torch.equal(sample(acted, FAMILY), before)
 
 
@@ -99,7 +99,7 @@ def test_the_model_can_go():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_tensors_of_sliders_that_nobody_has_are_not_held(model, mode):
+def test_tensors_of_sliders_that_nobody_has_are_not_kept(model, mode):
     """As many sliders as one likes, one after the other: those of the last two stacks are there, and then none."""
     tensors = []
     for seed in range(6):

@@ -47,7 +47,7 @@ def test_a_run_that_was_cut_off_between_evaluations_leaves_nothing_merged(model)
     assert torch.equal(again, sample(apply_sliders(tiny_model(FAMILY), turned, "merged"), FAMILY))
 
 
-def test_a_run_over_the_same_tensor_of_noise_levels_is_another_run(model):
+def test_a_run_over_the_same_tensor_of_sigmas_is_another_run(model):
     """Custom samplers are given the same one again and again: that merging was refused once is no reason to."""
     sigmas = torch.linspace(10.0, 0.0, 6)
     acted = apply_sliders(model, Stack.of(random_slider(model), 0.7), "merged")
@@ -60,7 +60,7 @@ def test_a_run_over_the_same_tensor_of_noise_levels_is_another_run(model):
 
 
 def custom(model, sigmas):
-    """By the host's way for custom samplers."""
+    """Samples as ComfyUI does for custom samplers."""
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     more, less = condition(FAMILY, 2), condition(FAMILY, 3)
     euler = comfy.samplers.ksampler("euler")

@@ -1,4 +1,4 @@
-"""Merged and by rows: both ways agree with the host's own weight patches, and with each other."""
+"""Merged and unmerged: both modes agree with ComfyUI's own weight patches, and with each other."""
 
 import comfy.lora
 import comfy.model_management
@@ -40,7 +40,7 @@ def own_weights(model):
 
 
 @pytest.mark.parametrize("family", ["SD15", "SDXL", "Flux"])
-def test_both_ways_agree(family):
+def test_both_modes_agree(family):
     model = tiny_model(family)
     stack = Stack.of(random_slider(model, 1), 0.7) + Stack.of(random_slider(model, 2), -0.4)
     before = own_weights(model)
@@ -81,8 +81,8 @@ def test_gates_swap_pointers(model, gates):
     stack = Stack()
     for seed, gate in enumerate(gates):
         stack += Stack.of(random_slider(model, seed), 0.8, gate)
-    merged, rows = (sample(apply_sliders(model, stack, mode), FAMILY) for mode in ("merged", "unmerged"))
-    assert difference(merged, rows) < 1e-4
+    merged, unmerged = (sample(apply_sliders(model, stack, mode), FAMILY) for mode in ("merged", "unmerged"))
+    assert difference(merged, unmerged) < 1e-4
     assert 0 < merged_of(model).uses < 6
 
 
@@ -122,20 +122,22 @@ def test_gates_that_open_at_different_times_where_memory_is_short(model, monkeyp
     assert merged_of(model).set_count == 1
 
 
-def test_ramps_and_sweeps_go_by_rows_beside_merged_ones(model):
+def test_ramps_and_sweeps_act_unmerged_beside_merged_ones(model):
     still, ramped = (
         Stack.of(random_slider(model, 1), 0.5),
         Stack.of(random_slider(model, 2), 0.5, Gate(0.1, 1.0, 0.6)),
     )
     swept = Stack.of(random_slider(model, 3)).swept(0, (-1.0, 0.0, 1.0))
     stack = still + ramped + swept
-    together, rows = (sample(apply_sliders(model, stack, mode), FAMILY, rows=3) for mode in ("merged", "unmerged"))
+    together, unmerged = (
+        sample(apply_sliders(model, stack, mode), FAMILY, batch_size=3) for mode in ("merged", "unmerged")
+    )
     assert merged_of(model).uses == 6
-    assert difference(together, rows) < 1e-4
+    assert difference(together, unmerged) < 1e-4
 
 
 def test_two_stacks_on_two_clones_do_not_take_turns(model):
-    """Alternating evaluations of two clones: the second stays by rows, instead of rebuilding each time."""
+    """Alternating evaluations of two clones: the second stays unmerged, instead of rebuilding each time."""
     one, two = (apply_sliders(model, Stack.of(random_slider(model, seed))) for seed in (1, 2))
     first, second = sample(one, FAMILY), sample(two, FAMILY)
     for _ in range(2):
@@ -172,7 +174,7 @@ def test_two_stacks_alternating_within_one_run(model, mode, uses, monkeypatch):
 
 
 def test_stock_patches_before(model):
-    """The host patches weights when it loads the clone: merged weights are those of that clone's weights."""
+    """ComfyUI patches weights when it loads the clone: merged weights are those of that clone's weights."""
     ours, theirs = random_slider(model, 1), random_slider(model, 2)
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
     tensors = {}
@@ -253,9 +255,9 @@ def test_unloading_gives_the_memory_back(model):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("branch", ["cond", "uncond"])
-def test_one_branch_of_guidance(model, mode, branch):
-    """With guidance g, a slider on the positive branch alone is bare + g (slider - bare) of that branch."""
+@pytest.mark.parametrize("cond_or_uncond", ["cond", "uncond"])
+def test_cond_or_uncond_alone(model, mode, cond_or_uncond):
+    """With guidance g, a slider on cond alone is bare + g (slider - bare) of that prediction."""
     stack = Stack.of(random_slider(model))
     seen = []
 
@@ -264,13 +266,13 @@ def test_one_branch_of_guidance(model, mode, branch):
         return seen[-1][1]
 
     outputs = {}
-    for kind in ("both", branch, "bare"):
+    for kind in ("both", cond_or_uncond, "bare"):
         acted = apply_sliders(model, Stack() if kind == "bare" else stack.restricted_to(kind), mode)
         acted.set_model_unet_function_wrapper(spy)
         seen.clear()
         sample(acted, FAMILY)
         outputs[kind] = dict(zip(seen[0][0], seen[0][1], strict=True))  # the first evaluation, by chunk
-    on, off = (0, 1) if branch == "cond" else (1, 0)
-    assert difference(outputs[branch][on], outputs["both"][on]) < 1e-5
-    assert difference(outputs[branch][off], outputs["bare"][off]) < 1e-6
+    on, off = (0, 1) if cond_or_uncond == "cond" else (1, 0)
+    assert difference(outputs[cond_or_uncond][on], outputs["both"][on]) < 1e-5
+    assert difference(outputs[cond_or_uncond][off], outputs["bare"][off]) < 1e-6
     assert difference(outputs["both"][off], outputs["bare"][off]) > 1e-2

@@ -1,4 +1,4 @@
-"""Sliders together with the rest of the host: other LoRAs, hooks, merges, regions, control, short memory, dtypes."""
+"""Sliders together with other features of ComfyUI: LoRAs, hooks, merges, regions, control, short memory, dtypes."""
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -42,8 +42,8 @@ def model():
     return tiny_model(FAMILY)
 
 
-def sample_with(model, positive, negative, rows=1, cfg=3.0):
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)).repeat(rows, 1, 1, 1)
+def sample_with(model, positive, negative, batch_size=1, cfg=3.0):
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)).repeat(batch_size, 1, 1, 1)
     with torch.inference_mode():
         return comfy.sample.sample(
             model, noise, 6, cfg, "euler", "normal", positive, negative, torch.zeros_like(noise), seed=5
@@ -70,7 +70,7 @@ def test_stock_bypass_loader(model, mode, stock_first):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_stock_weight_hooks(model, mode):
-    """Hooks rewrite weights between evaluations: sliders then act by rows, on whatever the weights are."""
+    """Hooks rewrite weights between evaluations: sliders then act unmerged, on whatever the weights are."""
     ours, theirs = random_slider(model, 1), random_slider(model, 2)
     expected = sample(apply_sliders(model, Stack.of(ours) + Stack.of(theirs, 0.5), "unmerged"), FAMILY)
     hooks = comfy.hooks.create_hook_lora(tensors_of(theirs), strength_model=0.5, strength_clip=0.0)
@@ -130,24 +130,24 @@ def test_merged_models(model, mode):
     assert difference(sample(apply_sliders(blend, stack, mode), FAMILY), expected) < 1e-4
 
 
-def test_regions_have_their_rows(model):
-    """Two regions with prompts of their own: every chunk of the host's batch holds every row."""
+def test_regions_have_their_batch_entries(model):
+    """Two regions with prompts of their own: every chunk of ComfyUI's batch has every batch entry."""
     regions = []
     for seed, x in ((2, 0), (4, 4)):
         ((tensor, options),) = condition(FAMILY, seed)
         regions.append([tensor, {**options, "area": (8, 4, 0, x), "strength": 1.0}])
-    rows_equal_single_runs(model, regions, condition(FAMILY, 3))
+    entries_equal_single_runs(model, regions, condition(FAMILY, 3))
 
 
 def controlled(start: float = 0.0, end: float = 1.0) -> tuple[list, list]:
-    """Both prompts with a ControlNet of the host's own class, with random weights, for a part of sampling."""
+    """Both prompts with a ControlNet of ComfyUI's own class, with random weights, for a part of sampling."""
     config = {name: value for name, value in UNET.items() if name != "out_channels"}
     network = comfy.cldm.cldm.ControlNet(hint_channels=3, num_head_channels=8, **config)
     randomise(network, 4)
     control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
-    picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(4))
+    image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(4))
     prompts = condition(FAMILY, 2), condition(FAMILY, 3)
-    return ControlNetApplyAdvanced().apply_controlnet(*prompts, control, picture, 1.0, start, end)
+    return ControlNetApplyAdvanced().apply_controlnet(*prompts, control, image, 1.0, start, end)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -163,13 +163,13 @@ def test_under_a_controlnet_sliders_act_as_the_stock_loaders_do(model, mode, par
         assert difference(sample_with(model, *controlled(*part)), bare) == 0.0
 
 
-def test_control_has_its_rows(model):
+def test_control_has_its_batch_entries(model):
     with torch.inference_mode():
-        rows_equal_single_runs(model, *controlled())
+        entries_equal_single_runs(model, *controlled())
 
 
 def test_batches_split_for_want_of_memory(model, monkeypatch):
-    """With no memory to spare the host runs every conditioning by itself."""
+    """With no memory to spare ComfyUI runs every conditioning by itself."""
     chunks = []
 
     def spy(apply_model, args):
@@ -178,20 +178,20 @@ def test_batches_split_for_want_of_memory(model, monkeypatch):
 
     swept = apply_sliders(model, Stack.of(random_slider(model)).swept(0, VALUES))
     swept.set_model_unet_function_wrapper(spy)
-    together = sample(swept, FAMILY, rows=3)
+    together = sample(swept, FAMILY, batch_size=3)
     assert set(chunks) == {2}
     chunks.clear()
     monkeypatch.setattr(ModelPatcher, "get_free_memory", lambda self, device: 0)
-    assert difference(sample(swept, FAMILY, rows=3), together) < 1e-4
+    assert difference(sample(swept, FAMILY, batch_size=3), together) < 1e-4
     assert set(chunks) == {1}
 
 
-def rows_equal_single_runs(model, positive, negative):
+def entries_equal_single_runs(model, positive, negative):
     slider = random_slider(model)
-    batch = sample_with(apply_sliders(model, Stack.of(slider).swept(0, VALUES)), positive, negative, rows=3)
-    for row, value in enumerate(VALUES):
+    batch = sample_with(apply_sliders(model, Stack.of(slider).swept(0, VALUES)), positive, negative, batch_size=3)
+    for entry, value in enumerate(VALUES):
         alone = sample_with(apply_sliders(model, Stack.of(slider, value)), positive, negative)
-        assert difference(batch[row : row + 1], alone) < 1e-4
+        assert difference(batch[entry : entry + 1], alone) < 1e-4
 
 
 def typed_model(weights: torch.dtype, compute: torch.dtype | None) -> ModelPatcher:
@@ -226,7 +226,7 @@ def test_half_precision(weights, compute, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_fp8_weights_stay_as_they_are(mode):
-    """Weights of eight bits cannot hold a small change: sliders act by rows there, and lose nothing."""
+    """Weights of eight bits cannot hold a small change: sliders act unmerged there, and lose nothing."""
     typed, single = typed_model(torch.float8_e4m3fn, torch.float32), tiny_model(FAMILY)
     for own, source in zip(single.model.parameters(), typed.model.parameters(), strict=True):
         own.data = source.data.float()

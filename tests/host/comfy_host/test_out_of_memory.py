@@ -119,7 +119,7 @@ def encoded(clip) -> torch.Tensor:
 
 
 def test_in_the_layers_of_a_text_encoder(monkeypatch):
-    """As the sliders are applied, and as the host works their patches out when it loads the encoder."""
+    """As the sliders are applied, and as ComfyUI works their patches out when it loads the encoder."""
     expected, bare = encoded(apply_to_clip(tiny_clip(), Stack.of(text_slider()))), encoded(tiny_clip())
     clip = tiny_clip()
     with monkeypatch.context() as patched:

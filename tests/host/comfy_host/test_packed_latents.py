@@ -1,4 +1,4 @@
-"""Training on films with sound: their latents are packed into one tensor, and what is looked at is the pictures."""
+"""Training on videos with sound: packed latents, of which previews and the early stop see the images alone."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def trained(subject, latents, run_options=None):
         return train_textual(subject.model, conditionings, RECIPE, latents, "trained", run_options)
 
 
-def test_previews_and_the_early_stop_see_the_pictures(subject):
+def test_previews_and_the_early_stop_see_the_images(subject):
     seen = []
     run_options = RunOptions(progress=lambda _, latents: seen.append(latents), preview_every=1)
     slider = trained(subject, subject.family.empty(2), run_options).slider
@@ -30,7 +30,7 @@ def test_previews_and_the_early_stop_see_the_pictures(subject):
     assert any(layer.up.any() for name, layer in slider.layers.items() if "audio" in name)
 
 
-def test_films_without_sound_train_too(subject):
+def test_videos_without_sound_train_too(subject):
     slider = trained(subject, torch.zeros(2, *subject.family.latent)).slider
     learned = {name for name, layer in slider.layers.items() if layer.up.any()}
     assert learned and not any("transformer_blocks" in name and "audio_ff" in name for name in learned)

@@ -1,4 +1,4 @@
-"""Sliders on weights that the host leaves elsewhere until a layer runs, with patches that wait there."""
+"""Sliders on weights that ComfyUI leaves elsewhere until a layer runs, with patches that wait there."""
 
 import comfy.memory_management
 import comfy.ops
@@ -38,7 +38,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def cast_of_paged_weights(request, monkeypatch):
-    if "gpu" not in request.keywords:  # there the host's own does it
+    if "gpu" not in request.keywords:  # there ComfyUI's own does it
         monkeypatch.setattr(comfy.ops, "cast_bias_weight", paging_cast(comfy.ops.cast_bias_weight))
 
 
@@ -78,23 +78,23 @@ def differences(model) -> Slider:
 SLIDERS = {"LoRA": low_rank, "DoRA": dora, "differences": differences}
 
 
-def host_file(slider: Slider) -> dict[str, torch.Tensor]:
+def stock_file(slider: Slider) -> dict[str, torch.Tensor]:
     """The slider's tensors by the stock loader's keys."""
     if not isinstance(next(iter(slider.layers.values())), Adapter):
         return tensors_of(slider)
     return {f"{n}.{part}": t for n, change in slider.layers.items() for part, t in change.parts.items()}
 
 
-def answer(patcher: ModelPatcher, load, sigma: float = 3.0, rows: int = 1) -> torch.Tensor:
+def answer(patcher: ModelPatcher, load, sigma: float = 3.0, batch_size: int = 1) -> torch.Tensor:
     """The noise that the model sees in a latent, its weights loaded in a given way, and unloaded afterwards."""
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).repeat(rows, 1, 1, 1)
-    sigmas = torch.full((rows,), sigma)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).repeat(batch_size, 1, 1, 1)
+    sigmas = torch.full((batch_size,), sigma)
     with torch.inference_mode():
         load(patcher)
         patcher.pre_run()
         options = {"wrappers": patcher.wrappers, "cond_or_uncond": [0], "sigmas": sigmas}
         options["sample_sigmas"] = torch.linspace(14.0, 0.0, 20)
-        context = condition(FAMILY, 2)[0][0].repeat(rows, 1, 1)
+        context = condition(FAMILY, 2)[0][0].repeat(batch_size, 1, 1)
         denoised = patcher.model.apply_model(x, sigmas, c_crossattn=context, transformer_options=options)
         patcher.cleanup()
         patcher.detach()
@@ -106,9 +106,9 @@ def paged_from(model: ModelPatcher, how: str) -> ModelPatcher:
 
 
 @pytest.mark.parametrize("how", PAGED)
-def test_the_stand_in_is_what_the_host_makes_of_loaded_weights(model, how):
+def test_the_replacement_is_what_comfyui_makes_of_loaded_weights(model, how):
     """With patches of the stock loader alone; and nothing of them stays."""
-    file, strength = host_file(random_slider(model, 2)), THEIRS
+    file, strength = stock_file(random_slider(model, 2)), THEIRS
     loaded = answer(patched_by_stock(model, (file, strength)), load_all)
     bare = answer(model, load_all)
     patched, seen = patched_by_stock(paged_from(model, how), (file, strength)), []
@@ -129,8 +129,8 @@ def test_the_stand_in_is_what_the_host_makes_of_loaded_weights(model, how):
 @pytest.mark.parametrize("how", PAGED)
 def test_sliders_beside_patches_that_wait(model, how, kind, mode):
     """Against the stock loader with both files, one after the other, and every weight in its place."""
-    theirs, slider = host_file(random_slider(model, 2)), SLIDERS[kind](model)
-    both = (theirs, THEIRS), (host_file(slider), OURS)
+    theirs, slider = stock_file(random_slider(model, 2)), SLIDERS[kind](model)
+    both = (theirs, THEIRS), (stock_file(slider), OURS)
     expected, alone = (answer(patched_by_stock(model, *files), load_all) for files in (both, both[:1]))
     patched = patched_by_stock(paged_from(model, how), both[0])
     acted = apply_sliders(patched, Stack.of(slider, OURS), mode)
@@ -144,21 +144,21 @@ def test_sliders_beside_patches_that_wait(model, how, kind, mode):
 @pytest.mark.parametrize("how", PAGED)
 def test_paged_weights_without_patches(model, how, kind):
     slider = SLIDERS[kind](model)
-    expected = answer(patched_by_stock(model, (host_file(slider), OURS)), load_all)
+    expected = answer(patched_by_stock(model, (stock_file(slider), OURS)), load_all)
     acted = apply_sliders(paged_from(model, how), Stack.of(slider, OURS))
     assert difference(answer(acted, PAGED[how]), expected) < 1e-4
 
 
 @pytest.mark.parametrize("how", PAGED)
-def test_rows_and_gates_on_paged_weights(model, how):
+def test_batch_entries_and_gates_on_paged_weights(model, how):
     slider = random_slider(model)
     gated = Stack.of(slider, 1.0, Gate(0.3))
     values = (-0.5, 0.0, OURS)
     paged = paged_from(model, how)
-    rows = answer(apply_sliders(paged, gated.swept(0, values)), PAGED[how], sigma=1.0, rows=3)
-    for row, value in enumerate(values):
-        expected = answer(patched_by_stock(model, (host_file(slider), value)), load_all, sigma=1.0)
-        assert difference(rows[row : row + 1], expected) < 1e-4
+    batch = answer(apply_sliders(paged, gated.swept(0, values)), PAGED[how], sigma=1.0, batch_size=3)
+    for entry, value in enumerate(values):
+        expected = answer(patched_by_stock(model, (stock_file(slider), value)), load_all, sigma=1.0)
+        assert difference(batch[entry : entry + 1], expected) < 1e-4
     assert torch.equal(
         answer(apply_sliders(paged, gated), PAGED[how], sigma=14.0), answer(paged, PAGED[how], sigma=14.0)
     )
@@ -168,11 +168,11 @@ def test_rows_and_gates_on_paged_weights(model, how):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="weights are paged on a GPU only")
 @pytest.mark.parametrize("kind", SLIDERS)
 def test_weights_that_are_really_paged(model, kind, monkeypatch):
-    """The host's dynamic patcher on a GPU, as `main.py` sets it up, in a run of its own sampler."""
+    """ComfyUI's dynamic patcher on a GPU, as `main.py` sets it up, in a run of its own sampler."""
     assert comfy_aimdo.control.init_devices([0])
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
-    theirs, slider = host_file(random_slider(model, 2)), SLIDERS[kind](model)
-    both = (theirs, THEIRS), (host_file(slider), OURS)
+    theirs, slider = stock_file(random_slider(model, 2)), SLIDERS[kind](model)
+    both = (theirs, THEIRS), (stock_file(slider), OURS)
     expected = sample(patched_by_stock(model, *both), FAMILY)
     gpu = ModelPatcherDynamic(tiny_model(FAMILY).model, torch.device("cuda", 0), torch.device("cpu"))
     acted = apply_sliders(patched_by_stock(gpu, both[0]), Stack.of(slider, OURS))

@@ -31,7 +31,7 @@ from torch import Tensor
 MODULATION = "diffusion_model.blocks.0.modulation"
 LAYER = "diffusion_model.blocks.0.self_attn.q.weight"
 VALUES = (-0.6, STRENGTH)
-SILENT = ("OmniGen 2", "Boogu")  # theirs are for pictures to go by
+SILENT = ("OmniGen 2", "Boogu")  # theirs are for images to go by
 
 
 def others(model: ModelPatcher) -> list[str]:
@@ -151,11 +151,11 @@ def test_gates_and_ramps(wan, gate, mode):
         assert torch.allclose(found, own + float(strength[0, 0]) * differences[MODULATION], atol=1e-6)
 
 
-@pytest.mark.parametrize("branch", ["cond", "uncond"])
-def test_one_branch_of_guidance(wan, branch):
-    """It is evaluated apart, and each branch finds what is its own."""
+@pytest.mark.parametrize("cond_or_uncond", ["cond", "uncond"])
+def test_cond_or_uncond_alone(wan, cond_or_uncond):
+    """It is evaluated apart, and cond and uncond each find what is their own."""
     differences = differences_for(wan.model, [MODULATION])
-    acted = apply_sliders(wan.model, Stack.of(slider_of(wan, differences), STRENGTH).restricted_to(branch))
+    acted = apply_sliders(wan.model, Stack.of(slider_of(wan, differences), STRENGTH).restricted_to(cond_or_uncond))
     with modulations_read(wan) as read:
         ours = wan.sampled(acted, steps=1)
     own = wan.weights[MODULATION]
@@ -163,7 +163,7 @@ def test_one_branch_of_guidance(wan, branch):
     bare, whole = wan.sampled(wan.model, steps=1), by_hand(wan, differences)
     assert difference(ours, bare) > 1e-4
     assert difference(ours, whole) > 1e-4
-    other = "uncond" if branch == "cond" else "cond"
+    other = "uncond" if cond_or_uncond == "cond" else "cond"
     also = apply_sliders(acted, Stack.of(slider_of(wan, differences), STRENGTH).restricted_to(other))
     assert difference(wan.sampled(also, steps=1), whole) < 1e-4
 
@@ -194,7 +194,7 @@ def test_beside_a_layer_in_eight_bits(wan):
 
 
 def test_a_parameter_in_eight_bits(wan):
-    """It has no room for small changes: what stands in is wider, as the host casts it where it is used."""
+    """It has no room for small changes: what stands in is wider, as ComfyUI casts it where it is used."""
     differences = {name: 0.1 * by for name, by in differences_for(wan.model, [MODULATION]).items()}
     block = wan.model.model.get_submodule(MODULATION.rpartition(".")[0])
     block.modulation = torch.nn.Parameter(block.modulation.to(torch.float8_e4m3fn), requires_grad=False)
@@ -205,7 +205,7 @@ def test_a_parameter_in_eight_bits(wan):
 
 @pytest.mark.parametrize("name", ["Wan 2.1", "Krea 2", "HiDream O1", "Stable Cascade B"])
 @pytest.mark.parametrize("mode", ["auto", "merged"])
-def test_where_the_host_pages_weights(name, mode, tmp_path):
+def test_where_comfyui_pages_weights(name, mode, tmp_path):
     subject = Subject(name, tmp_path)
     differences = differences_for(subject.model, others(subject.model))
     stack = Stack.of(slider_of(subject, differences), STRENGTH)
@@ -218,7 +218,7 @@ def test_where_the_host_pages_weights(name, mode, tmp_path):
 
 
 def test_beside_a_patch_that_waits(tmp_path, monkeypatch):
-    """The host works out the stock loader's change of an embedding that it pages in, and then the slider's."""
+    """ComfyUI works out the stock loader's change of an embedding that it pages in, and then the slider's."""
     monkeypatch.setattr(comfy.ops, "cast_bias_weight", paging_cast(comfy.ops.cast_bias_weight))
     subject = Subject("HiDream O1", tmp_path)
     name = "diffusion_model.language_model.embed_tokens.weight"

@@ -1,4 +1,4 @@
-"""Layers that run before sampling are patched by the host where a slider holds still, and named where it does not."""
+"""Layers that run before sampling: ComfyUI patches them where a slider has one strength; else they are named."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_a_slider_of_these_layers_alone_acts_as_in_the_stock_loader(subject, of_
     for mode in ("unmerged", "merged"):
         assert difference(subject.acting(Stack.of(of_early_layers, STRENGTH), mode), expected) < 1e-4, mode
     assert torch.equal(subject.acting(Stack.of(of_early_layers, 0.0)), subject.bare)
-    subject.sampled(subject.model)  # the host gives patched weights back when the next model runs
+    subject.sampled(subject.model)  # ComfyUI gives patched weights back when the next model runs
     subject.assert_untouched()
 
 
@@ -47,16 +47,16 @@ def test_stacks_applied_one_after_the_other_patch_their_own_layers(subject, of_e
         lambda stack: stack.swept(0, [0.5, 1.0]),
         lambda stack: stack.restricted_to("cond"),
     ],
-    ids=["gated", "swept", "branch"],
+    ids=["gated", "swept", "uncond"],
 )
-def test_what_does_not_hold_still_leaves_them_out_and_says_so(subject, of_early_layers, caplog, moving):
+def test_changing_strengths_leave_them_out_and_say_so(subject, of_early_layers, caplog, moving):
     model = apply_sliders(subject.model, moving(Stack.of(of_early_layers)))
     assert "prepare the prompts, before sampling begins" in caplog.text
     assert next(iter(of_early_layers.layers)) in caplog.text
     assert not model.patches
 
 
-def test_every_layer_that_the_host_runs_early_is_known(subject):
+def test_every_layer_that_comfyui_runs_early_is_known(subject):
     """Those whose forward runs outside of an evaluation of the model, on every prompt."""
     early, inside = set(), []
 

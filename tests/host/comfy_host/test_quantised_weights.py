@@ -17,7 +17,7 @@ MODES = mode_choice.MODES[1:]
 @pytest.mark.parametrize("quant_format", FORMATS)
 @pytest.mark.parametrize("mode", MODES)
 def test_quantised_weights_stay_as_they_are(mode, quant_format):
-    """Packed tensors with a scale of their own: sliders act by rows there, DoRA on the unpacked numbers."""
+    """Packed tensors with a scale of their own: sliders act unmerged there, DoRA on the unpacked numbers."""
     packed, single = quantised_model(quant_format)
     kinds = [type(module.weight.data) for module in packed.model.modules() if hasattr(module, "quant_format")]
     assert len(kinds) > 10
@@ -39,6 +39,6 @@ def test_quantised_weights_stay_as_they_are(mode, quant_format):
     bare = difference(one_evaluation(packed, Stack(), mode), one_evaluation(single, Stack(), mode))
     exact = one_evaluation(single, stack, "unmerged")
     effect = difference(one_evaluation(single, Stack(), mode), exact)
-    close = max(1e-4, 3 * bare)  # the host rounds the inputs of 8-bit integers, too
+    close = max(1e-4, 3 * bare)  # ComfyUI rounds the inputs of 8-bit integers, too
     assert difference(one_evaluation(packed, stack, mode), exact) < close < 0.1 * effect
     assert state_of(packed.model).merged.uses == 0

@@ -100,8 +100,8 @@ SHAPES = st.one_of(st.tuples(SIZES, SIZES), st.tuples(SIZES, SIZES, st.sampled_f
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_what_passes_is_what_the_host_applies(data):
-    """Whatever the shapes: what is let through, the host's own code applies."""
+def test_what_passes_is_what_comfyui_applies(data):
+    """Whatever the shapes: what is let through, ComfyUI's own code applies."""
     torch.manual_seed(data.draw(st.integers(0, 99)))
     kind = data.draw(st.sampled_from([*KINDS, "cores"]))
     weight, own = data.draw(SHAPES), data.draw(st.tuples(SIZES, SIZES))
@@ -123,7 +123,7 @@ def test_what_passes_is_what_the_host_applies(data):
 
 
 def test_parts_that_the_weight_has_not():
-    """The host takes queries, keys and values to be equally wide; where they are not, its map leads too far."""
+    """ComfyUI takes queries, keys and values to be equally wide; where they are not, its map leads too far."""
     lumina = FAMILIES["Lumina 2"].build()
     name = "diffusion_model.layers.0.attention.to_v"
     assert name in unet_keys(lumina)

@@ -55,7 +55,7 @@ def test_one_after_the_other_as_the_stock_loader(model, kinds, mode):
 @pytest.mark.parametrize("kind", ["OFT", "BOFT"])
 @pytest.mark.parametrize("strength", [0.5, -1.0])
 def test_a_rotation_away_from_strength_1(model, kind, strength, mode):
-    """The host applies the strength of an OFT twice; so do sliders."""
+    """ComfyUI applies the strength of an OFT twice; so do sliders."""
     stack, stock = stacked(model, (kind,), (strength,))
     assert difference(sample(apply_sliders(model, stack, mode), FAMILY), sample(stock, FAMILY)) < 1e-4
 
@@ -70,25 +70,25 @@ def test_turning_one_of_them(model, mode):
 
 @pytest.mark.parametrize("kinds", [("LoRA", "DoRA"), ("OFT",)])
 @pytest.mark.parametrize("mode", mode_choice.MODES)
-def test_rows_are_the_single_runs(model, kinds, mode):
+def test_batch_entries_are_the_single_runs(model, kinds, mode):
     """What does not add up is worked out for each strength, in evaluations of its own."""
     values = (-0.5, 0.0, 0.8)
     stack, _ = stacked(model, kinds, (0.8, 0.6)[: len(kinds)])
-    batch = sample(apply_sliders(model, stack.swept(0, values), mode), FAMILY, rows=3)
-    for row, value in enumerate(values):
+    batch = sample(apply_sliders(model, stack.swept(0, values), mode), FAMILY, batch_size=3)
+    for entry, value in enumerate(values):
         _, stock = stacked(model, kinds, (value, 0.6)[: len(kinds)])
-        assert difference(batch[row : row + 1], sample(stock, FAMILY)) < 1e-4
+        assert difference(batch[entry : entry + 1], sample(stock, FAMILY)) < 1e-4
 
 
-def test_a_ramp_and_one_branch_are_worked_out_together_too(model):
+def test_a_ramp_and_uncond_alone_are_worked_out_together_too(model):
     """Strength for strength: each evaluation is that of the model with stock loaders at those strengths."""
     stack, _ = stacked(model, ("LoRA", "DoRA"), (0.8, 0.6))
     still, turning = Stack((stack[0],)), Stack((stack[1],))
     for changed in (turning.gated(Gate(0.0, 1.0, 0.9)), turning.restricted_to("cond")):
-        merged, rows = (
+        merged, unmerged = (
             sample(apply_sliders(model, still + changed, mode), FAMILY) for mode in ("merged", "unmerged")
         )
-        assert difference(merged, rows) < 1e-5
+        assert difference(merged, unmerged) < 1e-5
     seen = []
 
     def spy(apply_model, args):
@@ -117,21 +117,21 @@ def test_a_ramp_and_one_branch_are_worked_out_together_too(model):
 
 
 def test_no_room_to_keep_anything_multiplied_out(model, monkeypatch):
-    """By rows, what is no product is then made anew in each layer: the same numbers, and nothing held."""
+    """Unmerged, what is no product is then made anew in each layer: the same numbers, and nothing kept."""
     stack, stock = stacked(model, ("LoKr", "LoRA", "LoKr"), (0.8, 0.5, -0.4))
     expected = sample(stock, FAMILY)
     acted = apply_sliders(model, stack, "unmerged")
     assert difference(sample(acted, FAMILY), expected) < 1e-4
-    held = held_by(model)
+    kept = kept_by(model)
     state_of(model.model).clear()
     monkeypatch.setattr(
         mode_choice.comfy.model_management, "get_free_memory", lambda d, both=False: (0, 0) if both else 0
     )
     assert difference(sample(acted, FAMILY), expected) < 1e-4
-    assert held_by(model) < held
+    assert kept_by(model) < kept
 
 
-def held_by(model) -> int:
+def kept_by(model) -> int:
     return state_of(model.model).size_bytes
 
 

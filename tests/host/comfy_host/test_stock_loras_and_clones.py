@@ -1,4 +1,4 @@
-"""Sliders beside more of the host: its LoRA node after ours, copies for other GPUs, and long use."""
+"""Sliders beside stock LoRAs, whichever comes first, copies for other GPUs, and long use."""
 
 import gc
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_the_stock_loader_before_and_after(model, mode, stock_first):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stock_first", [True, False])
 def test_dora_acts_on_weights_as_the_stock_loader_has_patched_them(model, mode, stock_first):
-    """The host patches weights as it loads them, so that its LoRA comes first, wherever its node stands."""
+    """ComfyUI patches weights as it loads them, so that its LoRA comes first, wherever its node stands."""
     (ours, tensors), theirs = dora(model), tensors_of(random_slider(model, 2))
     expected = sample(stock(stock(model, theirs, 0.5), tensors, 0.7), FAMILY)
     if stock_first:
@@ -81,7 +81,7 @@ def test_dora_acts_on_weights_as_the_stock_loader_has_patched_them(model, mode, 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_copy_for_another_gpu(model, mode):
-    """The host loads such a copy anew from the file: another module tree, with the same wrappers."""
+    """ComfyUI loads such a copy anew from the file: another module tree, with the same wrappers."""
     stack = Stack.of(random_slider(model, 1), 0.7, Gate(0.3)) + Stack.of(random_slider(model, 2), -0.5).restricted_to(
         "cond"
     )
@@ -105,7 +105,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
 def test_a_hundred_runs_with_random_stacks_leave_memory_flat(model):
-    """New sliders all the time, in both ways, with gates and sweeps: what the first runs take is all there is."""
+    """New sliders all the time, in both modes, with gates and sweeps: what the first runs take is all there is."""
     generator = torch.Generator().manual_seed(0)
     bare, kinds = one_evaluation(model, Stack(), "unmerged"), dora(model)[0]
     names = dict(list(layer_names(model).items())[::6])

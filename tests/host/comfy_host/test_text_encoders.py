@@ -1,4 +1,4 @@
-"""A slider's text-encoder layers, on a tiny CLIP of the host's own classes."""
+"""A slider's text-encoder layers, on a tiny CLIP of ComfyUI's own classes."""
 
 import comfy.sd
 import pytest
@@ -51,7 +51,7 @@ def test_equals_the_stock_loader(clip, slider, tmp_path):
 @pytest.mark.parametrize(
     "stack_of", [lambda s: Stack.of(s, gate=Gate(0.3)), lambda s: Stack.of(s).restricted_to("cond")]
 )
-def test_gates_and_branches_do_not_reach_the_text_and_that_is_said(clip, slider, caplog, stack_of):
+def test_gates_and_cond_or_uncond_do_not_reach_the_text_and_that_is_said(clip, slider, caplog, stack_of):
     apply_to_clip(clip, stack_of(slider))
     assert "its 2 layers of the text encoder act from the first step on, and on both prompts" in caplog.text
     caplog.clear()
@@ -128,7 +128,7 @@ ENCODER_NAMES = {
 @pytest.mark.parametrize("family", ENCODER_NAMES)
 @pytest.mark.filterwarnings("ignore")
 def test_every_encoder_of_a_family_in_kohyas_names(family, with_model, tmp_path):
-    """The file acts as the slider does, and the stock loader reads it so, on tiny encoders of the host's classes."""
+    """The file acts as the slider does, and the stock loader reads it so, on tiny encoders of ComfyUI's classes."""
     encoders, model = tiny_clip(family), FAMILIES[family].build() if with_model else None
     generator, tensors = torch.Generator().manual_seed(4), {}
     for name in ENCODER_NAMES[family]:

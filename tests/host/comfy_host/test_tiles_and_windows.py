@@ -1,4 +1,4 @@
-"""A picture in tiles and a video in windows of frames: what the host or another node evaluates piece by piece."""
+"""An image in tiles and a video in windows of frames: what ComfyUI or another node evaluates piece by piece."""
 
 import comfy.sample
 import comfy.sd
@@ -36,7 +36,7 @@ def tile_by_tile(apply_model, args):
 
 
 def tiles_in_a_batch(apply_model, args):
-    """All tiles in one evaluation: its batch is tiles x chunks x rows, and the host's options know nothing of it."""
+    """All tiles in one evaluation: tiles x chunks x batch entries, of which ComfyUI's options know nothing."""
     x, t = args["input"], args["timestep"]
     batch = torch.cat([x[..., r, c] for r, c in tiles_of(x)])
     given = {**args["c"], "c_crossattn": args["c"]["c_crossattn"].repeat(2, 1, 1)}
@@ -47,8 +47,8 @@ def whole(apply_model, args):
     return apply_model(args["input"], args["timestep"], **args["c"])
 
 
-def picture(model, rows=1, steps=3):
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)).repeat(rows, 1, 1, 1)
+def image(model, batch_size=1, steps=3):
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)).repeat(batch_size, 1, 1, 1)
     more, less = condition("SD15", 2), condition("SD15", 3)
     with torch.inference_mode():
         return comfy.sample.sample(
@@ -71,9 +71,9 @@ def stock(model, slider, strength):
 def test_tiles_as_with_the_stock_loader(how, mode):
     model = tiny_model("SD15")
     slider = random_slider(model)
-    expected = picture(tiled(stock(model, slider, 0.8), how))
-    assert difference(picture(tiled(apply_sliders(model, Stack.of(slider, 0.8), mode), how)), expected) < 1e-4
-    assert difference(expected, picture(stock(model, slider, 0.8))) > 1e-3
+    expected = image(tiled(stock(model, slider, 0.8), how))
+    assert difference(image(tiled(apply_sliders(model, Stack.of(slider, 0.8), mode), how)), expected) < 1e-4
+    assert difference(expected, image(stock(model, slider, 0.8))) > 1e-3
 
 
 def changing_over(model, slider, start, how):
@@ -96,33 +96,33 @@ def test_a_gate_in_tiles(how, mode):
     model = tiny_model("SD15")
     slider = random_slider(model)
     switch, seen = changing_over(tiny_model("SD15"), slider, 0.4, how)
-    expected = picture(tiled(model, switch))
+    expected = image(tiled(model, switch))
     assert any(seen) and not all(seen)
     acted = apply_sliders(model, Stack.of(slider, 0.8, Gate(0.4)), mode)
-    assert difference(picture(tiled(acted, how)), expected) < 1e-4
+    assert difference(image(tiled(acted, how)), expected) < 1e-4
 
 
 def test_a_sweep_tile_by_tile():
     model = tiny_model("SD15")
     slider = random_slider(model)
     swept = apply_sliders(model, Stack.of(slider).swept(0, VALUES))
-    rows = picture(tiled(swept, tile_by_tile), rows=3)
-    for row, value in enumerate(VALUES):
-        expected = picture(tiled(stock(model, slider, value), tile_by_tile))
-        assert difference(rows[row : row + 1], expected) < 1e-4
+    batch = image(tiled(swept, tile_by_tile), batch_size=3)
+    for entry, value in enumerate(VALUES):
+        expected = image(tiled(stock(model, slider, value), tile_by_tile))
+        assert difference(batch[entry : entry + 1], expected) < 1e-4
 
 
 def test_a_sweep_of_tiles_in_a_batch_is_refused():
-    """Whose rows these are nobody says: nothing is guessed."""
+    """Nobody says which batch entries these are: nothing is guessed."""
     model = tiny_model("SD15")
     swept = apply_sliders(model, Stack.of(random_slider(model)).swept(0, VALUES))
     with pytest.raises(ValueError, match="swept over 3 batch entries, but the batch that is sampled has 6"):
-        picture(tiled(swept, tiles_in_a_batch), rows=3)
+        image(tiled(swept, tiles_in_a_batch), batch_size=3)
     assert traces(model) == []
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_branch_of_guidance_in_tiles(mode):
+def test_uncond_alone_in_tiles(mode):
     """Tile by tile as without tiles; all of them in a batch, nobody says whose entries these are."""
     model = tiny_model("SD15")
     stack = Stack.of(random_slider(model), 0.8).restricted_to("uncond")
@@ -140,10 +140,10 @@ def test_a_branch_of_guidance_in_tiles(mode):
             answers.append(tile_by_tile(on_and_off[chunk].model.apply_model, own))
         return torch.cat(answers)
 
-    expected = picture(tiled(model, each_by_itself))
-    assert difference(picture(tiled(acted, tile_by_tile)), expected) < 1e-4
+    expected = image(tiled(model, each_by_itself))
+    assert difference(image(tiled(acted, tile_by_tile)), expected) < 1e-4
     with pytest.raises(ValueError, match="on 4 entries at once where ComfyUI asked for 2"):
-        picture(tiled(acted, tiles_in_a_batch))
+        image(tiled(acted, tiles_in_a_batch))
     assert traces(model) == []
 
 
@@ -156,7 +156,7 @@ def wan():
 
 
 def windowed(model):
-    """The host's own windows of three frames that overlap by one."""
+    """ComfyUI's own windows of three frames that overlap by one."""
     return ContextWindowsManualNode.execute(
         model,
         context_length=3,
@@ -170,9 +170,11 @@ def windowed(model):
     ).args[0]
 
 
-def video(model, rows=1, steps=3):
+def video(model, batch_size=1, steps=3):
     family = FAMILIES["Wan 2.1"]
-    noise = torch.randn(1, 16, FRAMES, 8, 8, generator=torch.Generator().manual_seed(7)).repeat(rows, 1, 1, 1, 1)
+    noise = torch.randn(1, 16, FRAMES, 8, 8, generator=torch.Generator().manual_seed(7)).repeat(
+        batch_size, 1, 1, 1, 1
+    )
     more, less = family.conditioning(2), family.conditioning(3)
     with torch.inference_mode():
         return comfy.sample.sample(
@@ -201,10 +203,10 @@ def test_a_gate_in_windows_of_frames(wan, mode):
 
 
 def test_windows_of_frames_take_one_video_at_a_time(wan):
-    """The host picks timesteps by frames' numbers: a batch fails there without sliders too, and so does a sweep."""
+    """ComfyUI picks timesteps by frames' numbers: a batch fails there without sliders too, and so does a sweep."""
     with pytest.raises(IndexError):
-        video(windowed(wan), rows=3)
+        video(windowed(wan), batch_size=3)
     swept = apply_sliders(wan, Stack.of(random_slider(wan)).swept(0, VALUES))
     with pytest.raises(IndexError):
-        video(windowed(swept), rows=3)
+        video(windowed(swept), batch_size=3)
     assert traces(wan) == []

@@ -1,4 +1,4 @@
-"""Sliders on models that the host compiles."""
+"""Sliders on models that ComfyUI compiles."""
 
 import shutil
 
@@ -46,7 +46,7 @@ STACKS = {
     "plain": lambda slider, _: Stack.of(slider),
     "turned": lambda slider, _: Stack.of(slider, -0.5),
     "gated": lambda slider, _: Stack.of(slider, 1.0, Gate(0.4)),
-    "swept, on one branch": lambda slider, _: Stack.of(slider).swept(0, (-0.5, 1.0)).restricted_to("uncond"),
+    "swept, on uncond": lambda slider, _: Stack.of(slider).swept(0, (-0.5, 1.0)).restricted_to("uncond"),
     "DoRA and LoKr": lambda _, kinds: Stack.of(kinds),
 }
 
@@ -73,7 +73,7 @@ def test_sliders_that_were_applied_before(compiled, mode):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiled_to_machine_code():
-    """Both ways on one compiled model, however the strength changes."""
+    """Both modes on one compiled model, however the strength changes."""
     torch.compiler.reset()
     model = tiny_model(FAMILY)
     slider, bare, fast = random_slider(model), sample(model, FAMILY), compiled_by("inductor", model)

@@ -21,12 +21,12 @@ SETTINGS = {"steps": 3, "cfg": 3.0, "inner_steps": 3, "learning_rate": 0.05, "to
 EARLY = 3e-3  # a tolerance at which some steps of the published loop end early
 
 
-def of_family(name, rows=1, **changes):
+def of_family(name, batch_size=1, **changes):
     """(the family, its model, an inversion of a clean latent of it)."""
     family = FAMILIES[name]
     with torch.inference_mode():
         model = family.build()
-        latents = torch.randn(rows, *family.latent, generator=torch.Generator().manual_seed(9))
+        latents = torch.randn(batch_size, *family.latent, generator=torch.Generator().manual_seed(9))
         made = invert(
             model, latents, family.conditioning(2), family.conditioning(3), quick_settings(**{**SETTINGS, **changes})
         )
@@ -87,14 +87,14 @@ def test_null_text_comes_nearer_than_the_plain_inversion_under_guidance(name):
     assert float(fitted.error) < 0.8 * float(plain.error)
 
 
-def test_the_pooled_part_is_held_unless_it_is_to_be_fitted():
-    family, model, held = of_family("SDXL")
-    assert held.pooled is None
-    assert torch.equal(held.options["pooled_output"], family.conditioning(3)[0][1]["pooled_output"])
+def test_the_pooled_part_stays_unless_it_is_to_be_fitted():
+    family, model, fixed = of_family("SDXL")
+    assert fixed.pooled is None
+    assert torch.equal(fixed.options["pooled_output"], family.conditioning(3)[0][1]["pooled_output"])
     _, _, fitted = of_family("SDXL", pooled="optimised")
     assert fitted.pooled.shape == (3, 1, 1280)
-    assert not torch.equal(fitted.pooled[0], held.options["pooled_output"])
-    assert fitted.losses[-1][1] < held.losses[-1][1]
+    assert not torch.equal(fitted.pooled[0], fixed.options["pooled_output"])
+    assert fitted.losses[-1][1] < fixed.losses[-1][1]
     again = by_sampler_custom(model, fitted, family.conditioning(2))
     assert off(model, again, fitted) == pytest.approx(float(fitted.error), abs=2e-4)
 

@@ -47,7 +47,7 @@ def load(model):
     comfy.model_management.load_models_gpu([model])
 
 
-def test_the_same_noise_levels_under_another_shift_are_refused(pocket, images, inversion):
+def test_the_same_sigmas_under_another_shift_are_refused(pocket, images, inversion):
     """There ComfyUI would have other embeddings active. Whatever was loaded before."""
     other = shifted(pocket[0])
     for loaded in (pocket[0], other):
@@ -69,7 +69,7 @@ def test_an_inversion_of_a_model_with_another_shift_is_that_models(pocket, image
     refused("The model's sampling is not the one", by_sampler_custom, pocket[0], made, images.positive)
 
 
-def test_another_prediction_at_the_same_noise_levels_is_refused():
+def test_another_prediction_at_the_same_sigmas_is_refused():
     """As it is when a v-prediction checkpoint was inverted, and is sampled without the node that says so."""
     family = FAMILIES["SD 1"]
     with torch.inference_mode():
@@ -160,7 +160,7 @@ def test_another_latent_is_refused(pocket, images, inversion):
         )
 
 
-def test_in_the_middle_of_sampling_rows_cannot_be_told(pocket, images, inversion):
+def test_in_the_middle_of_sampling_batch_entries_cannot_be_told(pocket, images, inversion):
     latent = {"samples": torch.randn(4, 24, 16, 16)}
     refused(
         "of 2 images, and the latent in the middle of sampling has 4 entries",

@@ -26,12 +26,12 @@ def watched(model):
     """(a clone of the model, what each of its evaluations was asked: (sigma, cond_or_uncond, encodings))."""
     seen, clone = [], model.clone()
 
-    def look(apply_model, args):
+    def watch(apply_model, args):
         c = args["c"]
         seen.append((float(args["timestep"][0]), list(args["cond_or_uncond"]), c["c_crossattn"].clone()))
         return apply_model(args["input"], args["timestep"], **c)
 
-    clone.set_model_unet_function_wrapper(look)
+    clone.set_model_unet_function_wrapper(watch)
     return clone, seen
 
 
@@ -151,7 +151,7 @@ def test_sliders_act_on_it_and_every_entry_of_a_sweep_keeps_its_image(pocket, im
 
 
 def test_outside_a_mask_the_image_stays_as_it_was(pocket, images, inversion):
-    """With a slider that changes everything, and with either way of adding noise."""
+    """With a slider that changes everything, and however noise is added."""
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 32:] = 1
     acted = apply_sliders(pocket[0], Stack.of(random_slider(pocket[0], size=0.1)))

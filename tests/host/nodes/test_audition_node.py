@@ -30,7 +30,7 @@ def test_concepts_of_one_slider_count_by_their_weights_and_erasing_turns_them_ar
 
 
 def test_it_turns_what_the_concept_says(pocket):
-    """The age of a few people of the pocket model, through the node, with glasses held."""
+    """The age of a few people of the pocket model, through the node, with glasses preserved."""
     ends = (f"portrait of a very {age} person" for age in ("old", "young"))
     concept = Concept("portrait of a person", *ends, ("with glasses", "without glasses"), 0.45)
     model, clip, vae = pocket

@@ -21,7 +21,7 @@ from concept_sliders.tests.support import tiny
 from concept_sliders.tests.support.tiny import difference, random_slider, sample, tiny_model
 from safetensors.torch import load_file, save_file
 
-# Flux's real ratio: only then do the parts that the host knows make up the whole of its joint weights
+# Flux's real ratio: only then do the parts that ComfyUI knows make up the whole of its joint weights
 WIDE_FLUX = {**tiny.FLUX, "mlp_ratio": 4.0}
 
 

@@ -49,7 +49,7 @@ class InAGraph(TrainSlider):
 
 @pytest.fixture
 def output(tmp_path, monkeypatch):
-    """The host's output folder, in which a file is where the checkpoints would be."""
+    """ComfyUI's output folder, in which a file is where the checkpoints would be."""
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     (tmp_path / "slider_checkpoints").write_text("no folder")
     return tmp_path
@@ -81,7 +81,7 @@ def test_a_cancelled_run_that_cannot_be_noted_hands_on_the_slider_so_far(train_n
     comfy.utils.set_progress_bar_global_hook(
         lambda done, *_, **__: comfy.model_management.interrupt_current_processing(done == 1)
     )
-    assert train_node().info.recipe["steps_done"] == 1  # of later steps the host's bar does not tell at once
+    assert train_node().info.recipe["steps_done"] == 1  # of later steps ComfyUI's bar does not tell at once
     assert "That a run was stopped cannot be noted" in caplog.text
     assert [path.name for path in output.iterdir()] == ["slider_checkpoints"]
 

@@ -21,8 +21,8 @@ def input_folder(tmp_path, monkeypatch):
     for word, smile in (("less", 0.0), ("more", 1.0)):
         (tmp_path / "input" / "smiles" / word).mkdir(parents=True)
         for index, person in enumerate(PEOPLE):
-            picture = Image.fromarray(draw(person.with_(smile=smile)))
-            picture.save(tmp_path / "input" / "smiles" / word / f"{index}.png")
+            image = Image.fromarray(draw(person.with_(smile=smile)))
+            image.save(tmp_path / "input" / "smiles" / word / f"{index}.png")
     return tmp_path / "input"
 
 
@@ -78,7 +78,7 @@ def test_the_folder_is_looked_at_again_when_a_file_changes(input_folder):
     assert before != ImagePairsFromFolder.fingerprint_inputs(folder="smiles", size=64)
 
 
-def test_the_host_takes_the_schemas():
+def test_comfyui_takes_the_schemas():
     for node in (ImagePairsNode, ImagePairsFromFolder):
         assert node.INPUT_TYPES()["required"] and node.RETURN_TYPES == ["SLIDER_PAIRS", "IMAGE"]
 

@@ -49,7 +49,7 @@ def test_a_name_that_is_neither_is_refused():
 
 
 @pytest.mark.slow
-def test_the_pocket_repair_recipe_moves_between_bad_and_good_pictures():
+def test_the_pocket_repair_recipe_moves_between_bad_and_good_images():
     with torch.inference_mode():
         model, clip, vae = load_pocket()
         recipe = read_recipe(FOLDER / "pocket_repair.json")

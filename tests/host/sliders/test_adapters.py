@@ -1,4 +1,4 @@
-"""Every kind of change that a file can hold: to the host it is what the file's own tensors are."""
+"""Every kind of change that a file can hold: to ComfyUI it is what the file's own tensors are."""
 
 import comfy.lora
 import comfy.sd
@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore")
-def test_every_kind_is_what_the_host_makes_of_the_file(kind, tmp_path):
-    """Loaded, and saved and loaded again: to the host it is the change that the file's own tensors are."""
+def test_every_kind_is_what_comfyui_makes_of_the_file(kind, tmp_path):
+    """Loaded, and saved and loaded again: to ComfyUI it is the change that the file's own tensors are."""
     torch.manual_seed(1)
     model = tiny_model("SD15")
     key_map = unet_keys(model)

@@ -1,4 +1,4 @@
-"""Slider files of every layout in the wild, against the host: its key maps, and what it makes of them."""
+"""Slider files of every layout in the wild, against ComfyUI: its key maps, and what it makes of them."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_unet_layouts_change_the_weight_they_name(layout, ending, tmp_path):
 
 @pytest.mark.parametrize("family", ["SD15", "SDXL"])
 def test_every_diffusers_name_of_a_unet_is_known(family, tmp_path):
-    """All layers of the host's own map, in the three ways in which diffusers has written their names."""
+    """All layers of ComfyUI's own map, in the three ways in which diffusers has written their names."""
     model = tiny_model(family)
     key_map, shapes = unet_keys(model), {k: v.shape for k, v in model.model.state_dict().items()}
     theirs = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)

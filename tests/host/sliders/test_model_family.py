@@ -67,7 +67,7 @@ def test_every_familys_own_names_tell_it(family):
     assert called in candidates(family_of(names)), family_of(names)
     if family in UNETS:  # the tiny ones have attention where the real ones have none
         return
-    wrong, state = {}, model.model.state_dict()  # the host's map has names of layers that the model has not
+    wrong, state = {}, model.model.state_dict()  # ComfyUI's map has names of layers that the model has not
     theirs = names_by_key(comfy.lora.model_lora_keys_unet(model.model, {}), DIFFUSERS, family == "Flux 2")
     for name in (*names, *(name for key, own in theirs.items() if key in state for name in own.values())):
         found = family_of([name])

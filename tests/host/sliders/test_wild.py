@@ -113,7 +113,7 @@ def test_files_of_every_trainer_in_every_convention(name, convention, tmp_path, 
 
 
 def test_raw_peft_with_magnitudes(tmp_path):
-    """PEFT's DoRA: `lora_magnitude_vector` beside the product. The host divides by the norms of the weight itself."""
+    """PEFT's DoRA: `lora_magnitude_vector` beside the product. ComfyUI divides by the norms of the weight itself."""
     model = model_of("SD 1")
     names = {name: target for name, target in SD1.items() if ".to_" in name}
     layout = LAYOUTS["raw PEFT, named adapter"]
@@ -198,7 +198,7 @@ def encoders():
 
 
 def loaded_weights(clip) -> dict[str, torch.Tensor]:
-    """The encoders' weights as the host loads them for use."""
+    """The encoders' weights as ComfyUI loads them for use."""
     comfy.model_management.load_models_gpu([clip.patcher])
     return {key: value.clone() for key, value in clip.cond_stage_model.state_dict().items()}
 

@@ -68,19 +68,19 @@ def test_a_slider_that_learns_nothing_ends_early_and_one_that_learns_does_not(tr
 
 
 def test_the_effect_grows_with_the_slider(train):
-    looks = []
+    effects = []
 
     class Looking(EarlyStop):
         def effect(self):
-            looks.append(super().effect())
-            return looks[-1]
+            effects.append(super().effect())
+            return effects[-1]
 
     import concept_sliders.training.run as run
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "EarlyStop", Looking)
         train(learning_rate=2e-3, patience=50, steps=60)
-    assert len(looks) == 3 and 0 < looks[0] < looks[1] < looks[2]
+    assert len(effects) == 3 and 0 < effects[0] < effects[1] < effects[2]
 
 
 def test_a_run_that_ended_early_has_ended_when_it_is_taken_up_again(train, tmp_path):
@@ -90,12 +90,12 @@ def test_a_run_that_ended_early_has_ended_when_it_is_taken_up_again(train, tmp_p
     assert first.progress.steps == again.progress.steps == 40 and again.progress.converged
 
 
-def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
+def test_the_early_stop_sees_images_through_clip_vision(pocket, tmp_path):
     model, clip, vae = pocket
     vision = tiny_vision(tmp_path)
     with torch.inference_mode():
         seen, encode_image = [], vision.encode_image
-        vision.encode_image = lambda pictures: seen.append(pictures) or encode_image(pictures)
+        vision.encode_image = lambda images: seen.append(images) or encode_image(images)
         given = {"model": model, "clip": clip, "concept": (CONCEPT,), "latent": {"samples": LATENTS}, "name": "age"}
         settings = {"start_percent": 0.0, "end_percent": 1.0, "steps": 100, "learning_rate": 1e-9, "rollout_steps": 2}
         with pytest.raises(ValueError, match="connect a VAE"):
@@ -103,8 +103,8 @@ def test_pictures_are_looked_at_through_clip_vision(pocket, tmp_path):
         (sliders, *_) = TrainSlider.execute(**given, **settings, vae=vae, patience=1, clip_vision=vision).args
     assert sliders.sliders[0].slider.info.recipe["steps_done"] == 40
     # at both strengths, twice, decoded, in [0, 1]; a slider of nothing shows the same at both
-    assert [tuple(pictures.shape) for pictures in seen] == 4 * [(EVALUATED, 32, 32, 3)]
-    assert all(0 <= float(pictures.min()) < float(pictures.max()) <= 1 for pictures in seen)
+    assert [tuple(images.shape) for images in seen] == 4 * [(EVALUATED, 32, 32, 3)]
+    assert all(0 <= float(images.min()) < float(images.max()) <= 1 for images in seen)
     torch.testing.assert_close(seen[0], seen[1], atol=1e-3, rtol=0)
 
 
@@ -136,7 +136,7 @@ def test_what_is_seen_decides_and_not_the_latents(train):
         return torch.ones(len(latents), 8)
 
     def turning(latents):
-        """Each look sees both ends further apart than the one before."""
+        """Each evaluation sees both ends further apart than the one before."""
         seen.append(latents)
         angle = torch.tensor(0.1 * len(seen) * (len(seen) % 2))
         return torch.stack([angle.cos(), angle.sin()]).expand(len(latents), 2)

@@ -1,4 +1,4 @@
-"""The host's model is as it was, whatever stage of a training fails; and kinds of sliders in training."""
+"""ComfyUI's model is as it was, whatever stage of a training fails; and kinds of sliders in training."""
 
 import comfy.model_management
 import comfy.sd

@@ -1,4 +1,4 @@
-"""The host's models are as they were after errors in stages that only some runs have, and such runs work again."""
+"""ComfyUI's models are as they were after errors in stages that only some runs have, and such runs work again."""
 
 import comfy.model_management
 import comfy.sd
@@ -49,7 +49,7 @@ def encoder(pocket):
 
 
 def short_of_memory(pocket):
-    """A run that finds room for one picture only; it makes do, which is the stage."""
+    """A run that finds room for one image only; it makes do, which is the stage."""
     unet = pocket[0].model.diffusion_model
 
     def full(module, args):
@@ -67,7 +67,7 @@ def twice(pocket):
     return textual(pocket, memory=GRADIENT_CHECKPOINTING)
 
 
-def with_pictures(pocket):
+def with_images(pocket):
     """Of as many steps as a run with previews has at least."""
     return textual(pocket, vae=pocket[2], patience=0, steps=100)
 
@@ -76,9 +76,9 @@ STAGES = [
     (textual, EarlyStop, "effect", 1),
     (textual, Loan, "take", 1),
     (textual, Training, "_take_snapshot", 3),
-    (with_pictures, comfy.sd.VAE, "decode", 1),
-    (with_pictures, run_progress, "draw_strip", 1),
-    (with_pictures, Loan, "_load", 2),  # after the preview
+    (with_images, comfy.sd.VAE, "decode", 1),
+    (with_images, run_progress, "draw_strip", 1),
+    (with_images, Loan, "_load", 2),  # after the preview
     (twice, loop, "checkpointed", 2),
     (short_of_memory, Training, "_use_less_memory", 1),
     (short_of_memory, Training, "_backward_part", 2),  # the first in parts

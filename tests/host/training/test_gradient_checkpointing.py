@@ -1,4 +1,4 @@
-"""Training where memory is short: fewer pictures at once, blocks run twice, and the same gradients."""
+"""Training where memory is short: fewer images at once, blocks run twice, and the same gradients."""
 
 import logging
 from contextlib import nullcontext
@@ -48,7 +48,7 @@ class Room:
 
 @pytest.mark.parametrize("full", [full_device, full_cpu])
 @pytest.mark.parametrize(("room", "asked"), [(4, [4]), (3, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])
-def test_fewer_pictures_at_once_give_the_same_gradient(pocket, caplog, room, asked, full):
+def test_fewer_images_at_once_give_the_same_gradient(pocket, caplog, room, asked, full):
     model, conditionings = pocket
     samples = Samples(4, (24, 8, 8))
     whole, _ = gradients(model, conditionings, samples)
@@ -67,7 +67,7 @@ def test_blocks_are_run_twice_before_giving_up(pocket, caplog):
     model, conditionings = pocket
     samples = Samples(2, (24, 8, 8))
     whole, _ = gradients(model, conditionings, samples)
-    short = Room(model, 0, times=2)  # two pictures, then one, then with blocks run twice
+    short = Room(model, 0, times=2)  # two images, then one, then with blocks run twice
     try:
         with caplog.at_level(logging.WARNING):
             parts, training = gradients(model, conditionings, samples)
@@ -77,7 +77,7 @@ def test_blocks_are_run_twice_before_giving_up(pocket, caplog):
     close(whole, parts)
 
 
-def test_a_single_picture_without_room_is_an_error(pocket):
+def test_a_single_image_without_room_is_an_error(pocket):
     model, conditionings = pocket
     short = Room(model, 0)
     try:

@@ -7,7 +7,7 @@ from concept_sliders.comfy_host.latents import to_model_scale
 from concept_sliders.nodes.training import TrainVisualSlider
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.tests.support.tiny_vae import film_vae, picture_vae
+from concept_sliders.tests.support.tiny_vae import image_vae, video_vae
 from concept_sliders.training.pairs.image_sets import ImagePairs, ImageSet
 from concept_sliders.training.recipe import VisualRecipe
 from concept_sliders.training.run import train_visual
@@ -27,25 +27,25 @@ def test_the_node_says_so():
         model, clip, _ = load_pocket()
         with pytest.raises(ValueError, match=f"{BELONGS}4 channels in 4 dimensions.* takes 24 channels in 4 dim"):
             TrainVisualSlider.execute(
-                model, clip, picture_vae(4), ImagePairs((PAIR,)), "smile", 0.0, 1.0, steps=1, rank=1
+                model, clip, image_vae(4), ImagePairs((PAIR,)), "smile", 0.0, 1.0, steps=1, rank=1
             )
 
 
 @pytest.mark.parametrize(
     ("family", "vae", "gave", "takes"),
     [
-        ("SD 1", film_vae, "16 channels in 5 dimensions", "4 channels in 4 dimensions"),
-        # Scaled by the host it would become a film of four frames that fits
-        ("Wan 2.1", picture_vae, "4 channels in 4 dimensions", "16 channels in 5 dimensions"),
-        ("Flux", film_vae, "16 channels in 5 dimensions", "16 channels in 4 dimensions"),
+        ("SD 1", video_vae, "16 channels in 5 dimensions", "4 channels in 4 dimensions"),
+        # Scaled by ComfyUI it would become a video of four frames that fits
+        ("Wan 2.1", image_vae, "4 channels in 4 dimensions", "16 channels in 5 dimensions"),
+        ("Flux", video_vae, "16 channels in 5 dimensions", "16 channels in 4 dimensions"),
     ],
 )
-def test_pictures_and_films_are_told_apart(family, vae, gave, takes):
+def test_images_and_videos_are_told_apart(family, vae, gave, takes):
     with torch.inference_mode(), pytest.raises(ValueError, match=f"{BELONGS}{gave}.* takes {takes}"):
         encode_sets([PAIR], vae().encode, to_model_scale(built(family)))
 
 
-def test_latents_that_were_scaled_elsewhere_are_looked_at_too():
+def test_latents_that_were_scaled_elsewhere_are_checked_too():
     sets = [LatentSet(torch.randn(2, 16, 8, 8), (-1.0, 1.0))]
     with pytest.raises(ValueError, match=f"{BELONGS}16 channels.*SD15 takes 4 channels"):
         train_visual(built("SD 1"), {}, VisualRecipe(steps=1, rank=1), sets, "pair")

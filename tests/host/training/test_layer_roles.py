@@ -8,7 +8,7 @@ from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.training.layer_choice import CHOICES, choose_layers
 
-# They attend to the prompt and to the picture in one
+# They attend to the prompt and to the image in one
 JOINT = (
     "Stable Cascade",
     "SD3",
@@ -81,7 +81,7 @@ def inputs_of(model, paths, conditioning, x):
     "family", ["SD 1", "SD 2", "SDXL", "PixArt Alpha", "PixArt Sigma", "Hunyuan-DiT", "Cosmos", "Wan 2.1", "LTXV"]
 )
 def test_layers_are_fed_by_what_their_role_says(family):
-    """Keys and values of cross-attention by the prompt alone, all other attention by the picture."""
+    """Keys and values of cross-attention by the prompt alone, all other attention by the image."""
     made = FAMILIES[family]
     with torch.inference_mode():
         model = made.build()
@@ -97,7 +97,7 @@ def test_layers_are_fed_by_what_their_role_says(family):
     cross, own = (choose_layers(paths, choice) for choice in ("cross-attention", "self-attention"))
     prompt_alone = [path for path in cross if path in base and not fed_by(pictured, path)]
     assert len(prompt_alone) >= 1 and all(fed_by(prompted, path) for path in prompt_alone)
-    picture = [path for path in cross if fed_by(pictured, path)]
-    assert len(picture) >= len(prompt_alone) / 2  # queries and outputs
+    image = [path for path in cross if fed_by(pictured, path)]
+    assert len(image) >= len(prompt_alone) / 2  # queries and outputs
     met = [path for path in own if path in base]
     assert len(met) >= 2 and all(fed_by(pictured, path) for path in met)

@@ -60,7 +60,7 @@ def test_no_second_copy_of_the_model_is_there_at_any_time():
 
 
 def test_weights_in_eight_bits_are_not_there_in_more():
-    """What the host casts as it goes would be four times the model, were it kept for backward."""
+    """What ComfyUI casts as it goes would be four times the model, were it kept for backward."""
     family = "SDXL"
     model = typed_model(family, torch.float8_e4m3fn, torch.float32)
     conditionings = {p: condition(family, n) for n, p in enumerate((*CONCEPT.prompts(), ""))}

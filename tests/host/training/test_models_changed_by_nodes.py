@@ -73,7 +73,7 @@ def kernel(name):
 
 @pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("name", ["attention_sage", "attention_flash"])
-def test_the_hosts_kernels_without_a_gradient_give_way_to_torch(name, learns):
+def test_comfyuis_kernels_without_a_gradient_give_way_to_torch(name, learns):
     """In all that training asks: targets and predictions are to be of one model."""
     q, k, v = QKV.clone().requires_grad_(learns).unbind()
     out = LearningAttention({})(kernel(name), q, k, v, 2)
@@ -81,7 +81,7 @@ def test_the_hosts_kernels_without_a_gradient_give_way_to_torch(name, learns):
     assert out.requires_grad == learns
 
 
-def test_attention_that_learns_is_torchs_and_else_the_hosts():
+def test_attention_that_learns_is_torchs_and_else_comfyuis():
     usual, (q, k, v) = host_attention.attention_sub_quad, QKV.clone().unbind()
     assert torch.equal(LearningAttention({})(usual, q, k, v, 2), usual(q, k, v, 2))
     learning = LearningAttention({})(kernel("attention_sub_quad"), q.requires_grad_(), k, v, 2)

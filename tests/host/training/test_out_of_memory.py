@@ -1,4 +1,4 @@
-"""Memory that runs out beside the steps of a training: when the model comes back, in a look, and on the CPU."""
+"""Memory that runs out beside the steps of a training: when the model comes back, in the early stop, on the CPU."""
 
 import comfy.model_management
 import pytest
@@ -20,7 +20,7 @@ def train(pocket):
 
 @pytest.fixture
 def full(monkeypatch):
-    """full(times): the host finds no room for a model when it loads one, so many times from now on."""
+    """full(times): ComfyUI finds no room for a model when it loads one, so many times from now on."""
     real, left = comfy.model_management.LoadedModel.model_load, [0]
 
     def model_load(*args, **kwargs):
@@ -33,7 +33,7 @@ def full(monkeypatch):
     return lambda times: left.__setitem__(0, times)
 
 
-def held(model):
+def memory_of(model):
     return {name: (id(p), p.data_ptr(), p.is_inference(), p.clone()) for name, p in model.model.named_parameters()}
 
 
@@ -46,7 +46,7 @@ def assert_as_before(model, before):
 
 
 def crowded_at(step, full, times):
-    """The look after that step takes the model's place; afterwards so many attempts to load it find no room."""
+    """The evaluation after that step takes the model's place; afterwards so many attempts to load it find no room."""
 
     def progress(done, latents):
         if latents is not None and done.steps >= step:
@@ -57,7 +57,7 @@ def crowded_at(step, full, times):
 
 
 def test_a_model_that_finds_no_room_after_a_preview_takes_that_of_others(pocket, train, full):
-    before, whole = held(pocket[0]), train()
+    before, whole = memory_of(pocket[0]), train()
     trained = train(RunOptions(progress=crowded_at(1, full, times=1), preview_every=3))
     assert trained.progress.losses == whole.progress.losses and same(trained.slider, whole.slider)
     assert_as_before(pocket[0], before)
@@ -65,7 +65,7 @@ def test_a_model_that_finds_no_room_after_a_preview_takes_that_of_others(pocket,
 
 def test_one_that_finds_none_at_all_ends_the_run_and_what_was_learned_is_kept(pocket, train, full, tmp_path):
     """It is no preview that failed: the run must not go on with weights that are not lent."""
-    before, whole, done = held(pocket[0]), train(), []
+    before, whole, done = memory_of(pocket[0]), train(), []
     with pytest.raises(ModelLost, match="cannot be loaded again: no room for the model"):
         train(RunOptions(progress=crowded_at(1, full, times=2), preview_every=3, checkpoints=tmp_path))
     full(0)
@@ -101,9 +101,7 @@ def on_the_cpu():
 
 
 @pytest.mark.parametrize("stage", ["seeing", "foreseeing"])
-def test_a_run_whose_early_stop_has_no_memory_for_its_looks_goes_on_without(
-    train, tmp_path, monkeypatch, caplog, stage
-):
+def test_a_run_whose_early_stop_has_no_memory_goes_on_without(train, tmp_path, monkeypatch, caplog, stage):
     assert train(**STILL).progress.converged  # it would end early
     embed = no_room_for_vision if stage == "seeing" else None
     if stage == "foreseeing":
@@ -113,25 +111,25 @@ def test_a_run_whose_early_stop_has_no_memory_for_its_looks_goes_on_without(
     assert trained.progress.steps == 42 and not trained.progress.converged and not trained.progress.failure
     assert caplog.text.count("goes on without an early stop: there is no memory for its evaluations") == 1
     monkeypatch.undo()
-    assert train(run_options, **STILL).progress.steps == 60  # it does not begin to look where it goes on
+    assert train(run_options, **STILL).progress.steps == 60  # it does not begin to evaluate where it goes on
     assert caplog.text.count("without an early stop") == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError])
-def test_a_run_whose_early_stop_cannot_see_says_so_at_its_first_look_and_goes_on_without(train, caplog, error):
-    """As through a VAE and a CLIP vision that are not made for each other's pictures."""
+def test_a_run_whose_early_stop_cannot_see_says_so_at_its_first_evaluation_and_goes_on_without(train, caplog, error):
+    """As through a VAE and a CLIP vision that are not made for each other's images."""
 
     def broken(latents):
-        raise error("no picture of that size")
+        raise error("no image of that size")
 
     trained = train(RunOptions(embed=broken), **{**STILL, "steps": 41})
     assert trained.progress.steps == 41 and not trained.progress.converged and not trained.progress.failure
     assert caplog.text.count(f"without an early stop: evaluation 1 failed ({error.__name__}: ") == 1
-    assert "no picture of that size" in caplog.text
+    assert "no image of that size" in caplog.text
 
 
 @pytest.mark.parametrize("error", [ModelLost, comfy.model_management.InterruptProcessingException, KeyboardInterrupt])
-def test_what_ends_a_run_ends_it_in_a_look_and_in_a_preview_too(train, error):
+def test_what_ends_a_run_ends_it_in_the_early_stop_and_in_a_preview_too(train, error):
     def broken(*given):
         if given[-1] is not None:
             raise error("the end")

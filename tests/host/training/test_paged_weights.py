@@ -81,8 +81,8 @@ def test_of_weights_that_are_cast_no_copy_is_kept_for_backward():
     assert kept["cast"] < 1.5 * kept["plain"]
 
 
-def test_a_model_that_the_host_keeps_in_part_off_the_device_trains():
-    """The host's low-VRAM loading: some layers fetch their weights, some have them."""
+def test_a_model_that_comfyui_keeps_in_part_off_the_device_trains():
+    """ComfyUI's low-VRAM loading: some layers fetch their weights, some have them."""
     family = "SD15"
     model = tiny_model(family)
     comfy.model_management.load_models_gpu([model])
@@ -101,32 +101,32 @@ def test_a_model_that_the_host_keeps_in_part_off_the_device_trains():
 
 @pytest.mark.parametrize("settings", [{}, {"memory": GRADIENT_CHECKPOINTING}], ids=["once", "blocks twice"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_hosts_own_paging_patcher_trains_the_same_slider(family, settings):
-    """With looks in between, for which the model is given back and borrowed again.
+def test_comfyuis_own_paging_patcher_trains_the_same_slider(family, settings):
+    """With previews in between, for which the model is given back and borrowed again.
 
-    The host puts new tensors in the places of some weights when it loads such a model, its own when it unloads it.
+    ComfyUI puts new tensors in the places of some weights when it loads such a model, its own when it unloads it.
     """
     with torch.inference_mode():
         model, still = DynamicOnTheCpu.of(tiny_model(family)), tiny_model(family)
-    before, looks = held(model), []
-    run_options = RunOptions(progress=lambda _, latents: looks.append(latents is not None), preview_every=1)
+    before, previews = memory_of(model), []
+    run_options = RunOptions(progress=lambda _, latents: previews.append(latents is not None), preview_every=1)
     paged_run, run = (trained(each, family, run_options, **settings) for each in (model, still))
     assert sum(getattr(module, "comfy_cast_weights", False) for module in model.model.modules()) > 15
-    assert looks[0] and looks[3]
+    assert previews[0] and previews[3]
     assert paged_run.slider.info.base_model_hash == run.slider.info.base_model_hash
     torch.testing.assert_close(*(torch.tensor(each.progress.losses) for each in (paged_run, run)))
     for name, layer in run.slider.layers.items():
         torch.testing.assert_close(paged_run.slider.layers[name].up, layer.up, rtol=1e-3, atol=1e-5)
-    for name, (*_, numbers) in held(model).items():
+    for name, (*_, numbers) in memory_of(model).items():
         assert torch.equal(numbers, before[name][-1]), name
-    with torch.inference_mode():  # outside it the host puts copies back
+    with torch.inference_mode():  # outside it ComfyUI puts copies back
         comfy.model_management.free_memory(1e30, torch.device("cpu"))
-    for name, (pointer, is_inference, numbers) in held(model).items():
+    for name, (pointer, is_inference, numbers) in memory_of(model).items():
         assert (pointer, is_inference) == before[name][:2] and torch.equal(numbers, before[name][2]), name
     assert traces(model) == []
 
 
-def held(model):
-    """By name, where every weight and buffer lies, whether it is the host's own, and its numbers."""
+def memory_of(model):
+    """By name, where every weight and buffer lies, whether it is ComfyUI's own, and its numbers."""
     tensors = (*model.model.named_parameters(), *model.model.named_buffers())
     return {name: (tensor.data_ptr(), tensor.is_inference(), tensor.clone()) for name, tensor in tensors}

@@ -1,4 +1,4 @@
-"""Training on a model with patches on it: its hash is the bare model's, wherever the host keeps the weights."""
+"""Training on a model with patches on it: its hash is the bare model's, wherever ComfyUI keeps the weights."""
 
 import comfy.model_management
 import comfy.sd

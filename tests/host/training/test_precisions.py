@@ -1,4 +1,4 @@
-"""Training on weights as the host stores them: half precision, 8 bits, quantised."""
+"""Training on weights as ComfyUI stores them: half precision, 8 bits, quantised."""
 
 import comfy.model_management
 import pytest
@@ -30,7 +30,7 @@ def state(model):
 
 
 def assert_trains(model, family):
-    comfy.model_management.load_models_gpu([model])  # the host may pack weights anew as it loads them
+    comfy.model_management.load_models_gpu([model])  # ComfyUI may pack weights anew as it loads them
     before = state(model)
     conditionings = {p: condition(family, seed) for seed, p in enumerate(RECIPE.prompts())}
     with torch.inference_mode():
@@ -64,7 +64,7 @@ def test_half_precision(family, dtype):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_eight_bit_floats_that_the_host_casts_as_it_goes(family):
+def test_eight_bit_floats_that_comfyui_casts_as_it_goes(family):
     model, single = typed_model(family, torch.float8_e4m3fn, torch.float32), tiny_model(family)
     for own, source in zip(single.model.parameters(), model.model.parameters(), strict=True):
         own.data = source.data.float()
@@ -76,5 +76,5 @@ def test_eight_bit_floats_that_the_host_casts_as_it_goes(family):
 def test_quantised_weights(quant_format):
     packed, single = quantised_model(quant_format)
     assert_trains(packed, "SD15")
-    # of 8-bit integers the host rounds the layers' inputs, too
+    # of 8-bit integers ComfyUI rounds the layers' inputs, too
     assert_gradients_are_those_of_float32(packed, single, "SD15", 0.05 if quant_format.startswith("int8") else 1e-3)

@@ -1,4 +1,4 @@
-"""Looks at a slider while it learns: real VAEs, films, their share of the time, and what is told of the run."""
+"""Previews of a slider while it learns: real VAEs, videos, their share of the time, and what is told of the run."""
 
 import comfy.model_management
 import comfy.utils
@@ -12,7 +12,7 @@ from concept_sliders.nodes.training import TrainSlider, TrainVisualSlider
 from concept_sliders.pocket.codec import CHANNELS
 from concept_sliders.pocket.model import load_pocket
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.tests.support.tiny_vae import film_vae, picture_vae
+from concept_sliders.tests.support.tiny_vae import image_vae, video_vae
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.loop import Progress
 from concept_sliders.training.pairs.image_sets import pairs_from_batches
@@ -33,12 +33,12 @@ def pocket():
 @pytest.fixture(scope="module")
 def vae():
     with torch.inference_mode():
-        return picture_vae(CHANNELS)
+        return image_vae(CHANNELS)
 
 
 @pytest.fixture
 def strips():
-    """The previews that the host's progress bar is given."""
+    """The previews that ComfyUI's progress bar is given."""
     shown = []
 
     def hook(value, total, preview, node_id=None):
@@ -50,7 +50,7 @@ def strips():
     comfy.utils.set_progress_bar_global_hook(None)
 
 
-def test_train_slider_goes_on_after_a_preview_through_a_vae_of_the_hosts(pocket, vae, strips):
+def test_train_slider_goes_on_after_a_preview_through_a_vae_of_comfyui(pocket, vae, strips):
     latent = {"samples": torch.zeros(1, CHANNELS, 8, 8)}
     with torch.inference_mode():
         assert any(p.is_inference() for p in vae.first_stage_model.parameters())
@@ -69,14 +69,14 @@ def test_train_visual_slider_does_so_too(pocket, vae, strips):
     assert strips
 
 
-def test_of_three_films_the_strip_shows_the_frame_in_the_middle_of_each():
+def test_of_three_videos_the_strip_shows_the_frame_in_the_middle_of_each():
     wan = FAMILIES["Wan 2.1"].build()
     with torch.inference_mode():
-        vae, latents = film_vae(), torch.randn(3, 16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-        films = vae.decode(wan.model.process_latent_out(latents))
+        vae, latents = video_vae(), torch.randn(3, 16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+        videos = vae.decode(wan.model.process_latent_out(latents))
         frames = decoded_images(wan, latents, vae)
-        assert films.shape == (3, 9, 32, 32, 3) and frames.shape == (3, 32, 32, 3)
-        assert torch.equal(frames, films[:, 4]) and not torch.equal(frames[0], frames[1])
+        assert videos.shape == (3, 9, 32, 32, 3) and frames.shape == (3, 32, 32, 3)
+        assert torch.equal(frames, videos[:, 4]) and not torch.equal(frames[0], frames[1])
         rough = rough_images(wan, latents)
         assert torch.equal(rough, rough_images(wan, latents[:, :, 1]))
         assert rough.shape == (3, 4, 4, 3) and not torch.equal(rough, rough_images(wan, latents[:, :, 0]))
@@ -100,7 +100,7 @@ def train(pocket):
 
 
 class Moved:
-    """Watches a run on which the host takes the model's place for something else, at its first preview."""
+    """Watches a run on which ComfyUI takes the model's place for something else, at its first preview."""
 
     def __init__(self, model):
         self.model, self.loaded, self.own, self.mode = model, [], [], []
@@ -115,8 +115,8 @@ class Moved:
             self.loaded.append(self.model in [each.model for each in comfy.model_management.current_loaded_models])
 
 
-def test_after_a_look_the_model_is_loaded_and_lent_again(pocket, train):
-    """While it lasts the weights are the host's own, and it works in its own mode."""
+def test_after_a_preview_the_model_is_loaded_and_lent_again(pocket, train):
+    """While it lasts the weights are ComfyUI's own, and it works in its own mode."""
     before = {n: (id(p), p.data_ptr(), p.clone()) for n, p in pocket[0].model.named_parameters()}
     run_options = Moved(pocket[0])
     assert train(RunOptions(progress=run_options, preview_every=2), steps=3).progress.steps == 3
@@ -126,7 +126,7 @@ def test_after_a_look_the_model_is_loaded_and_lent_again(pocket, train):
         assert (id(p), p.data_ptr()) == before[name][:2] and torch.equal(p, before[name][2]), name
 
 
-def test_what_the_host_has_put_in_place_of_a_weight_meanwhile_stays(pocket):
+def test_what_comfyui_has_put_in_place_of_a_weight_meanwhile_stays(pocket):
     module = next(m for m in pocket[0].model.modules() if isinstance(m, torch.nn.Linear))
     mine = module.weight
     try:
@@ -146,7 +146,7 @@ def test_what_the_host_has_put_in_place_of_a_weight_meanwhile_stays(pocket):
 
 
 @pytest.mark.parametrize("error", [OSError, torch.OutOfMemoryError, *BY_OTHER_CODE])
-def test_a_look_that_fails_leaves_the_model_as_it_was(pocket, train, caplog, error):
+def test_a_preview_that_fails_leaves_the_model_as_it_was(pocket, train, caplog, error):
     """It is the last one: training goes on without, and says so."""
     before = {n: (id(p), p.data_ptr()) for n, p in pocket[0].model.named_parameters()}
     asked = []
@@ -154,11 +154,11 @@ def test_a_look_that_fails_leaves_the_model_as_it_was(pocket, train, caplog, err
     def fail(progress, latents):
         asked.append(latents is not None)
         if latents is not None:
-            raise error("no room for a picture")
+            raise error("no room for an image")
 
     trained = train(RunOptions(progress=fail, preview_every=2), steps=6)
     assert trained.progress.steps == 6 and not trained.progress.stopped
-    assert "no room for a picture" in caplog.text
+    assert "no room for an image" in caplog.text
     assert sum(asked) == 1 and f"previews, as one failed: {error.__name__}: " in caplog.text
     assert {n: (id(p), p.data_ptr()) for n, p in pocket[0].model.named_parameters()} == before
 

@@ -69,7 +69,7 @@ def test_a_cancel_inside_the_model_leaves_a_checkpoint_that_goes_on_exactly(trai
 
 
 def interrupted_at(progress_steps):
-    """As the host's progress hook does when the button has been pressed."""
+    """As ComfyUI's progress hook does when the button has been pressed."""
 
     def hook(progress, preview):
         comfy.model_management.interrupt_current_processing(progress.steps == progress_steps)
@@ -120,9 +120,7 @@ def test_a_cancel_in_a_preview_keeps_the_step(train, tmp_path, press_after):
     assert same(train(RunOptions(checkpoints=tmp_path)).slider, whole.slider)
 
 
-def test_a_cancel_in_a_look_of_the_early_stop_keeps_the_step_and_the_look_is_made_up_for(
-    train, tmp_path, press_after
-):
+def test_a_cancel_in_the_early_stop_keeps_the_step_and_the_evaluation_is_made_up_for(train, tmp_path, press_after):
     """The run ends where it would have ended."""
     settings = {"steps": 80, "learning_rate": 1e-9, "patience": 1, "rank": 1}
     whole = train(**settings).progress
@@ -168,7 +166,7 @@ def test_one_that_breaks_down_right_after_going_on_keeps_what_the_checkpoint_has
 
 
 def test_what_memory_had_room_for_is_remembered(train, tmp_path):
-    """A run that goes on in as few pictures at once as it had to equals one that never stopped."""
+    """A run that goes on in as few images at once as it had to equals one that never stopped."""
     two = {"latents": torch.zeros(2, 24, 8, 8)}
     whole = train(steps=4, **two)
     train(RunOptions(checkpoints=tmp_path), steps=3, **two)

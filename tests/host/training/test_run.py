@@ -1,4 +1,4 @@
-"""Training on the model the host has loaded: what it learns, and that it leaves no trace."""
+"""Training on the model ComfyUI has loaded: what it learns, and that it leaves no trace."""
 
 import comfy.model_management
 import comfy.sd
@@ -104,7 +104,7 @@ def test_cancelling_keeps_what_was_learned(pocket, conditionings):
     assert_untouched(pocket[0].model, before)
 
 
-def test_a_cancel_that_the_hosts_layers_notice_keeps_what_was_learned(pocket, conditionings):
+def test_a_cancel_that_comfyuis_layers_notice_keeps_what_was_learned(pocket, conditionings):
     before = state(pocket[0].model)
 
     def cancel_at_the_second(progress, preview):
@@ -124,10 +124,10 @@ def test_no_second_copy_of_a_weight_is_made(pocket, conditionings):
     model, seen = pocket[0].model, []
     pointers = {name: p.data_ptr() for name, p in model.named_parameters()}
 
-    def look(progress, preview):
+    def watch(progress, preview):
         seen.append({name: p.data_ptr() for name, p in model.named_parameters()})
 
-    train(pocket, conditionings, RunOptions(progress=look), steps=1)
+    train(pocket, conditionings, RunOptions(progress=watch), steps=1)
     assert seen == [pointers]
 
 
@@ -152,7 +152,7 @@ def test_predictions_in_one_batch_equal_equation_8_asked_one_by_one(pocket, cond
 
 
 def test_the_prediction_is_the_velocity_the_model_was_trained_for(pocket, conditionings):
-    """d is the raw output of a flow model, asked without the host's sampling around it."""
+    """d is the raw output of a flow model, asked without ComfyUI's sampling around it."""
     x = torch.randn(1, 24, 16, 16, generator=torch.Generator().manual_seed(1))
     (context, options), *_ = conditionings[CONCEPT.target]
     with borrowed(pocket[0]), torch.no_grad():
@@ -186,7 +186,7 @@ def test_a_preview_shows_three_strengths(pocket, conditionings):
     assert base.shape == (24, 16, 16) and not torch.equal(less, base) and not torch.equal(more, base)
 
 
-def test_a_trained_slider_gives_the_stock_loaders_picture(pocket, conditionings, tmp_path):
+def test_a_trained_slider_gives_the_stock_loaders_image(pocket, conditionings, tmp_path):
     """Trained, saved, and read by the stock LoRA loader: the same latents as by our runtime."""
     model, _clip, _ = pocket
     slider = train(pocket, conditionings, steps=6).slider
@@ -195,8 +195,8 @@ def test_a_trained_slider_gives_the_stock_loaders_picture(pocket, conditionings,
     with torch.inference_mode():
         stock, _ = comfy.sd.load_lora_for_models(model, None, stock_file, 1.5, 0.0)
         ours = apply_sliders(model, Stack.of(load_slider(tmp_path / "age.safetensors"), 1.5))
-        pictures = [sampled(patcher, conditionings) for patcher in (model, stock, ours)]
-    plain, by_stock, by_us = pictures
+        images = [sampled(patcher, conditionings) for patcher in (model, stock, ours)]
+    plain, by_stock, by_us = images
     assert (by_us - plain).abs().max() > 1e-3
     torch.testing.assert_close(by_us, by_stock, rtol=1e-3, atol=1e-3)
 

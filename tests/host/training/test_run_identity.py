@@ -83,7 +83,7 @@ def textual(model, clip, **settings):
     return lambda run_options: train_on(model, clip)(run_options, **{**FEW, **settings})
 
 
-def test_by_the_noise_levels_of_the_model(pocket, tmp_path):
+def test_by_the_sigmas_of_the_model(pocket, tmp_path):
     model, clip, _ = pocket
     shifted = [ModelSamplingSD3().patch(model, shift)[0] for shift in (2.0, 6.0)]
     begins_anew(*(textual(each, clip) for each in shifted), tmp_path)
@@ -114,7 +114,7 @@ def test_by_what_nodes_have_put_into_the_model(pocket, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_by_whether_the_early_stop_looks_through_clip_vision(pocket, tmp_path):
+def test_by_whether_the_early_stop_sees_through_clip_vision(pocket, tmp_path):
     """It may end the run elsewhere; without an early stop it is not asked."""
     model, clip, _ = pocket
 
@@ -127,7 +127,7 @@ def test_by_whether_the_early_stop_looks_through_clip_vision(pocket, tmp_path):
     assert files(patience=2) == 3
 
 
-def test_by_the_clip_vision_that_the_early_stop_looks_through(pocket, tmp_path):
+def test_by_the_clip_vision_that_the_early_stop_sees_through(pocket, tmp_path):
     """Two of the same architecture, as the node hands them on."""
     model, clip, vae = pocket
     kept, recipe = tmp_path / "kept", VisualRecipe(patience=2, **FEW)

@@ -41,8 +41,8 @@ def test_it_turns_the_attribute_for_prompts_it_has_seen_and_others(pocket, slide
         for strength in (-1.0, 0.0, 1.0):
             with torch.inference_mode():
                 turned = apply_to_clip(clip, Stack.of(slider, strength))
-            pictures = sample((model, turned, vae), prompt, 6, Sampling(steps=8, cfg=3.0, seed=5))
-            ages.append(float(load_probe().read(pictures)["age"].mean()))
+            images = sample((model, turned, vae), prompt, 6, Sampling(steps=8, cfg=3.0, seed=5))
+            ages.append(float(load_probe().read(images)["age"].mean()))
         assert ages[0] + 0.05 < ages[1] < ages[2] - 0.1, (prompt, ages)
 
 

@@ -53,14 +53,17 @@ def test_a_slider_from_the_pairs_turns_the_shirt_and_leaves_what_the_probe_reads
         sets = encode_sets(read_pairs(FOLDER), vae.encode, model.model.process_latent_in)
         recipe = VisualRecipe(method="ADDifT", steps=80, learning_rate=2e-3, sets=len(sets))
         slider = train_visual(model, said, recipe, sets, "shirt").slider
-        rows = PEOPLE * len(STRENGTHS)
-        latent = {"samples": torch.zeros(rows, 24, 16, 16), "batch_index": [r // len(STRENGTHS) for r in range(rows)]}
+        batch_size = PEOPLE * len(STRENGTHS)
+        latent = {
+            "samples": torch.zeros(batch_size, 24, 16, 16),
+            "batch_index": [r // len(STRENGTHS) for r in range(batch_size)],
+        }
         swept = apply_sliders(model, Stack.of(slider).swept(0, STRENGTHS, PEOPLE))
         positive, negative = said[draw_pairs.PROMPT], said[""]
         made = nodes.common_ksampler(swept, 77, 10, 3.0, "euler", "simple", positive, negative, latent)[0]
-        pictures = vae.decode(made["samples"])
-    red = draw_pairs.redness(pictures).view(PEOPLE, -1).mean(0)
+        images = vae.decode(made["samples"])
+    red = draw_pairs.redness(images).view(PEOPLE, -1).mean(0)
     assert red[0] < red[1] < red[2] and red[2] - red[0] > 0.3, red
-    readings = load_probe().read(pictures).values.view(PEOPLE, len(STRENGTHS), -1).mean(0)
+    readings = load_probe().read(images).values.view(PEOPLE, len(STRENGTHS), -1).mean(0)
     named = [COLUMNS.index(name) for name in (*CONTINUOUS, *BINARY)]
     assert (readings[2] - readings[0]).abs()[named].mean() < 0.08

@@ -1,4 +1,4 @@
-"""Visual sliders on every family of models the host builds."""
+"""Visual sliders on every family of models ComfyUI builds."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ NEEDS_SOUND = ("MiniMax H3",)
 
 
 def pair_for(family):
-    """Two pictures as the family's latents, those of a film without its sound."""
+    """Two images as the family's latents, those of a video without its sound."""
     latents = torch.randn(2, *FAMILIES[family].latent, generator=torch.Generator().manual_seed(5))
     return LatentSet(latents, (-1.0, 1.0), "a person")
 

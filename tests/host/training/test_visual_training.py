@@ -41,8 +41,8 @@ def sets(pocket, tmp_path_factory):
     folder = tmp_path_factory.mktemp("smiles")
     for index, person in enumerate(portraits(6, seed=11)):
         for strength, smile in ((-1, 0.1), (1, 0.9)):
-            picture = Image.fromarray(draw(person.with_(smile=smile, spoiled=False)))
-            picture.save(folder / f"{index}_{strength}.png")
+            image = Image.fromarray(draw(person.with_(smile=smile, spoiled=False)))
+            image.save(folder / f"{index}_{strength}.png")
     with torch.inference_mode():
         return encode_sets(read_pairs(folder, prompt=PROMPT), pocket[2].encode, pocket[0].model.process_latent_in)
 
@@ -59,10 +59,10 @@ def trained(pocket, conditionings, sets, **settings):
 
 def smiles(pocket, conditionings, slider, strengths):
     """The probe's mean smile at every strength, on people that training has not seen."""
-    rows = PEOPLE * len(strengths)
+    batch_size = PEOPLE * len(strengths)
     latent = {
-        "samples": torch.zeros(rows, 24, 16, 16),
-        "batch_index": [row // len(strengths) for row in range(rows)],
+        "samples": torch.zeros(batch_size, 24, 16, 16),
+        "batch_index": [entry // len(strengths) for entry in range(batch_size)],
     }
     model = apply_sliders(pocket[0], Stack.of(slider).swept(0, strengths, PEOPLE))
     positive, negative = conditionings[PROMPT], conditionings[""]
@@ -89,8 +89,8 @@ def test_the_published_method_trains_and_leaves_the_model_as_it_was(pocket, cond
         assert p.data_ptr() == before[name][0] and torch.equal(p, before[name][1]), name
 
 
-def test_the_right_prediction_is_the_one_the_hosts_model_was_trained_for(pocket, conditionings, sets):
-    """A flow model: noise minus image, whatever the noise level."""
+def test_the_right_prediction_is_the_one_comfyuis_model_was_trained_for(pocket, conditionings, sets):
+    """A flow model: noise minus image, whatever sigma is."""
     with borrowed(pocket[0]):
         clean = sets[0].latents.clone()
         source = VisualSamples(

@@ -26,27 +26,27 @@ def all_tokens(tokens: int, generator: torch.Generator) -> Tensor:
 
 
 def still(*shape: int) -> Tensor:
-    """The same random numbers for every prompt, such as a picture's latent; in inference mode, as nodes make them."""
+    """The same random numbers for every prompt, such as an image's latent; in inference mode, as nodes make them."""
     with torch.inference_mode():
         return torch.randn(shape, generator=torch.Generator().manual_seed(13))
 
 
 def seen(tokens: int, width: int) -> SimpleNamespace:
-    """What CLIP vision makes of a picture, as far as models read it."""
+    """What CLIP vision makes of an image, as far as models read it."""
     return SimpleNamespace(penultimate_hidden_states=still(1, tokens, width))
 
 
 @dataclass(frozen=True)
 class Family:
-    """A tiny model with random weights of the host's own classes, and what its text encoder would give it.
+    """A tiny model with random weights of ComfyUI's own classes, and what its text encoder would give it.
 
-    config: the host's configuration class. unet: its settings, with hidden sizes of 32 to 128 and a block or two.
+    config: ComfyUI's configuration class. unet: its settings, with hidden sizes of 32 to 128 and a block or two.
     latent: (C, ...), without the batch. context: (tokens, width) of a prompt's encoding. extra: what comes with
     it, by the names of CONDITIONING; a tuple stands for random numbers of that shape, a function is given the number
     of tokens and a source of random numbers. guidance: the scale of
     classifier-free guidance, 1 for none. state: tensors of a checkpoint that the configuration looks at.
-    parts: makers of smaller parts, by path, where the host's class has one size only. sound: the latent of the
-    sound that belongs to a film, where the host nests both.
+    parts: makers of smaller parts, by path, where ComfyUI's class has one size only. sound: the latent of the
+    sound that belongs to a video, where ComfyUI nests both.
     """
 
     config: type
@@ -79,16 +79,16 @@ class Family:
             extra[name] = value(tokens + more_tokens, generator) if callable(value) else value
         return [[torch.randn(1, tokens + more_tokens, width, generator=generator), extra]]
 
-    def empty(self, rows: int = 1) -> Tensor | NestedTensor:
-        """An empty latent of that many rows."""
-        return self._latents(torch.zeros(rows, *shape) for shape in (self.latent, self.sound) if shape)
+    def empty(self, batch_size: int = 1) -> Tensor | NestedTensor:
+        """An empty latent of that many batch entries."""
+        return self._latents(torch.zeros(batch_size, *shape) for shape in (self.latent, self.sound) if shape)
 
-    def noise(self, rows: int = 1) -> Tensor | NestedTensor:
-        """The same noise in every row."""
+    def noise(self, batch_size: int = 1) -> Tensor | NestedTensor:
+        """The same noise in every batch entry."""
         generator = torch.Generator().manual_seed(7)
         shapes = (shape for shape in (self.latent, self.sound) if shape)
         noises = (torch.randn(1, *shape, generator=generator) for shape in shapes)
-        return self._latents(noise.repeat(rows, *(1 for _ in noise.shape[1:])) for noise in noises)
+        return self._latents(noise.repeat(batch_size, *(1 for _ in noise.shape[1:])) for noise in noises)
 
     def _latents(self, parts: Iterable[Tensor]) -> Tensor | NestedTensor:
         return NestedTensor(parts) if self.sound else next(iter(parts))

@@ -1,4 +1,4 @@
-"""Transformers for pictures whose text encoder is a language model."""
+"""Transformers for images whose text encoder is a language model."""
 
 import comfy.ops
 import comfy.supported_models as host
@@ -63,7 +63,7 @@ def small_adapter() -> LLMAdapter:
 
 
 def token_ids(tokens: int, generator: torch.Generator) -> torch.Tensor:
-    """(1, tokens) of words, and HiDream O1's own token that the picture follows."""
+    """(1, tokens) of words, and HiDream O1's own token that the image follows."""
     words = torch.randint(5, 1000, (1, tokens - 1), generator=generator)
     return torch.cat([words, torch.tensor([[151673]])], dim=1)
 

@@ -1,4 +1,4 @@
-"""Transformers for pictures of the Flux kind, and those before it."""
+"""Transformers for images of the Flux kind, and those before it."""
 
 import comfy.supported_models as host
 import torch

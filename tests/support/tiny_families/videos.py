@@ -96,7 +96,7 @@ def small_lyrics() -> ConformerEncoder:
 
 
 def small_byt5() -> ByT5Mapper:
-    """HunyuanVideo's reader of letters within pictures: 7 million weights in its one size."""
+    """HunyuanVideo's reader of letters within images: 7 million weights in its one size."""
     return ByT5Mapper(1472, 16, 16, 64, dtype=torch.float32, device=CPU, operations=comfy.ops.manual_cast)
 
 
@@ -160,7 +160,7 @@ VIDEOS: dict[str, Family] = {
             "num_heads": 2,
             "hidden_size_x": 64,
             "hidden_size_y": 32,
-            "mlp_ratio_x": 192.0,  # of this times the size above the host has one value only
+            "mlp_ratio_x": 192.0,  # of this times the size above ComfyUI has one value only
             "mlp_ratio_y": 2.0,
             "in_channels": 12,
             "qk_norm": True,

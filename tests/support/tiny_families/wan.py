@@ -44,7 +44,7 @@ def small_faces() -> FaceEncoder:
 
 
 def one_face_adapter() -> FaceAdapter:
-    """Animate's adapter of a single block; the host's class makes one for every five of its other blocks."""
+    """Animate's adapter of a single block; ComfyUI's class makes one for every five of its other blocks."""
     return FaceAdapter(64, 2, num_adapter_layers=1, device=CPU, dtype=torch.float32, operations=OPERATIONS)
 
 

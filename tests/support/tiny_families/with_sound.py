@@ -1,4 +1,4 @@
-"""Models of films together with their sound, whose latents the host nests."""
+"""Models of videos together with their sound, whose latents ComfyUI nests."""
 
 import comfy.supported_models as host
 from concept_sliders.tests.support.tiny_families.family import TEXT, Family
@@ -14,10 +14,10 @@ LTXAV = {
     "connector_num_attention_heads": 2,
     "connector_num_layers": 1,
 }
-FILM, SOUND = (128, 2, 4, 4), (8, 6, 16)
+VIDEO, SOUND = (128, 2, 4, 4), (8, 6, 16)
 
 WITH_SOUND: dict[str, Family] = {
-    "LTX 2": Family(host.LTXAV, LTXAV, FILM, sound=SOUND),
+    "LTX 2": Family(host.LTXAV, LTXAV, VIDEO, sound=SOUND),
     "LTX 2.3": Family(
         host.LTXAV,
         {
@@ -30,7 +30,7 @@ WITH_SOUND: dict[str, Family] = {
             "connector_attention_head_dim": 32,
             "audio_connector_attention_head_dim": 16,
         },
-        FILM,
+        VIDEO,
         extra={"unprocessed_ltxav_embeds": True},
         sound=SOUND,
     ),

@@ -63,7 +63,7 @@ def test_each_step_has_its_entry(inversion):
     assert shared.distinct == 1 and torch.equal(shared.entry(2)[0], inversion.embeddings[0])
 
 
-def test_rows_are_told_by_their_noise(inversion):
+def test_batch_entries_are_told_by_their_noise(inversion):
     one, two = inversion.noise
     assert inversion.match_images(torch.stack([two, one, two])).tolist() == [1, 0, 1]
     assert inversion.match_images(torch.stack([two, one]).half()).tolist() == [1, 0]

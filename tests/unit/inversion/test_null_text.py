@@ -51,7 +51,7 @@ def image_of(step, at):
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 35.0, 1e9])
-def test_rows_are_fitted_as_the_published_loop_fits_each_alone(toy, tolerance):
+def test_images_are_fitted_as_the_published_loop_fits_each_alone(toy, tolerance):
     predict, step, embedding = toy
     found = optimise_embedding(predict, embedding, step, 30, 0.05, tolerance)
     for at in (slice(0, 1), slice(1, 2)):
@@ -60,7 +60,7 @@ def test_rows_are_fitted_as_the_published_loop_fits_each_alone(toy, tolerance):
         torch.testing.assert_close(found.embedding[0][at], u, rtol=1e-4, atol=1e-5)
 
 
-def test_a_tolerance_between_the_rows_ends_one_and_not_the_other(toy):
+def test_a_tolerance_between_two_images_ends_one_and_not_the_other(toy):
     predict, step, embedding = toy
     first, second = (losses[0] for losses in optimise_embedding(predict, embedding, step, 1, 0.05, 0.0).losses)
     lengths = [

@@ -23,7 +23,7 @@ def header_of(names) -> bytes:
 
 @pytest.mark.parametrize("last", ["another.diff", "0.diff", f"{MANY - 1}.diff"])
 def test_a_large_header_is_read_once(last, tmp_path):
-    """One look at every name: a comparison of all with all would take minutes."""
+    """One pass over the names: a comparison of all with all would take minutes."""
     path = tmp_path / "x.safetensors"
     path.write_bytes(header_of([*(f"{n}.diff" for n in range(MANY)), last]))
     start = time.process_time()

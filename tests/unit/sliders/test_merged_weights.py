@@ -86,7 +86,7 @@ def test_zero_strengths_put_nothing_in_place():
     assert merged.uses == 0
 
 
-def test_both_ways_agree():
+def test_both_modes_agree():
     model = small_model()
     layers = changes_of(model, 4)
     bank = SliderHooks({module: changes for module, _, changes in layers})
@@ -98,8 +98,8 @@ def test_both_ways_agree():
         with merged.acting(strengths):
             by_merging = {name: model[name](x) for name, x in inputs.items()}
         with bank.acting(strengths[None]):
-            by_rows = {name: model[name](x) for name, x in inputs.items()}
-    torch.testing.assert_close(by_rows, by_merging, rtol=1e-5, atol=1e-5)
+            unmerged = {name: model[name](x) for name, x in inputs.items()}
+    torch.testing.assert_close(unmerged, by_merging, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", UPDATES)

@@ -84,17 +84,17 @@ def test_a_weight_by_its_formula_beside_a_parameter_without_one():
         torch.testing.assert_close(layer(x), nn.functional.rms_norm(x, (4,), layer.weight + by))
 
 
-def test_strengths_that_differ_between_rows():
+def test_strengths_that_differ_between_batch_entries():
     block, other = Block(), nn.Linear(4, 4)
     bank = SliderHooks({block: [(0, Dense({"gain": torch.ones(4)}))], other: [(1, Dense({"bias": torch.ones(4)}))]})
-    rows = torch.tensor([[1.0, 1.0], [2.0, 1.0]])
-    assert bank.need_separate_evaluations(rows)
-    assert not bank.need_separate_evaluations(rows.flip(1))
-    assert not bank.need_separate_evaluations(rows[:1])
+    strengths = torch.tensor([[1.0, 1.0], [2.0, 1.0]])
+    assert bank.need_separate_evaluations(strengths)
+    assert not bank.need_separate_evaluations(strengths.flip(1))
+    assert not bank.need_separate_evaluations(strengths[:1])
     named = bank_of(block, Dense({"gain": torch.ones(4)}))
     with (
         pytest.raises(ValueError, match=r"Layer blocks.0 is a Block: the change of its gain cannot differ between"),
-        named.acting(rows[:, :1]),
+        named.acting(strengths[:, :1]),
     ):
         pass
 

@@ -58,19 +58,19 @@ def test_equals_merged_weights(layer_and_x):
     torch.testing.assert_close(y, merged(layer, sliders, (0.5, -2.0, 1.5))(x), rtol=1e-5, atol=1e-5)
 
 
-def test_every_row_has_its_own_strengths(layer_and_x):
+def test_every_batch_entry_has_its_own_strengths(layer_and_x):
     layer, x = layer_and_x
     sliders = changes(layer)
     strengths = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [-1.0, 2.0, 0.0]])
     with SliderHooks({layer: list(enumerate(sliders))}).acting(strengths):
         y = layer(x)
-    for row, values in enumerate(strengths.tolist()):
-        torch.testing.assert_close(y[row], merged(layer, sliders, values)(x)[row], rtol=1e-5, atol=1e-5)
+    for entry, values in enumerate(strengths.tolist()):
+        torch.testing.assert_close(y[entry], merged(layer, sliders, values)(x)[entry], rtol=1e-5, atol=1e-5)
     assert torch.equal(y[1], layer(x)[1])
 
 
-def test_a_row_stands_for_consecutive_entries():
-    """Frames folded into the batch, (b t), follow their picture's strengths."""
+def test_a_strength_stands_for_consecutive_entries():
+    """Frames folded into the batch, (b t), follow their image's strengths."""
     layer = nn.Linear(5, 7)
     (slider,) = changes(layer, (2,))
     x = torch.randn(6, 5)
@@ -80,14 +80,14 @@ def test_a_row_stands_for_consecutive_entries():
     torch.testing.assert_close(y[3:], merged(layer, [slider], (-1.0,))(x[3:]))
 
 
-def test_a_batch_that_rows_do_not_divide():
+def test_a_batch_that_strengths_do_not_divide():
     layer = nn.Linear(5, 7)
     bank = SliderHooks({layer: list(enumerate(changes(layer, (2,))))}, {layer: "to_q"})
     with bank.acting(torch.tensor([[1.0], [2.0]])):
         layer(torch.randn(4, 5))
         with pytest.raises(ValueError, match=r"to_q runs on a batch of 3.*2 batch entries"):
             layer(torch.randn(3, 5))
-    with bank.acting(torch.tensor([[1.0], [1.0]])):  # equal rows fit any batch
+    with bank.acting(torch.tensor([[1.0], [1.0]])):  # equal strengths fit any batch
         layer(torch.randn(3, 5))
 
 

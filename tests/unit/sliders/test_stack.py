@@ -19,7 +19,7 @@ def slider(name: str = "age") -> Slider:
 
 
 def percent_to_sigma(percent: float) -> float:
-    """A map like the host's: decreasing, with its ends beyond every sigma that is used."""
+    """A map like ComfyUI's: decreasing, with its ends beyond every sigma that is used."""
     if percent <= 0.0:
         return 999999999.9
     return 0.0 if percent >= 1.0 else 14.6 ** (1.0 - 2.0 * percent)
@@ -75,7 +75,7 @@ def test_percent_of_inverts(percent):
 
 
 @pytest.mark.parametrize(("percent", "most"), [(0.3, 60), (0.5, 6), (0.95, 4)])
-def test_ramps_ask_for_a_noise_level_once(percent, most):
+def test_ramps_ask_for_a_sigma_once(percent, most):
     """Fifty sliders behind one ramp: the fraction of sampling is searched for once, and not at all off the ramps."""
     asked = []
 
@@ -124,10 +124,10 @@ def test_gates_that_cannot_be(values, message):
 @given(st.lists(VALUES, min_size=1, max_size=5), st.integers(1, 4))
 def test_sweep_entries_are_latent_by_latent(values, repeats):
     stack = (Stack.of(slider("a"), 0.25) + Stack.of(slider("b"), 9.0)).swept(1, values, repeats)
-    rows = stack.strengths()
-    assert rows.shape == (len(values) * repeats, 2) or len(values) * repeats == 1
-    for row in range(len(values) * repeats):
-        assert rows[row].tolist() == pytest.approx([0.25, values[row % len(values)]])
+    strengths = stack.strengths()
+    assert strengths.shape == (len(values) * repeats, 2) or len(values) * repeats == 1
+    for entry in range(len(values) * repeats):
+        assert strengths[entry].tolist() == pytest.approx([0.25, values[entry % len(values)]])
 
 
 def test_sweep_of_a_position_that_is_not_there():
@@ -191,7 +191,7 @@ def test_facts_about_a_slider():
     assert list(both.text_layers) == ["lora_te_b"]
 
 
-def test_branches():
+def test_cond_or_uncond():
     stack = Stack.of(slider("one"), 1.0)
     assert stack.restricted_to("both") is stack
     positive = stack.restricted_to("cond")

@@ -23,7 +23,7 @@ def test_the_target_is_equation_8_written_out():
     torch.testing.assert_close(textual_target(d_target, textual_change(more, less), 2.5), written)
 
 
-def test_a_negative_eta_is_the_opposite_edit_row_by_row():
+def test_a_negative_eta_is_the_opposite_edit_entry_by_entry():
     d_target, more, less = torch.randn(2, 3), torch.randn(1, 2, 3), torch.randn(1, 2, 3)
     both = textual_target(d_target, textual_change(more, less), torch.tensor([[1.0], [-1.0]]))
     torch.testing.assert_close(both[0] - d_target[0], (more - less)[0, 0])
@@ -114,13 +114,13 @@ def samples(count, **changes):
     return model, [next(stream) for _ in range(count)]
 
 
-def test_every_point_carries_the_target_of_its_sign():
+def test_every_sample_has_the_target_of_its_sign():
     _model, met = samples(8)
     for sample in met:
-        for row in range(2):
-            sign = float(sample.strengths[row, 0])
+        for entry in range(2):
+            sign = float(sample.strengths[entry, 0])
             expected = 1.0 + float(sample.sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
-            torch.testing.assert_close(sample.target[row], torch.full((3,), expected))
+            torch.testing.assert_close(sample.target[entry], torch.full((3,), expected))
     assert {float(s) for sample in met for s in sample.strengths.flatten()} == {1.0, -1.0}
 
 
@@ -130,11 +130,11 @@ def test_one_sided_training_stays_at_plus_one():
 
 
 def by_trajectory(met):
-    """The points of each of the trajectories in turn, told apart by who takes turns."""
+    """The samples of each of the trajectories in turn, told apart by who takes turns."""
     return [met[turn::POOL] for turn in range(POOL)]
 
 
-def test_one_rollout_serves_many_points_each_level_at_both_signs():
+def test_one_rollout_serves_many_samples_each_sigma_at_both_signs():
     model, _, stream = source(samples_per_rollout=20)
     first = [next(stream) for _ in range(POOL * 20)]  # all are full ones from here on, at the latest
     asked = len(model.asked)
@@ -149,7 +149,7 @@ def test_one_rollout_serves_many_points_each_level_at_both_signs():
             torch.testing.assert_close(sample.strengths, -by_level[float(sample.sigma)].strengths)
 
 
-def test_points_one_after_the_other_come_from_different_trajectories_that_end_apart():
+def test_samples_one_after_the_other_come_from_different_trajectories_that_end_apart():
     model, _, stream = source(rollout_steps=2, samples_per_rollout=8)
     asked = []
     for _ in range(POOL * 8):
@@ -208,7 +208,7 @@ def test_only_the_chosen_part_of_sampling_is_trained_on():
     assert max(float(sample.sigma) for sample in met) <= 0.5 + 1e-6
 
 
-def test_a_held_target_asks_with_every_phrase():
+def test_a_preserved_target_asks_with_every_phrase():
     model, met = samples(1, preserve_in_target=True, samples_per_rollout=20)
     assert ("p", "", "p, a", "p, b") in [prompts[:4] for prompts in model.asked]
     sign = float(met[0].strengths[0, 0])
@@ -243,7 +243,7 @@ def test_some_of_many_phrases_are_asked_about_at_once():
 
 
 def test_own_rollouts_carry_the_slider_along():
-    """Rows go where their sign takes them, and are asked about there without the slider."""
+    """Batch entries go where their sign takes them, and are asked about there without the slider."""
     _, bare = samples(4)
     _, own = samples(4, on_policy_rollouts=1.0)
     for sample, other in zip(own, bare, strict=True):

@@ -96,7 +96,7 @@ def test_files_that_are_none_of_ours_are_passed_over(tmp_path):
     assert list(laid_out(tmp_path)) == ["x"]
 
 
-def test_captions_lie_beside_any_picture_of_the_scene(tmp_path):
+def test_captions_lie_beside_any_image_of_the_scene(tmp_path):
     put(tmp_path, "-1/a.png", "1/a.png", "-1/b.png", "1/b.png", "-1/c.png", "1/c.png")
     (tmp_path / "1" / "a.txt").write_text("\ufeffa photo\nof an eye\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text("another", encoding="utf-8")
@@ -140,7 +140,7 @@ def test_a_mask_of_one_scene_goes_before_that_of_all(tmp_path):
     assert x.mask.min() == pytest.approx(1) and y.mask.max() == pytest.approx(128 / 255)
 
 
-def test_pictures_of_any_kind_become_colours(tmp_path):
+def test_images_of_any_kind_become_colours(tmp_path):
     def saved(image, name, **options):
         image.save(tmp_path / name, **options)
         return read_image(tmp_path / name)

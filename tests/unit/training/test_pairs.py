@@ -58,7 +58,7 @@ def test_a_bucket_is_a_multiple_near_the_wished_area_that_loses_little(long, asp
 
 
 @given(height=PIXELS, width=PIXELS, side=SIDES)
-def test_a_bucket_is_its_own_bucket_and_only_long_pictures_have_none(height, width, side):
+def test_a_bucket_is_its_own_bucket_and_only_long_images_have_none(height, width, side):
     try:
         target = bucket((height, width), side)
     except ValueError as error:
@@ -116,7 +116,7 @@ def test_the_mask_is_cropped_as_the_images_are():
     assert float(prepared.mask.min()) >= 0 and float(prepared.mask.max()) <= 1
 
 
-def test_a_picture_that_fits_stays_bit_for_bit():
+def test_an_image_that_fits_stays_bit_for_bit():
     one, other = (drawn(person) for person in portraits(2, seed=1))
     prepared = prepare(ImageSet((one, other), (-1, 1)), 64)
     assert torch.equal(prepared.images[0], one) and torch.equal(prepared.images[1], other)

@@ -70,7 +70,7 @@ def test_the_target_is_the_noise_or_the_velocity_and_one_noise_serves_all_images
     assert sample.strengths.tolist() == [[-1.0], [1.0]] and sample.prompt == "a face" and sample.mask is None
 
 
-def test_images_at_zero_are_no_rows_of_the_published_method():
+def test_images_at_zero_are_no_batch_entries_of_the_published_method():
     one = LatentSet(latents(4), (-2.0, 0.0, 1.0, 2.0))
     sample = next(samples(sets=[one]))
     assert sample.strengths[:, 0].tolist() == [-2.0, 1.0, 2.0]
@@ -103,11 +103,13 @@ def test_what_addift_asks_for_has_the_direction_of_its_strength(kind):
     for _ in range(20):
         sample = next(source)
         change = sample.x - sample.sigma * sample.target - toy.estimate(sample.x, sample.sigma)
-        for row in range(4):
-            other = next(j for j, s in enumerate((-2, -1, 1, 2)) if (-2, -1, 1, 2)[row] - s == sample.strengths[row])
-            step = clean[row] - clean[other]
-            share = (change[row] * step).sum() / step.square().sum()
-            torch.testing.assert_close(change[row], share * step, rtol=1e-2, atol=1e-3)
+        for entry in range(4):
+            other = next(
+                j for j, s in enumerate((-2, -1, 1, 2)) if (-2, -1, 1, 2)[entry] - s == sample.strengths[entry]
+            )
+            step = clean[entry] - clean[other]
+            share = (change[entry] * step).sum() / step.square().sum()
+            torch.testing.assert_close(change[entry], share * step, rtol=1e-2, atol=1e-3)
             signal = 1.0 if kind == "eps" else float(1 - sample.sigma)
             assert float(share) == pytest.approx(1 - float(toy.keep(sample.sigma)) * signal, abs=1e-3)
             assert share > 0
@@ -161,7 +163,7 @@ def test_every_set_comes_once_before_one_comes_again():
         assert sorted(next(source).prompt for _ in sets) == list("0123")
 
 
-def test_noise_levels_come_from_the_part_of_sampling_that_is_asked_for():
+def test_sigmas_come_from_the_part_of_sampling_that_is_asked_for():
     source = samples(start_percent=0.5, end_percent=0.75)
     levels = [float(next(source).sigma) for _ in range(200)]
     assert 2.5 <= min(levels) < 2.7 and 4.8 < max(levels) <= 5.0
@@ -189,8 +191,8 @@ def test_the_mask_shrinks_to_the_latents():
     sample = next(samples(sets=[LatentSet(latents(2), (-1.0, 1.0), mask=mask)]))
     assert sample.mask.shape == (1, 1, 2, 2)
     assert sample.mask[0, 0].tolist() == [[0.0, 0.5], [0.0, 0.5]]
-    film = LatentSet(torch.zeros(2, 4, 1, 2, 2), (-1.0, 1.0), mask=mask)
-    assert film.mask_for_latents().shape == (1, 1, 1, 2, 2)
+    video = LatentSet(torch.zeros(2, 4, 1, 2, 2), (-1.0, 1.0), mask=mask)
+    assert video.mask_for_latents().shape == (1, 1, 1, 2, 2)
 
 
 def test_images_are_encoded_one_by_one_and_scaled():

@@ -1,4 +1,4 @@
-"""Models that are given a picture beside the prompt: as more channels, as tokens, or in the prompt's place."""
+"""Models that are given an image beside the prompt: as more channels, as tokens, or in the prompt's place."""
 
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ ONE_LEVEL = {
 FRAME = {"concat_latent_image": still(1, 16, 8, 8)}
 FIRST_FRAME_KEPT = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1, 1)
 
-WITH_PICTURES: dict[str, Family] = {
+WITH_IMAGES: dict[str, Family] = {
     "SD 1 instruct pix2pix": Family(
         host.SD15_instructpix2pix, {**UNET, **ONE_LEVEL}, extra={"concat_latent_image": still(1, 4, 8, 8)}
     ),
