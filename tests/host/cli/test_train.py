@@ -83,7 +83,7 @@ def test_a_slider_of_the_graph_is_trained_again_as_it_was(train_command, tmp_pat
     with torch.inference_mode():
         model, clip, _ = load_pocket()
         latent = {"samples": torch.zeros(2, 24, 8, 12)}
-        out = TrainSlider.execute(model, clip, (Concept(**CONCEPT),), latent, "age", 0.0, 1.0, **SMALL)
+        out = TrainSlider.execute(model, clip, (Concept(**CONCEPT),), latent, "age", **SMALL)
     save_slider(out.args[0].sliders[0].slider, made)
     assert train_command(made, "--out", again)[0] == 0
     one, other = load_slider(made), load_slider(again)
@@ -100,7 +100,7 @@ def test_a_visual_slider_of_the_graph_is_trained_again_and_other_images_are_noti
     made, again = tmp_path / "made.safetensors", tmp_path / "again.safetensors"
     with torch.inference_mode():
         read = read_pairs(pairs, prompt="portrait of a person", side=64)
-        out = TrainVisualSlider.execute(*load_pocket(), read, "smile", 0.0, 1.0, steps=2, rank=2)
+        out = TrainVisualSlider.execute(*load_pocket(), read, "smile", steps=2, rank=2)
     save_slider(out.args[0].sliders[0].slider, made)
     code, said = train_command(made, "--out", again, "--pairs", pairs)
     assert code == 0 and "Note:" not in said

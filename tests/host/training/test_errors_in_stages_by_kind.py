@@ -36,12 +36,12 @@ def pocket():
 def textual(pocket, **settings):
     latent = {"samples": torch.zeros(2, 24, 8, 8)}
     settings = {"rollout_steps": 2, "steps": 21, "rank": 1, "patience": 9, **settings}
-    return TrainSlider.execute(*pocket[:2], (CONCEPT,), latent, "age", 0.0, 1.0, **settings)
+    return TrainSlider.execute(*pocket[:2], (CONCEPT,), latent, "age", **settings)
 
 
 def visual(pocket, method="ADDifT"):
     pairs = pairs_from_batches(*(torch.full((1, 64, 64, 3), shade) for shade in (0.2, 0.8)))
-    return TrainVisualSlider.execute(*pocket, pairs, "shade", 0.0, 1.0, method=method, steps=3, rank=1)
+    return TrainVisualSlider.execute(*pocket, pairs, "shade", method=method, steps=3, rank=1)
 
 
 def encoder(pocket):

@@ -26,9 +26,7 @@ def test_the_node_says_so():
     with torch.inference_mode():
         model, clip, _ = load_pocket()
         with pytest.raises(ValueError, match=f"{BELONGS}4 channels in 4 dimensions.* takes 24 channels in 4 dim"):
-            TrainVisualSlider.execute(
-                model, clip, image_vae(4), ImagePairs((PAIR,)), "smile", 0.0, 1.0, steps=1, rank=1
-            )
+            TrainVisualSlider.execute(model, clip, image_vae(4), ImagePairs((PAIR,)), "smile", steps=1, rank=1)
 
 
 @pytest.mark.parametrize(
