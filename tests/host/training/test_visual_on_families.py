@@ -44,9 +44,9 @@ def test_it_trains_in_place(family):
 def test_a_model_that_needs_sound_says_so(family):
     with torch.inference_mode():
         model, f = FAMILIES[family].build(), FAMILIES[family]
-    with pytest.raises(ValueError, match=r"films together with their sound.* got pictures alone"):
+    with pytest.raises(ValueError, match=r"videos together with their sound.* got images alone"):
         trained(family, model, "noise")
     recipe = TextualRecipe(concepts=(Concept("a person", "an old person", "a young person"),), steps=1)
     conditionings = {prompt: f.conditioning(1) for prompt in recipe.prompts()}
-    with pytest.raises(ValueError, match="got pictures alone"):
+    with pytest.raises(ValueError, match="got images alone"):
         train_textual(model, conditionings, recipe, torch.zeros(1, *f.latent), "words")

@@ -12,7 +12,7 @@ from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.recipe import VisualRecipe
-from concept_sliders.training.run import train
+from concept_sliders.training.run import TrainingData, train
 from concept_sliders.training.visual_samples import VisualSamples, encode_sets
 from PIL import Image
 
@@ -54,7 +54,8 @@ def trained(pocket, conditionings, sets, **settings):
         return VisualSamples(denoiser, sets, recipe, generator)
 
     with torch.inference_mode():
-        return train(pocket[0], conditionings, recipe, sets[0].latents, "smile", samples, PROMPT).slider
+        data = TrainingData(sets[0].latents, PROMPT)
+        return train(pocket[0], conditionings, recipe, data, "smile", samples).slider
 
 
 def smiles(pocket, conditionings, slider, strengths):
