@@ -45,7 +45,7 @@ def test_a_picture_is_inverted_and_a_slider_turned_on_it(server, edited):
     prompt, entry, _ = edited
     assert strip(server, prompt, entry).width == 3 * (CELL + GAP) + GAP
     (report,) = entry["outputs"][named(prompt, NODE)[0]]["text"]
-    assert report.startswith("1 picture, null-text, 3 steps of simple, cfg 3") and "step 3: loss" in report
+    assert report.startswith("1 image, null-text, 3 steps of simple, cfg 3") and "step 3: loss" in report
 
 
 def test_the_saved_inversion_makes_the_same_strip(server, example, edited):

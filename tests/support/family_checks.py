@@ -183,8 +183,9 @@ def namings(subject: Subject) -> str:
         if not same_changes(*placed):
             wrong.append(how)
     assert not wrong, f"otherwise than the stock loader: {', '.join(wrong)}"
-    known = ", ".join(f"`{prefix}`" if prefix else "none" for prefix in dict.fromkeys(prefix for prefix, _ in styles))
-    return f"{known}; {', '.join(f'`{prefix}`' for prefix in dict.fromkeys(how.partition(' ')[0] for how in beyond))}"
+    prefixes = dict.fromkeys(prefix for prefix, _ in styles)
+    read = ", ".join(f"`{prefix}`" if prefix else "none" for prefix in prefixes)
+    return f"{read}; {', '.join(f'`{prefix}`' for prefix in dict.fromkeys(how.partition(' ')[0] for how in beyond))}"
 
 
 def _on_and_off(subject: Subject, slider: Slider) -> Tensor:
