@@ -17,44 +17,15 @@ from PIL import Image
 
 import nodes
 
+from .measuring.prompts import OPPOSITIONS, Opposition
 from .measuring.sheet import contact_sheet, overview
 from .model import WEIGHTS, load_pocket
 from .probe import SIZE, load_probe
-from .world.portrait import CONTINUOUS, STYLES
+from .world.portrait import CONTINUOUS
 
 ENOUGH = 0.6  # of the range: what the distance of two opposing prompts should reach
 ON_A_SHEET = 8  # pictures of each end
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Opposition:
-    """Two prompts that should lie far apart in one column of the probe's readings."""
-
-    column: str
-    low: str
-    high: str
-
-
-def _of_a_person(column: str, low: str, high: str) -> Opposition:
-    return Opposition(column, f"portrait of a person, {low}", f"portrait of a person, {high}")
-
-
-OPPOSITIONS = (
-    Opposition("age", "portrait of a very young person", "portrait of a very old person"),
-    Opposition("smile", "portrait of a frowning person", "portrait of a laughing person"),
-    _of_a_person("eye_size", "tiny eyes", "huge eyes"),
-    _of_a_person("hair_length", "very short hair", "very long hair"),
-    _of_a_person("hair_shade", "black hair", "white hair"),
-    _of_a_person("skin_tone", "very dark skin", "pale skin"),
-    _of_a_person("face_width", "very narrow face", "very wide face"),
-    _of_a_person("sky", "night sky", "noon sky"),
-    _of_a_person("glasses", "without glasses", "with glasses"),
-    _of_a_person("hat", "without a hat", "with a hat"),
-    Opposition("woman", "portrait of a man", "portrait of a woman"),
-    _of_a_person("spoiled", "well drawn, clean features", "badly drawn, distorted features"),
-    *(_of_a_person(style, STYLES[index - 1], style) for index, style in enumerate(STYLES)),
-)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def respelled(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[s
 
 
 def same_changes(one: Match, other: Match) -> bool:
-    """Whether both are the same numbers, all of them, on the same modules."""
+    """Returns True if both change the same modules by the same numbers."""
     if one.unmatched or one.layers.keys() != other.layers.keys():
         return False
     pairs = ((sorted_parts(one.layers[path]), sorted_parts(other.layers[path])) for path in one.layers)

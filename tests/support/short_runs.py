@@ -40,7 +40,7 @@ def train_on(model: ModelPatcher, clip: CLIP) -> Callable[..., Trained | None]:
 
 
 def same(one: Slider, other: Slider) -> bool:
-    """Whether two sliders are the same to the bit."""
+    """Returns True if two sliders are the same to the bit."""
     return all(
         torch.equal(one.layers[name].down, layer.down) and torch.equal(one.layers[name].up, layer.up)
         for name, layer in other.layers.items()

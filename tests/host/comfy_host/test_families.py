@@ -104,7 +104,7 @@ def test_a_slider_comes_back_from_its_file(outcome, family):
 
 
 def test_networks_that_keep_batch_entries_apart_are_those_of_these_families(subject):
-    """Whether they do, sweeps and cond_uncond have shown; those that do not are not listed."""
+    """Holds the list against what sweeps and cond_uncond have shown."""
     assert {network_of(subject(family).model.model) for family in FAMILIES} - ENTRIES_TOGETHER == BATCH_FIRST_NETWORKS
 
 

@@ -24,7 +24,7 @@ MASK = torch.ones(64, 64).tril()
 
 
 def begins_anew(one, other, folder):
-    """Whether a run beside another's checkpoint is what it would be without; and each goes on with its own."""
+    """Asserts that a run beside another's checkpoint is as it would be without, and each resumes its own."""
     first, fresh = one(RunOptions(checkpoints=folder)), other(RunOptions())
     after = other(RunOptions(checkpoints=folder))
     assert len(list(folder.iterdir())) == 2
