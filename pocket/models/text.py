@@ -1,6 +1,10 @@
-"""The pocket model's text encoder: the host's CLIP text model, small, over the words of the captions."""
+"""The pocket model's text encoder: ComfyUI's CLIP text model, small, over the words of the captions."""
+
+from collections.abc import Sequence
 
 import comfy.sd1_clip
+import torch
+from torch import Tensor
 
 from ..world.captions import vocabulary, words_of
 
@@ -19,7 +23,7 @@ CONFIG = {
 
 
 class WordTokenizer:
-    """One token a word, with the calls the host's SDTokenizer makes of a tokenizer.
+    """One token a word, with the calls ComfyUI's SDTokenizer makes of a tokenizer.
 
     Words that no caption of the pocket world holds are left out: the model has never seen them.
     """
@@ -40,8 +44,13 @@ class WordTokenizer:
         return {"input_ids": [START, *known, END]}
 
 
+def prompt_ids(tokenizer: WordTokenizer, texts: Sequence[str]) -> Tensor:
+    """(N, LENGTH) token ids of N prompts."""
+    return torch.tensor([padded_ids(tokenizer, text) for text in texts])
+
+
 def padded_ids(tokenizer: WordTokenizer, text: str) -> list[int]:
-    """(LENGTH,) token ids as the host's tokenizer lays them out."""
+    """(LENGTH,) token ids as ComfyUI's tokenizer lays them out."""
     ids = tokenizer(text)["input_ids"][:LENGTH]
     ids[-1] = END
     return ids + [END] * (LENGTH - len(ids))
@@ -75,7 +84,7 @@ class PocketTextModel(comfy.sd1_clip.SDClipModel):
             special_tokens=special,
             model_options=model_options or {},
         )
-        words = len(WordTokenizer().ids)  # the host's class always makes room for CLIP's 49,408
+        words = len(WordTokenizer().ids)  # ComfyUI's class always makes room for CLIP's 49,408
         embedding = self.operations.Embedding(words, WIDTH, dtype=dtype, device=device)
         self.transformer.set_input_embeddings(embedding.requires_grad_(False))
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.loading import build_clip
-from ..models.text import WordTokenizer, padded_ids
+from ..models.text import WordTokenizer, prompt_ids
 from ..models.vision import build_vision
 from ..world.captions import caption
 from ..world.pool import Pool
@@ -71,7 +71,7 @@ def _pairs(pool: Pool):
 
     def batch(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
         chosen = rng.integers(len(pool), size=size)
-        ids = torch.tensor([padded_ids(tokenizer, caption(pool.people[i], rng)) for i in chosen])
+        ids = prompt_ids(tokenizer, [caption(pool.people[i], rng) for i in chosen])
         return pool.pictures(chosen), ids
 
     return batch

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.loading import weights_of
-from ..models.text import WordTokenizer, padded_ids
+from ..models.text import WordTokenizer, prompt_ids
 from ..models.unet import TIMESTEPS, noise_levels
 from ..world.captions import caption
 from ..world.pool import Pool
@@ -155,8 +155,8 @@ def _samples(latents: np.ndarray, pool: Pool):
 
     def batch(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         chosen = rng.integers(len(pool), size=size)
-        ids = torch.tensor([padded_ids(tokenizer, caption(pool.people[i], rng)) for i in chosen])
-        empty = torch.tensor([padded_ids(tokenizer, "")] * size)
+        ids = prompt_ids(tokenizer, [caption(pool.people[i], rng) for i in chosen])
+        empty = prompt_ids(tokenizer, [""] * size)
         part = torch.from_numpy(rng.permutation(size) % STEPS)
         return torch.from_numpy(latents[chosen].astype(np.float32)), part, ids, empty
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..models.autoencoder import Autoencoder
 from ..models.loading import build_clip
-from ..models.text import WordTokenizer, padded_ids
+from ..models.text import WordTokenizer, prompt_ids
 from ..models.unet import TIMESTEPS, build_unet, noise_levels
 from ..world.captions import caption
 from ..world.pool import Pool
@@ -79,7 +79,7 @@ def _samples(latents: np.ndarray, pool: Pool):
     def batch(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
         chosen = rng.integers(len(pool), size=size)
         texts = ["" if rng.random() < EMPTY else caption(pool.people[i], rng) for i in chosen]
-        ids = torch.tensor([padded_ids(tokenizer, text) for text in texts])
+        ids = prompt_ids(tokenizer, texts)
         even = (rng.permutation(size) + rng.random(size)) / size  # one in each of `size` equal parts of [0, 1)
         timesteps = torch.from_numpy((even * TIMESTEPS).astype(np.int64))
         return torch.from_numpy(latents[chosen].astype(np.float32)), timesteps, ids
