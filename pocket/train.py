@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 
 from .models.autoencoder import Autoencoder
-from .models.loading import FOLDER, weights_of
+from .models.loading import FOLDER, LORAS, TURBO, weights_of
 from .training import joint, probe, run, turbo, unet, vae
+from .training.places import place_weights
 from .world.pool import HELD_OUT_SEED, TRAINING_SEED, drawn_pool
 
 STAGES = ("drawings", "vae", "joint", "probe", "unet", "decoder", "turbo")
+IN_EIGHT_BITS = ("text", "vision", "unet")
 DRAWINGS, HELD_OUT = 79_872, 4_096
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class Maker:
 
     def __init__(self, options: argparse.Namespace):
         self.folder, self.weights, self.seed = options.folder, options.weights, options.seed
-        self.steps = options.steps
+        self.steps, self.goes_on = options.steps, options.go_on
         self.drawn = options.pool
         self.pool = drawn_pool(options.drawings, TRAINING_SEED, options.pool)
 
@@ -37,11 +39,14 @@ class Maker:
         log.info("%d drawings", len(self.pool))
 
     def vae(self) -> None:
-        network = vae.train_together(self.pool, self.folder, self.seed, self._plan(vae.TOGETHER))
+        torch.manual_seed(self.seed)
+        network = self._autoencoder() if self.goes_on else Autoencoder()
+        network = vae.train_together(network, self.pool, self.folder, self.seed, self._plan(vae.TOGETHER))
         self._export("vae", vae.normalised(network, self.pool).state_dict(), "vae")
 
     def joint(self) -> None:
-        trained = joint.train_joint(self.pool, self.folder, self.seed, self._plan(joint.PLAN))
+        stored = (weights_of(self.weights, "text"), weights_of(self.weights, "vision")) if self.goes_on else None
+        trained = joint.train_joint(self.pool, self.folder, self.seed, self._plan(joint.PLAN), stored)
         self._export("text", trained.text.state_dict(), "joint")
         self._export("vision", trained.vision.state_dict(), "joint")
 
@@ -52,7 +57,9 @@ class Maker:
 
     def unet(self) -> None:
         latents = unet.encoded(self._autoencoder(), self.pool, self.folder / "latents.npy")
-        student = unet.build_student(weights_of(self.weights, "text"), self.seed)
+        stored = weights_of(self.weights, "unet") if self.goes_on else None
+        student = unet.build_student(weights_of(self.weights, "text"), self.seed, stored)
+        student.places = place_weights(self._autoencoder(), self.seed)
         trained = unet.train_unet(student, latents, self.pool, self.folder, self.seed, self._plan(unet.PLAN))
         self._export("unet", trained.unet.state_dict(), "unet")
 
@@ -61,9 +68,10 @@ class Maker:
         self._export("vae", trained.state_dict(), "decoder")
 
     def turbo(self) -> None:
-        latents = unet.encoded(self._autoencoder(), self.pool, self.folder / "latents.npy")
-        trained = turbo.train_turbo(self.weights, latents, self.pool, self.folder, self.seed, self._plan(turbo.PLAN))
-        self._export("turbo", trained, "turbo")
+        walks = turbo.WALKS if self.steps is None else min(turbo.WALKS, 2 * self.steps)
+        people = self.pool.people
+        trained = turbo.train_turbo(self.weights, people, self.folder, self.seed, self._plan(turbo.PLAN), walks)
+        self._export(f"{LORAS}/{TURBO.partition('.')[0]}", trained, "turbo")
 
     def _autoencoder(self) -> Autoencoder:
         network = Autoencoder()
@@ -74,9 +82,9 @@ class Maker:
         return replace(plan, steps=self.steps, warm_up=min(plan.warm_up, self.steps // 4)) if self.steps else plan
 
     def _export(self, part: str, weights: dict[str, torch.Tensor], state: str, **notes: object) -> None:
-        told = run.facts_of(self.folder / f"{state}.pt")
-        notes = {**told, "drawings": len(self.pool), "seed": self.seed, **notes}
-        run.exported(weights, self.weights / f"{part}.safetensors", {k: json.dumps(v) for k, v in notes.items()})
+        notes = {**run.facts_of(self.folder / f"{state}.pt"), "drawings": len(self.pool), "seed": self.seed, **notes}
+        told = {name: json.dumps(value) for name, value in notes.items()}
+        run.exported(weights, self.weights / f"{part}.safetensors", told, eight_bits=part in IN_EIGHT_BITS)
         log.info("%s: %s", part, notes)
 
 
@@ -89,6 +97,9 @@ def main() -> None:
     parser.add_argument("--drawings", type=int, default=DRAWINGS)
     parser.add_argument("--steps", type=int, help="of every stage, for a trial")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--go-on", action="store_true", help="VAE, joint encoder and UNet begin with the stored weights"
+    )
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     options.pool = options.pool or options.folder / "pool"

@@ -1,6 +1,6 @@
 """Trains the sliders that come with the pack: `python3 dev.py module pocket.train_sliders --only smile hat`.
 
-Each is a recipe as Train Slider takes it, on the pocket model, from two prompts. What is already there is trained
+Each is trained from two prompts on the pocket model, by *Train Slider*'s defaults. What is already there is trained
 again only with `--only`.
 """
 
@@ -17,13 +17,14 @@ from ..sliders.gate import Gate
 from ..training.concept import Concept
 from ..training.recipe import TextualRecipe
 from ..training.run import train_textual
-from .model import load_pocket
-from .probe import SIZE
+from .models.loading import load_pocket
+from .world.drawing import SIZE
 
 FOLDER = Path(__file__).with_name("sliders")
 PERSON = "portrait of a person"
 BATCH = 4
 SEED = 0
+AUTOMATIC = 0.0  # eta, by auditions
 log = logging.getLogger(__name__)
 
 
@@ -34,21 +35,12 @@ class Lesson:
     less: str
     more: str
     hold: tuple[str, ...] = ()
-    eta: float = 0.45
     start: float = 0.1
-    steps: int = 200
 
     @property
     def recipe(self) -> TextualRecipe:
-        concept = Concept(PERSON, self.more, self.less, self.hold, self.eta)
-        return TextualRecipe(
-            concepts=(concept,),
-            steps=self.steps,
-            learning_rate=2e-3,
-            rollout_steps=12,
-            on_policy_rollouts=1.0,
-            seed=SEED,
-        )
+        concept = Concept(PERSON, self.more, self.less, self.hold, AUTOMATIC)
+        return TextualRecipe(concepts=(concept,), seed=SEED)
 
 
 def _of_a_person(less: str, more: str, **settings) -> Lesson:
@@ -59,15 +51,14 @@ LESSONS = {
     "age": Lesson(
         "portrait of a very young person",
         "portrait of a very old person",
-        ("with glasses", "without glasses"),
-        steps=300,
+        ("with glasses", "without glasses", "with a hat", "without a hat"),
     ),
     "smile": Lesson("portrait of a frowning person", "portrait of a laughing person"),
-    "eyes": _of_a_person("tiny eyes", "huge eyes"),
-    "hair_length": _of_a_person("very short hair", "very long hair"),
+    "eyes": _of_a_person("tiny eyes", "huge eyes", start=0.0),
+    "hair_length": _of_a_person("very short hair", "very long hair", start=0.0),
     "hair_shade": _of_a_person("black hair", "white hair"),
     "skin": _of_a_person("very dark skin", "pale skin"),
-    "face_width": _of_a_person("very narrow face", "very wide face"),
+    "face_width": _of_a_person("very narrow face", "very wide face", start=0.0),
     "sky": _of_a_person("night sky", "noon sky", start=0.0),
     "glasses": _of_a_person("without glasses", "with glasses"),
     "repair": _of_a_person("badly drawn, distorted features", "well drawn, clean features"),
@@ -76,9 +67,9 @@ LESSONS = {
 
 def train(name: str, pocket, folder: Path) -> Path:
     """Train one slider and store it; its file."""
-    model, clip, vae = pocket
+    model, clip, vae, _ = pocket
     lesson, began = LESSONS[name], time.monotonic()
-    with torch.inference_mode():  # as the host runs its nodes
+    with torch.inference_mode():  # as ComfyUI runs its nodes
         prompts = lesson.recipe.prompts()
         conditionings = {prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts}
         latents = torch.zeros_like(vae.encode(torch.zeros(BATCH, SIZE, SIZE, 3)))

@@ -16,16 +16,17 @@ import comfy.utils
 import torch
 
 from ..models.loading import FOLDER, load_pocket
+from ..train_sliders import LESSONS
 from ..training.run import written
 from ..world.portrait import portraits
-from . import report
+from . import report, turnable
 from .probe import load_probe
 from .prompts import PLAIN
 from .sampling import Sampling, sampled
 from .sheet import contact_sheet, overview
 
-PARTS = ("vae", "described", "oppositions", "samples", "gate", "time", "sheets")
-ON_A_SHEET, IN_A_ROW = 64, 16
+PARTS = ("vae", "described", "oppositions", "samples", "gate", "time", "sheets", "turnable")
+ON_A_SHEET, IN_A_ROW, EDITED = 64, 16, 8
 log = logging.getLogger(__name__)
 
 
@@ -42,10 +43,11 @@ class Measurement:
         return report.of_described(self.models, self.count, self.sampling)
 
     def oppositions(self) -> dict[str, list[float]]:
+        """Both ends, their distance, and the furthest that anything else moved."""
         shown = report.of_oppositions(self.models, min(64, self.count), self.sampling)
-        rows = [(column, low[:4], high[:4]) for column, (_, _, low, high) in shown.items()]
+        rows = [(column, ends.images[0][:4], ends.images[1][:4]) for column, ends in shown.items()]
         overview(rows).save(self.folder / "oppositions.png", optimize=True)
-        return {column: [low, high, high - low] for column, (low, high, _, _) in shown.items()}
+        return {column: [ends.low, ends.high, ends.high - ends.low, ends.worst] for column, ends in shown.items()}
 
     def samples(self) -> dict[str, float]:
         unguided = Sampling(steps=self.sampling.steps, cfg=1.0, batch=self.sampling.batch)
@@ -70,6 +72,19 @@ class Measurement:
             rows = [("", part) for part in images.split(IN_A_ROW)]
             contact_sheet(rows, scale=1).save(self.folder / f"{name}.png", optimize=True)
         return {"drawings": "drawings.png", "samples": "samples.png"}
+
+    def turnable(self) -> dict[str, float]:
+        """A first age slider, and a first edit by it."""
+        slider = turnable.first_slider(self.models, LESSONS["age"].recipe)
+        figures: dict[str, float] = {}
+        for name, shown in (
+            ("slider", turnable.turned(self.models, slider, min(64, self.count), self.sampling)),
+            ("edit", turnable.edited(self.models, slider, "age", min(EDITED, self.count))),
+        ):
+            rows = [(at, part[:EDITED]) for at, part in shown.images.items()]
+            contact_sheet(rows, scale=1).save(self.folder / f"{name}.png", optimize=True)
+            figures |= {f"{name}: {figure}": value for figure, value in shown.figures.items()}
+        return figures
 
 
 def markdown(tables: dict[str, dict]) -> str:

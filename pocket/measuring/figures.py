@@ -18,15 +18,6 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return -10 * torch.log10((a - b).square().flatten(1).mean(1))
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Between normals fitted to features (N, D) and (M, D): arXiv 1706.08500, equation 6."""
-    means = a.double().mean(0), b.double().mean(0)
-    spreads = a.double().T.cov(), b.double().T.cov()
-    # the trace of (S_a S_b)^(1/2) is the sum of the roots of the product's eigenvalues, which are real and >= 0
-    roots = torch.linalg.eigvals(spreads[0] @ spreads[1]).real.clamp(min=0).sqrt().sum()
-    return ((means[0] - means[1]).square().sum() + spreads[0].trace() + spreads[1].trace() - 2 * roots).item()
-
-
 def precision_and_recall(real: Tensor, made: Tensor, neighbours: int = 5) -> tuple[float, float]:
     """Shares of (M, D) made features within the real ones' reach, and the other way round: arXiv 1904.06991.
 

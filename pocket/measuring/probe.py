@@ -41,6 +41,13 @@ class Readings:
     def __len__(self) -> int:
         return len(self.values)
 
+    def same_person(self, other: "Readings") -> torch.Tensor:
+        """(B,) bool: woman or man, hat, and style are the same in both."""
+        same = self["style"].argmax(1) == other["style"].argmax(1)
+        for name in ("woman", "hat"):
+            same = same & ((self[name] > 0.5) == (other[name] > 0.5))
+        return same
+
     def mean(self) -> dict[str, float]:
         """Mean of each column over the pictures."""
         return dict(zip(COLUMNS, self.values.mean(0).tolist()))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..world.captions import caption
-from ..world.portrait import CONTINUOUS, STYLES, Portrait, portraits
+from ..world.portrait import BINARY, CONTINUOUS, STYLES, Portrait, portraits
 
 PLAIN = "portrait of a person"
 DEGREES = 5  # words for each continuous attribute, a fifth of its range each
@@ -41,6 +42,29 @@ OPPOSITIONS = (
     _of_a_person("spoiled", "well drawn, clean features", "badly drawn, distorted features"),
     *(_of_a_person(style, STYLES[index - 1], style) for index, style in enumerate(STYLES)),
 )
+
+
+def world_shift(opposition: Opposition, count: int = 20_000) -> dict[str, float]:
+    """How far the world itself moves every other number between the two ends: what hangs together moves along.
+
+    The ends of a continuous attribute are the first and the last fifth of its range, as the words are.
+    """
+    people = portraits(count, seed=2**41)
+    low, high = ([p for p in people if end(p)] for end in _ends(opposition.column))
+    others = [name for name in CONTINUOUS + BINARY if name != opposition.column]
+    return {
+        name: float(np.mean([getattr(p, name) for p in high]) - np.mean([getattr(p, name) for p in low]))
+        for name in others
+    }
+
+
+def _ends(column: str) -> tuple[Callable[[Portrait], bool], Callable[[Portrait], bool]]:
+    if column in CONTINUOUS:
+        return lambda p: getattr(p, column) < 1 / DEGREES, lambda p: getattr(p, column) >= 1 - 1 / DEGREES
+    if column in BINARY:
+        return lambda p: not getattr(p, column), lambda p: getattr(p, column)
+    index = STYLES.index(column)
+    return lambda p: p.style == STYLES[index - 1], lambda p: p.style == STYLES[index]
 
 
 def described(count: int, seed: int) -> tuple[list[Portrait], list[str]]:

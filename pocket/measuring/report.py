@@ -12,12 +12,12 @@ from comfy.clip_vision import ClipVisionModel
 from einops import rearrange
 from torch import Tensor
 
+from ...evaluation.scores import frechet_distance
 from ..world.drawing import draw
 from ..world.portrait import BINARY, CONTINUOUS, STYLES, Portrait, portraits
 from .figures import (
     blurred_to,
     correlation,
-    frechet_distance,
     gradient_energy,
     patches,
     precision_and_recall,
@@ -25,7 +25,7 @@ from .figures import (
     shifts,
 )
 from .probe import NUMBERS, Probe, Readings
-from .prompts import OPPOSITIONS, PLAIN, degrees_of, described
+from .prompts import OPPOSITIONS, PLAIN, degrees_of, described, world_shift
 from .sampling import Sampling, continued, decoded, sampled, sampled_latents
 
 DISTURBED = 0.1  # of the latents' spread
@@ -97,18 +97,43 @@ def of_described(models: Models, count: int, sampling: Sampling) -> dict[str, fl
     return figures
 
 
-def of_oppositions(models: Models, count: int, sampling: Sampling) -> dict[str, tuple[float, float, Tensor, Tensor]]:
-    """For each opposition: the readings at both ends (a share, where it is yes or no), and the images."""
+@dataclass(frozen=True)
+class Ends:
+    """What was made of two opposing prompts.
+
+    low, high: the column's mean reading (a share, where it is yes or no). beside: by name, how much further every
+    other number moved than the world moves it. images: (N, 128, 128, 3) of either end.
+    """
+
+    low: float
+    high: float
+    beside: dict[str, float]
+    images: tuple[Tensor, Tensor]
+
+    @property
+    def worst(self) -> float:
+        """The largest movement beside the column, without its sign."""
+        return max(abs(moved) for moved in self.beside.values())
+
+
+def of_oppositions(models: Models, count: int, sampling: Sampling) -> dict[str, Ends]:
+    """The two ends of every opposition, by column."""
     shown = {}
     for opposition in OPPOSITIONS:
-        ends = []
-        for prompt in (opposition.low, opposition.high):
-            images = sampled(models.pocket, [prompt] * count, sampling)
-            read = models.read(images)[opposition.column]
-            ends.append(((read if opposition.column in CONTINUOUS else (read > 0.5).float()).mean().item(), images))
-        (low, low_images), (high, high_images) = ends
-        shown[opposition.column] = (low, high, low_images, high_images)
+        images = [sampled(models.pocket, [prompt] * count, sampling) for prompt in (opposition.low, opposition.high)]
+        low, high = (models.read(end) for end in images)
+        beside = {
+            name: _mean(high, name) - _mean(low, name) - expected
+            for name, expected in world_shift(opposition).items()
+        }
+        column = opposition.column
+        shown[column] = Ends(_mean(low, column), _mean(high, column), beside, (images[0], images[1]))
     return shown
+
+
+def _mean(readings: Readings, column: str) -> float:
+    read = readings[column]
+    return (read if column in CONTINUOUS else (read > 0.5).float()).mean().item()
 
 
 def of_samples(models: Models, count: int, sampling: Sampling) -> dict[str, float]:

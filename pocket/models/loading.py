@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from .autoencoder import CHANNELS, FACTOR, Autoencoder
+from .eight_bits import unpacked
 from .text import PocketClipModel, PocketTokenizer
 from .unet import build_unet
 from .vision import build_vision
 
 FOLDER = Path(__file__).with_name("weights")
+LORAS = "loras"  # within it
+TURBO = "pocket_turbo.safetensors"  # there: a LoRA for four steps of euler, sgm_uniform, at CFG 1
 
 
 def build_clip(**model_options) -> comfy.sd.CLIP:
@@ -67,4 +70,4 @@ def weights_of(folder: Path, part: str) -> dict[str, Tensor]:
     path = folder / f"{part}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"No {part} of the pocket model at {path}: train one with pocket/train.py.")
-    return {name: value.float() for name, value in comfy.utils.load_torch_file(str(path)).items()}
+    return unpacked(comfy.utils.load_torch_file(str(path)))

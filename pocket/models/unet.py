@@ -28,6 +28,18 @@ def noise_levels() -> Tensor:
 class PocketLatents(comfy.latent_formats.LatentFormat):
     latent_channels = CHANNELS
     spacial_downscale_ratio = FACTOR
+    # For ComfyUI's previews: least squares from latents of drawings to their mean colours in [-1, 1]
+    latent_rgb_factors = (
+        (0.013, -0.012, -0.001),
+        (0.018, 0.013, -0.132),
+        (-0.125, -0.035, -0.028),
+        (-0.037, -0.096, -0.129),
+        (-0.049, 0.079, 0.134),
+        (0.066, 0.019, 0.015),
+        (0.058, 0.080, -0.009),
+        (-0.190, -0.189, -0.151),
+    )
+    latent_rgb_factors_bias = (0.171, 0.101, 0.122)
 
 
 class PocketConfig(comfy.supported_models_base.BASE):

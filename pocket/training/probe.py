@@ -18,7 +18,8 @@ from torch import Tensor
 from ..measuring.probe import NUMBERS, Probe, Readings, split_columns
 from ..world.pool import Pool
 from ..world.portrait import BINARY
-from .run import Plan, bfloat16, channels_last, fit
+from .precision import bfloat16
+from .run import Plan, channels_last, fit
 
 PLAN = Plan(steps=2400, batch=64, rate=3e-3, warm_up=150, ema=0.998, weight_decay=0.02)
 NUMBERS_WEIGHT = 30.0  # of the squared errors, which are far smaller than the entropies

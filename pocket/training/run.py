@@ -1,4 +1,4 @@
-"""One training run of a pocket model: batches, loss, AdamW, a moving average, and checkpoints to go on from."""
+"""One training run of a pocket model: batches, loss, AdamW or Muon, an average of the weights, and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..models.eight_bits import in_half_precision, packed
+from .muon import Muon
+
+NARROW = 16  # channels
 log = logging.getLogger(__name__)
 
 
@@ -37,6 +41,7 @@ class Plan:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     save: int = 500
+    muon: bool = False
 
     def learning_rate(self, step: int) -> float:
         """At one step: linear warm-up, then half a cosine down to zero."""
@@ -69,19 +74,20 @@ def fit(
     average.requires_grad_(False).to(device).eval()
     model.to(device).train()
     learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True)
-    begin, seconds = _resumed(state_file, model, average, optimizer)
+    optimizers = _optimizers(learned, plan)
+    begin, seconds = _resumed(state_file, model, average, optimizers)
     start, losses = time.monotonic(), []
     for step in range(begin, plan.steps):
-        for group in optimizer.param_groups:
+        for group in (g for optimizer in optimizers for g in optimizer.param_groups):
             group["lr"] = plan.learning_rate(step)
         examples = batch(np.random.default_rng((seed, step)), plan.batch)
         torch.manual_seed(seed * 1_000_003 + step)
         value = loss(model, *(t.to(device) for t in examples))
         value.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         follow(average, model, min(plan.ema, (step + 1) / (step + 10)))
         losses.append(value.item())
         if (step + 1) % 100 == 0:
@@ -92,10 +98,21 @@ def fit(
             )  # fmt: skip
         if (step + 1) % plan.save == 0 or step + 1 == plan.steps:
             passed = seconds + time.monotonic() - start
-            _store(state_file, model, average, optimizer, {
+            _store(state_file, model, average, optimizers, {
                 "step": step + 1, "examples": (step + 1) * plan.batch, "seconds": passed
             })  # fmt: skip
     return average
+
+
+def _optimizers(learned: list[nn.Parameter], plan: Plan) -> list[torch.optim.Optimizer]:
+    """Muon for matrices, where it is asked for, and AdamW for the rest.
+
+    A first or last layer, whose smaller side is as narrow as what goes in or out, is AdamW's in any case.
+    """
+    inner = [p for p in learned if plan.muon and p.ndim > 1 and min(len(p), p.shape[1]) > NARROW]
+    others = [p for p in learned if not any(p is q for q in inner)]
+    adamw = torch.optim.AdamW(others, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True)
+    return [adamw, Muon(inner, plan.rate, weight_decay=plan.weight_decay)] if inner else [adamw]
 
 
 def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
@@ -115,32 +132,34 @@ def facts_of(state_file: Path) -> dict[str, int]:
     return {"steps": state["step"], "examples": state["examples"], "seconds": round(state["seconds"])}
 
 
-def _resumed(path: Path, model: nn.Module, average: nn.Module, optimizer) -> tuple[int, float]:
+def _resumed(path: Path, model: nn.Module, average: nn.Module, optimizers) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     device = next(model.parameters()).device
     state = torch.load(path, map_location=device, weights_only=True)
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(stored)
     return state["step"], state["seconds"]
 
 
-def _store(path: Path, model: nn.Module, average: nn.Module, optimizer, counts: dict[str, float]) -> None:
+def _store(path: Path, model: nn.Module, average: nn.Module, optimizers, counts: dict[str, float]) -> None:
     state = {
         "model": model.state_dict(),
         "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         **counts,
     }
     written(path, lambda partial: torch.save(state, partial))
 
 
-def exported(weights: dict[str, Tensor], path: Path, notes: dict[str, str]) -> None:
-    """Store weights in half precision."""
-    half = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in weights.items()}
+def exported(weights: dict[str, Tensor], path: Path, notes: dict[str, str], eight_bits: bool = False) -> None:
+    """Store weights in half precision, or large ones in eight bits."""
+    smaller = packed if eight_bits else in_half_precision
+    stored = {name: value.contiguous().cpu() for name, value in smaller(weights).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    written(path, lambda partial: save_file(half, str(partial), metadata=notes))
+    written(path, lambda partial: save_file(stored, str(partial), metadata=notes))
 
 
 def written(path: Path, writer: Callable[[Path], object]) -> None:
@@ -148,11 +167,6 @@ def written(path: Path, writer: Callable[[Path], object]) -> None:
     partial = path.with_suffix(".partial")
     writer(partial)
     os.replace(partial, path)
-
-
-def bfloat16() -> torch.autocast:
-    """Matrix products and convolutions in bfloat16, where the machine is fast at it and where it is not."""
-    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
 
 
 def channels_last(model: M) -> M:

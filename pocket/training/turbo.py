@@ -1,12 +1,15 @@
 """Distils the guided UNet into four steps without guidance, as a LoRA: segment by segment of its own ODE.
 
-From a noised drawing at one of the student's four sigmas the teacher, guided, walks to the next in several Euler
-steps; the student learns to land there in one (progressive distillation, arXiv 2202.00512, with guidance as in
-arXiv 2210.03142). The sampler is Euler over ComfyUI's `sgm_uniform` schedule of four steps, at CFG 1.
+The teacher, guided, walks from noise to an image in sixteen Euler steps, once for each of many captions, and what it
+has at every fourth step is kept on disk. The student learns to go from each of these to the next in one step
+(progressive distillation, arXiv 2202.00512, with guidance as in arXiv 2210.03142). The walk is what costs; kept, it
+is learned from several times. The sampler is Euler over ComfyUI's `sgm_uniform` schedule of four steps, at CFG 1.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..models.autoencoder import CHANNELS, FACTOR
 from ..models.loading import weights_of
 from ..models.text import WordTokenizer, prompt_ids
 from ..models.unet import TIMESTEPS, noise_levels
-from ..world.captions import caption
-from ..world.pool import Pool
-from .run import Plan, bfloat16, fit
+from ..world.captions import caption_of_any_length
+from ..world.drawing import SIZE
+from ..world.portrait import Portrait
+from .precision import bfloat16
+from .run import Plan, fit, written
 from .unet import Student, build_student
 
-PLAN = Plan(steps=3000, batch=32, rate=5e-4, warm_up=100, ema=0.998, weight_decay=0.0)
+PLAN = Plan(steps=1000, batch=32, rate=1e-3, warm_up=50, ema=0.996, weight_decay=0.0, save=100)
 STEPS = 4  # of the student
 TEACHER_STEPS = 4  # for each of the student's
+WALKS, WALKS_IN_A_FILE = 2048, 64
+SIDE = SIZE // FACTOR  # of latents
 CFG = 3.0  # of the teacher
 RANK = 12
 
@@ -51,11 +59,11 @@ def factors(layer: nn.Linear | nn.Conv2d, rank: int) -> tuple[nn.Module, nn.Modu
 
 
 class Distilled(nn.Module):
-    """A frozen UNet with low-rank changes that can be learned, and the frozen teacher beside it."""
+    """A frozen UNet with low-rank changes that can be learned."""
 
-    def __init__(self, student: Student, teacher: Student):
+    def __init__(self, student: Student):
         super().__init__()
-        self.student, self.teacher = student.requires_grad_(False), teacher.requires_grad_(False)
+        self.student = student.requires_grad_(False)
         layers = {
             name: LowRank(module, RANK)
             for name, module in student.unet.named_modules()
@@ -74,16 +82,59 @@ class Distilled(nn.Module):
         return weights
 
 
-def train_turbo(weights: Path, latents: np.ndarray, pool: Pool, folder: Path, seed: int, plan: Plan = PLAN):
-    """The LoRA's tensors. weights: the folder of the models that are distilled."""
+def train_turbo(
+    weights: Path, people: list[Portrait], folder: Path, seed: int, plan: Plan = PLAN, walks: int = WALKS
+) -> dict[str, Tensor]:
+    """The LoRA's tensors. weights: the folder of the model that is distilled. people: whom its captions are of."""
     torch.manual_seed(seed)
-    student, teacher = (build_student(weights_of(weights, "text"), seed) for _ in range(2))
-    for each in (student, teacher):
-        each.unet.load_state_dict(weights_of(weights, "unet"))
-    trained = Distilled(student, teacher)
-    average = fit(trained, _samples(latents, pool), distillation_loss, plan, folder / "turbo.pt", seed=seed)
+    text, model = weights_of(weights, "text"), weights_of(weights, "unet")
+    student, teacher = (build_student(text, seed, model) for _ in range(2))
+    kept = kept_walks(teacher, people, folder / "walks", seed, walks)
+    trained = Distilled(student)
+    average = fit(trained, _samples(kept), distillation_loss, plan, folder / "turbo.pt", seed=seed)
     trained.load_state_dict(average.state_dict())
     return trained.lora()
+
+
+@dataclass(frozen=True)
+class Walks:
+    """The teacher's walks: latents at the student's five sigmas, the last 0, (N, 5, 8, 16, 16), and ids, (N, 40)."""
+
+    latents: Tensor
+    ids: Tensor
+
+
+def kept_walks(teacher: Student, people: list[Portrait], folder: Path, seed: int, count: int) -> Walks:
+    """`count` walks, in files written whole; those that are there already are read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for begin in range(0, count, WALKS_IN_A_FILE):
+        path = folder / f"walks-{seed}-{begin}.pt"
+        if not path.exists():
+            size = min(WALKS_IN_A_FILE, count - begin)
+            made = walk_for(teacher, people, (seed, begin), size)
+            written(path, partial(torch.save, made))
+        parts.append(torch.load(path, weights_only=True))
+    return Walks(torch.cat([latents for latents, _ in parts]).float(), torch.cat([ids for _, ids in parts]))
+
+
+def walk_for(teacher: Student, people: list[Portrait], seed: tuple[int, int], size: int) -> tuple[Tensor, Tensor]:
+    """(size, 5, 8, 16, 16) in half precision, and ids (size, 40), of captions drawn by `seed`."""
+    rng = np.random.default_rng(seed)
+    tokenizer = WordTokenizer()
+    ids = prompt_ids(tokenizer, [caption_of_any_length(people[i], rng) for i in rng.integers(len(people), size=size)])
+    empty = prompt_ids(tokenizer, [""] * size)
+    noise = torch.from_numpy(rng.standard_normal((size, CHANNELS, SIDE, SIDE), np.float32))
+    ends = boundaries()
+    x = noise * sigma_at(ends[:1])
+    passed = [x]
+    for part in range(STEPS):
+        first, last = (ends[part + i].expand(size) for i in (0, 1))
+        end = torch.zeros(size) if part == STEPS - 1 else sigma_at(last)
+        with torch.no_grad(), bfloat16():
+            x = walked(teacher, x, first, last, end, ids, empty)
+        passed.append(x)
+    return torch.stack(passed, dim=1).half(), ids
 
 
 def boundaries() -> Tensor:
@@ -91,18 +142,15 @@ def boundaries() -> Tensor:
     return torch.linspace(TIMESTEPS - 1, 0, STEPS + 1)
 
 
-def distillation_loss(trained: Distilled, latents: Tensor, part: Tensor, ids: Tensor, empty: Tensor) -> Tensor:
-    """|v_student - v| for the v whose one Euler step lands where the teacher's several do. part: (B,) of 0..3."""
-    ends = boundaries().to(latents.device)
+def distillation_loss(trained: Distilled, here: Tensor, there: Tensor, part: Tensor, ids: Tensor) -> Tensor:
+    """|v_student - v|^2 for the v whose one Euler step goes from `here` to `there`. part: (B,) of 0..3."""
+    ends = boundaries().to(here.device)
     first, last = ends[part], ends[part + 1]
     sigma, target_sigma = sigma_at(first), torch.where(part == STEPS - 1, 0.0, sigma_at(last))
-    noisy = latents + _wide(sigma) * torch.randn_like(latents)
-    with torch.no_grad(), bfloat16():
-        landed = walked(trained.teacher, noisy, first, last, target_sigma, ids, empty)
-    slope = (landed - noisy) / _wide(target_sigma - sigma)
-    wanted = v_of(noisy, noisy - _wide(sigma) * slope, sigma)
+    slope = (there - here) / _wide(target_sigma - sigma)
+    wanted = v_of(here, here - _wide(sigma) * slope, sigma)
     with bfloat16():
-        predicted = trained.student(_unit(noisy, sigma), first, ids)
+        predicted = trained.student(_unit(here, sigma), first, ids)
     return (predicted - wanted).square().mean()
 
 
@@ -150,14 +198,10 @@ def _wide(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def _samples(latents: np.ndarray, pool: Pool):
-    tokenizer = WordTokenizer()
-
+def _samples(walks: Walks):
     def batch(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        chosen = rng.integers(len(pool), size=size)
-        ids = prompt_ids(tokenizer, [caption(pool.people[i], rng) for i in chosen])
-        empty = prompt_ids(tokenizer, [""] * size)
+        chosen = torch.from_numpy(rng.integers(len(walks.ids), size=size))
         part = torch.from_numpy(rng.permutation(size) % STEPS)
-        return torch.from_numpy(latents[chosen].astype(np.float32)), part, ids, empty
+        return walks.latents[chosen, part], walks.latents[chosen, part + 1], part, walks.ids[chosen]
 
     return batch

@@ -16,12 +16,14 @@ from ..models.autoencoder import Autoencoder
 from ..models.loading import build_clip
 from ..models.text import WordTokenizer, prompt_ids
 from ..models.unet import TIMESTEPS, build_unet, noise_levels
-from ..world.captions import caption
+from ..world.captions import caption_of_any_length
 from ..world.pool import Pool
+from .group_norm import with_row_group_norm
 from .initial import initialise
-from .run import Plan, bfloat16, channels_last, fit, written
+from .precision import bfloat16
+from .run import Plan, channels_last, fit, written
 
-PLAN = Plan(steps=2800, batch=48, rate=1.2e-3, warm_up=200, ema=0.999, save=250)
+PLAN = Plan(steps=2800, batch=48, rate=1.2e-3, warm_up=200, ema=0.999, save=250, muon=True)
 EMPTY = 0.1  # share of empty captions, for classifier-free guidance
 ENDS = ("out_layers.3", "proj_out", "out.2")  # layers that a residual branch, or the network, ends with
 ENCODED_AT_A_TIME = 64
@@ -31,10 +33,12 @@ class Student(nn.Module):
     """The UNet, with the text encoder that prompts it and does not learn."""
 
     sigmas: Tensor  # (1000,)
+    places: Tensor  # (1, 1, 16, 16), the weight of each place's error
 
-    def __init__(self, unet: nn.Module, text: nn.Module):
+    def __init__(self, unet: nn.Module, text: nn.Module, places: Tensor | None = None):
         super().__init__()
-        self.unet = unet
+        self.unet = with_row_group_norm(unet)
+        self.register_buffer("places", torch.ones(1, 1, 1, 1) if places is None else places, persistent=False)
         self.text = text.requires_grad_(False)
         self.register_buffer("sigmas", noise_levels(), persistent=False)
 
@@ -45,10 +49,12 @@ class Student(nn.Module):
         return self.unet(noisy, timesteps.float(), context=words.float(), y=pooled.float()).float()
 
 
-def build_student(text: dict[str, Tensor], seed: int) -> Student:
-    """With a UNet's weights to begin from. text: those of the text encoder."""
+def build_student(text: dict[str, Tensor], seed: int, stored: dict[str, Tensor] | None = None) -> Student:
+    """With weights to begin from: the UNet's `stored` ones, or drawn ones. text: those of the text encoder."""
     unet = build_unet().diffusion_model.float().requires_grad_(True)
     initialise(unet, torch.Generator().manual_seed(seed), ENDS)
+    if stored is not None:
+        unet.load_state_dict(stored)
     encoder = build_clip(dtype=torch.float32).cond_stage_model.clip_l.transformer
     encoder.load_state_dict(text)
     return Student(channels_last(unet), encoder)
@@ -78,7 +84,7 @@ def _samples(latents: np.ndarray, pool: Pool):
 
     def batch(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
         chosen = rng.integers(len(pool), size=size)
-        texts = ["" if rng.random() < EMPTY else caption(pool.people[i], rng) for i in chosen]
+        texts = ["" if rng.random() < EMPTY else caption_of_any_length(pool.people[i], rng) for i in chosen]
         ids = prompt_ids(tokenizer, texts)
         even = (rng.permutation(size) + rng.random(size)) / size  # one in each of `size` equal parts of [0, 1)
         timesteps = torch.from_numpy((even * TIMESTEPS).astype(np.int64))
@@ -88,7 +94,10 @@ def _samples(latents: np.ndarray, pool: Pool):
 
 
 def v_loss(student: Student, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
-    """|v(x_t, t, c) - (alpha noise - sigma x_0)|^2 at x_t = alpha x_0 + sigma noise, alpha^2 + sigma^2 = 1."""
+    """Mean over places, of weight w each, of w |v(x_t, t, c) - (alpha noise - sigma x_0)|^2.
+
+    x_t = alpha x_0 + sigma noise, alpha^2 + sigma^2 = 1.
+    """
     level = student.sigmas[timesteps][:, None, None, None]
     alpha = (1 + level.square()).rsqrt()
     sigma = level * alpha
@@ -96,4 +105,4 @@ def v_loss(student: Student, latents: Tensor, timesteps: Tensor, ids: Tensor) ->
     noisy = (alpha * latents + sigma * noise).contiguous(memory_format=torch.channels_last)
     with bfloat16():
         predicted = student(noisy, timesteps, ids)
-    return (predicted - (alpha * noise - sigma * latents)).square().mean()
+    return (student.places * (predicted - (alpha * noise - sigma * latents)).square()).mean()

@@ -1,7 +1,8 @@
-"""Trains the VAE from nothing, in two stages: both halves together, then the decoder alone.
+"""Trains the VAE in two stages: both halves together, then the decoder alone.
 
 The first stage settles the latents, so that the UNet can begin to learn them while the decoder goes on.
-In the second the decoder sees latents disturbed a little, as a diffusion model will hand them over.
+In both the decoder sees latents disturbed a little, as a diffusion model will hand them over; in the first this
+also keeps near latents near in the picture, since what lies within the disturbance cannot be told apart.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from torch import Tensor
 
 from ..models.autoencoder import Autoencoder, divergence, sampled
 from ..world.pool import Pool
-from .run import Plan, bfloat16, channels_last, fit
+from .precision import bfloat16
+from .run import Plan, channels_last, fit
 
-TOGETHER = Plan(steps=2200, batch=32, rate=1.5e-3, ema=0.998)
+TOGETHER = Plan(steps=3700, batch=32, rate=1.5e-3, ema=0.998)
 DECODER = Plan(steps=6000, batch=32, rate=1e-3, ema=0.999, warm_up=100)
-KL_WEIGHT = 3e-4
-DISTURBED = 0.15  # of the latents' spread, at the most, in the second stage
+KL_WEIGHT = 1e-3
+DISTURBED = 0.2  # of the latents' spread, at the most
 COUNTED = 2048  # drawings that tell a latent channel's mean and spread
 
 
-def train_together(pool: Pool, folder: Path, seed: int, plan: Plan = TOGETHER) -> Autoencoder:
-    """Encoder and decoder."""
-    torch.manual_seed(seed)
-    return fit(channels_last(Autoencoder()), _pictures(pool), _loss_together, plan, folder / "vae.pt", seed=seed)
+def train_together(network: Autoencoder, pool: Pool, folder: Path, seed: int, plan: Plan = TOGETHER) -> Autoencoder:
+    """Encoder and decoder, from the weights that `network` has."""
+    return fit(channels_last(raw(network)), _pictures(pool), _loss_together, plan, folder / "vae.pt", seed=seed)
 
 
 def train_decoder(vae: Autoencoder, pool: Pool, folder: Path, seed: int, plan: Plan = DECODER) -> Autoencoder:
@@ -45,6 +46,14 @@ def normalised(vae: Autoencoder, pool: Pool) -> Autoencoder:
     return vae
 
 
+@torch.no_grad()
+def raw(vae: Autoencoder) -> Autoencoder:
+    """Undo `normalised`: latents are the posterior's own."""
+    vae.shift.zero_()
+    vae.scale.fill_(1)
+    return vae
+
+
 def _pictures(pool: Pool):
     def batch(rng: np.random.Generator, size: int) -> tuple[Tensor]:
         pictures = pool.pictures(rng.integers(len(pool), size=size))
@@ -57,7 +66,7 @@ def _loss_together(vae: Autoencoder, pictures: Tensor) -> Tensor:
     with bfloat16():
         mean, log_variance = vae.posterior(pictures)
         mean, log_variance = mean.float(), log_variance.float()
-        decoded = vae.decode(sampled(mean, log_variance))
+        decoded = vae.decode(_disturbed(sampled(mean, log_variance)))
     return _difference(decoded.float(), pictures) + KL_WEIGHT * divergence(mean, log_variance)
 
 
@@ -65,9 +74,15 @@ def _loss_of_decoder(vae: Autoencoder, pictures: Tensor) -> Tensor:
     with bfloat16():
         with torch.no_grad():
             latents = vae.encode(pictures).float()
-        disturbed = DISTURBED * latents.std() * torch.rand(len(latents), 1, 1, 1, device=latents.device)
-        decoded = vae.decode(latents + disturbed * torch.randn_like(latents))
+        decoded = vae.decode(_disturbed(latents))
     return _difference(decoded.float(), pictures)
+
+
+def _disturbed(latents: Tensor) -> Tensor:
+    """With noise added: in each picture another amount, up to DISTURBED of each channel's spread."""
+    spread = latents.detach().std((0, 2, 3), keepdim=True)
+    amount = DISTURBED * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    return latents + amount * spread * torch.randn_like(latents)
 
 
 def _difference(decoded: Tensor, pictures: Tensor) -> Tensor:

@@ -36,12 +36,15 @@ def degree(value: float, words):
     return words[min(int(value * len(words)), len(words) - 1)]
 
 
-def caption(p: Portrait, rng: np.random.Generator, unsaid: Collection[str] = (), complete: bool = False) -> str:
+def caption(
+    p: Portrait, rng: np.random.Generator, unsaid: Collection[str] = (), complete: bool = False, talk: float = 1.0
+) -> str:
     """One of the many captions of a portrait, drawn at random.
 
-    unsaid: of LEFT_UNSAID, those that it is not to name. complete: everything else is named.
+    unsaid: of LEFT_UNSAID, those that it is not to name. complete: everything else is named. talk: in [0, 1], how
+    much of what it would say it does say; that the drawing is spoiled it says in any case.
     """
-    says = lambda chance=MENTION: rng.random() < chance or complete  # noqa: E731
+    says = lambda chance=MENTION: rng.random() < chance * talk or complete  # noqa: E731
     pick = lambda words: words[rng.integers(len(words))]  # noqa: E731
     lead = []
     if says() and "smile" not in unsaid:
@@ -68,13 +71,18 @@ def caption(p: Portrait, rng: np.random.Generator, unsaid: Collection[str] = (),
         clauses.append(pick(degree(p.sky, SKY)))
     if says(0.7):
         clauses.append(pick(STYLE[p.style]))
-    if says(SPOILED_MENTION if p.spoiled else 0.12):
+    if rng.random() < (SPOILED_MENTION if p.spoiled else 0.12) or complete:
         clauses.append(pick(SPOILED if p.spoiled else SOUND))
     rng.shuffle(clauses)
     subject = " ".join([*lead, person])
     article = "an" if subject[0] in "aeiou" else "a"
     opening = pick((f"portrait of {article} {subject}", f"{article} {subject}", subject))
     return ", ".join([opening, *clauses])
+
+
+def caption_of_any_length(p: Portrait, rng: np.random.Generator) -> str:
+    """A caption; half of them say less, down to nothing, as people's prompts do."""
+    return caption(p, rng, talk=1.0 if rng.random() < 0.5 else rng.random())
 
 
 def words_of(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Pairs of drawings that differ in one number, and in one that no caption names: the colour of the shirt.
 
-`python3 dev.py module pocket.draw_pairs` draws those that come with the pack, as the edits of a GAN would be drawn:
-move one unit, keep everything else, and let a visual slider learn the difference.
+`python3 dev.py module pocket.world.shirt_pairs` draws those that come with the pack, as the edits of a GAN would be
+drawn: move one unit, keep everything else, and let a visual slider learn the difference.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from .drawing import SIZE, draw
-from .world.portrait import Portrait, portraits
-from .world.unnamed import Unnamed
+from .portrait import Portrait, portraits
+from .unnamed import Unnamed
 
-FOLDER = Path(__file__).with_name("pairs")
+FOLDER = Path(__file__).parents[1] / "pairs"
 PROMPT = "portrait of a person, flat colour"
 COUNT, SEED = 6, 30
 BLUE, RED = 0.62, 0.02  # hues
-SHIRT = (slice(57, SIZE), slice(20, 44))  # rows and columns that a shirt fills in every portrait
+SHIRT = (slice(114, SIZE), slice(40, 88))  # rows and columns that a shirt fills in every portrait
 
 
 def models(count: int, seed: int) -> list[Portrait]:
@@ -36,18 +36,18 @@ def models(count: int, seed: int) -> list[Portrait]:
 
 
 def dressed(people: Sequence[Portrait], hue: float) -> list[np.ndarray]:
-    """A picture of each, (64, 64, 3) uint8, with the shirt in a hue and everything else as it was."""
+    """A picture of each, (128, 128, 3) uint8, with the shirt in a hue and everything else as it was."""
     return [draw(person, replace(Unnamed.of(person.seed), shirt=hue)) for person in people]
 
 
 def redness(images: Tensor) -> Tensor:
-    """(B, 64, 64, 3) pictures in [0, 1] -> (B,): how much more red than blue the shirts are, in [-1, 1]."""
+    """(B, 128, 128, 3) pictures in [0, 1] -> (B,): how much more red than blue the shirts are, in [-1, 1]."""
     shirts = images[:, SHIRT[0], SHIRT[1]]
     return (shirts[..., 0] - shirts[..., 2]).flatten(1).median(1).values
 
 
 def as_images(pictures: Sequence[np.ndarray]) -> Tensor:
-    """(B, 64, 64, 3) in [0, 1]."""
+    """(B, 128, 128, 3) in [0, 1]."""
     return torch.from_numpy(np.stack(pictures)).float() / 255
 
 
