@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .adapters import described, kind_of_parts
-from .adapters.kind import ALPHA, BIAS, DORA, DOWN, UP, AdapterKind, Parts, scaled_exactly
+from .adapters.kind import ALPHA, BIAS, DOWN, MAGNITUDES, UP, AdapterKind, Parts, scaled_exactly
 from .adapters.lora import alpha_scale, check_shapes
 
 
@@ -121,7 +121,12 @@ class Adapter:
     @property
     def relative(self) -> bool:
         """True if the change depends on the weight that it changes."""
-        return self.kind.relative or DORA in self.parts
+        return self.kind.relative or self.has_magnitudes
+
+    @property
+    def has_magnitudes(self) -> bool:
+        """True if it is a DoRA, of a low-rank product or of another kind."""
+        return any(part in self.parts for part in MAGNITUDES)
 
     @property
     def linear(self) -> bool:
@@ -145,7 +150,7 @@ class Adapter:
         """
         if self.scale == 1.0:
             return dict(self.parts)
-        scaled = None if DORA in self.parts else self.kind.scaled(self.parts, self.scale)
+        scaled = None if self.has_magnitudes else self.kind.scaled(self.parts, self.scale)
         if scaled is None:
             raise ValueError(
                 f"Layer {name} is {kind_of(self)}, and a file cannot hold it at a strength of {self.scale:g}, only "
@@ -196,7 +201,7 @@ def change_from(name: str, parts: Parts) -> Change:
     if strange := [part for part in parts if part not in kind.known_parts]:
         raise ValueError(f"layer {name} is a {kind.name} change and also has {strange[0]}; it can be one of them.")
     checked = kind.checked(name, parts)
-    if DOWN in checked and not {DORA, BIAS} & checked.keys():
+    if DOWN in checked and not {*MAGNITUDES, BIAS} & checked.keys():
         return LowRank(checked[DOWN], scaled_exactly(checked[UP], alpha_scale(checked)))
     # In one order, whatever the file's: equal changes then have equal hashes
     return Adapter({part: t.float() if part == ALPHA else t for part, t in sorted(checked.items())})

@@ -14,10 +14,11 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Gate:
-    """A window of sampling in which a slider acts, as ConditioningSetTimestepRange means it.
+    """A window of sampling in which a slider acts, in the fractions of ConditioningSetTimestepRange.
 
-    `start` and `end` are fractions of sampling, 0 its beginning and 1 its end. Both borders belong to the
-    window: it is open while sigma(end) <= sigma <= sigma(start). With a `ramp`, a fraction of sampling too,
+    `start` and `end` are fractions of sampling, 0 its beginning and 1 its end. It is open where
+    sigma(start) >= sigma > sigma(end), and down to the last sigma if `end` is 1: of two windows that meet, one acts.
+    With a `ramp`, a fraction of sampling too,
     the factor rises linearly from 0 at `start` to 1 at `start + ramp`; where the window closes before the
     end of sampling it falls in the same way, from 1 at `end - ramp` to 0 at `end`.
 
@@ -55,7 +56,7 @@ class Gate:
 
     def factor(self, percent: float) -> float:
         """Return the factor of the strength, in [0, 1], at a fraction of sampling in [0, 1]."""
-        if not self.start <= percent <= self.end:
+        if percent < self.start or (self.falls and percent >= self.end):
             return 0.0
         if self.ramp == 0.0:
             return 1.0
@@ -66,12 +67,13 @@ class Gate:
     def factor_at(self, sigma: float, percent_to_sigma: PercentToSigma) -> float:
         """Return the factor at a sigma, given the model's decreasing map from fraction of sampling to sigma.
 
-        The window itself is decided on sigmas, never on fractions, so that it opens and closes on exactly the
-        steps on which ComfyUI's own conditioning ranges do.
+        The window itself is decided on sigmas, never on fractions, so that it opens on exactly the steps on which
+        ComfyUI's own conditioning ranges do. It closes there as well, but for a sigma that is sigma(end) itself:
+        ComfyUI's range still has it.
         """
         if self.always_open:
             return 1.0
-        if sigma > percent_to_sigma(self.start) or sigma < percent_to_sigma(self.end):
+        if sigma > percent_to_sigma(self.start) or (self.falls and sigma <= percent_to_sigma(self.end)):
             return 0.0
         if self.ramp == 0.0 or self._is_full(sigma, percent_to_sigma):
             return 1.0

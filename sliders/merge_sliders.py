@@ -21,7 +21,7 @@ from .adapters.kind import BIAS, DIFF, DOWN, UP
 from .changes import Adapter, Change, LowRank, kind_of
 from .gate import Gate
 from .slider import Slider, SliderInfo
-from .stack import Stack, StackedSlider
+from .stack import Stack
 
 # Singular values below this part of the largest are rounding of float32 factors, not part of the change
 _ROUNDING = 1e-7
@@ -33,8 +33,8 @@ WeightedChanges = Sequence[tuple[Slider, Change, float]]  # of one layer: each w
 class ModelWeights(Protocol):
     """What merging asks of a model, see `comfy_host.model_weights`."""
 
-    def slice_of(self, name: str) -> Hashable:
-        """Return what a layer name stands for, the same for all names of a layer."""
+    def slice_of(self, slider: Slider, name: str) -> Hashable:
+        """Return what the name of a slider's layer stands for, the same for all names of a layer."""
 
     def differences(self, name: str, changes: WeightedChanges) -> dict[str, Tensor]:
         """Return what changes of one layer add to each of its parameters, in float32."""
@@ -153,7 +153,7 @@ def _by_layer(
     for mark, slider in known.items():
         if strengths[mark]:
             for name, change in slider.layers.items():
-                name = names.setdefault(model.slice_of(name) if model else name, name)
+                name = names.setdefault(model.slice_of(slider, name) if model else name, name)
                 by_layer.setdefault(name, []).append((slider, change, strengths[mark]))
     if not by_layer:
         raise ValueError("There is nothing to merge: no slider of the stack has a strength other than zero.")
@@ -212,7 +212,7 @@ def merged_stack(sliders: Stack, rank: int, name: str, model: ModelWeights | Non
         raise ValueError(f"Slider '{swept[0]}' is swept; merge the sliders as they are before the sweep.")
     first = sliders[0]
     for stacked in sliders:
-        if _window(stacked) != _window(first):
+        if stacked.window != first.window:
             raise ValueError(
                 f"Sliders '{first.slider.name}' and '{stacked.slider.name}' act in different parts of sampling or of "
                 "guidance. One slider cannot do both: gate them alike, or merge them apart."
@@ -222,14 +222,13 @@ def merged_stack(sliders: Stack, rank: int, name: str, model: ModelWeights | Non
     return Stack((replace(first, slider=slider, strength=(1.0,)),)), merged
 
 
-def _window(stacked: StackedSlider) -> tuple[tuple[Gate, ...], str]:
-    """When a slider acts: its gates that are not always open, and cond or uncond."""
-    return tuple(gate for gate in stacked.gates if not gate.always_open), stacked.cond_or_uncond
-
-
 def _info(sliders: Stack) -> SliderInfo:
-    """What the header of the merged slider says: what it was merged of, and what all of them have in common."""
+    """What the header of the merged slider says: what it was merged of, and what all of them have in common.
+
+    Of one slider alone, at another rank, the ends and the calibration stay.
+    """
     infos = [stacked.slider.info for stacked in sliders]
+    alone = infos[0].at_strength(sliders[0].strength[0]) if len(sliders) == 1 else SliderInfo()
 
     def common(values: list[str]) -> str:
         return values[0] if len(set(values)) == 1 else ""
@@ -241,4 +240,8 @@ def _info(sliders: Stack) -> SliderInfo:
         family=common([info.family for info in infos]),
         base_model_hash=common([info.base_model_hash for info in infos]),
         gate=gates[0] if len(gates) == 1 else Gate(),
+        less=alone.less,
+        more=alone.more,
+        useful_range=alone.useful_range,
+        calibration=alone.calibration,
     )

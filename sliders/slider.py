@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isfinite
 from types import MappingProxyType
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .calibration import Calibration
 from .changes import Change
 from .gate import Gate
 
@@ -29,7 +30,9 @@ class SliderInfo:
     family: the base model's family, as ComfyUI names it ("SD15", "SDXL", "Flux", ...).
     base_model_hash: a hash of the base model's weights, or "".
     source: the file it came from, or "".
+    names_in_file: what the file calls the layers that have other names here, by these.
     extra: further header fields of the file, by name.
+    calibration: what its calibrated units stand for; None if it was not calibrated.
     Raises ValueError if the range is empty or not finite.
     """
 
@@ -41,12 +44,29 @@ class SliderInfo:
     family: str = ""
     base_model_hash: str = ""
     source: str = ""
+    names_in_file: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         low, high = self.useful_range
         if not (isfinite(low) and isfinite(high) and low < high):
             raise ValueError(f"A slider's useful range runs from a lower to a higher strength; got {low} to {high}.")
+
+    def at_strength(self, strength: float) -> SliderInfo:
+        """Return what is to be said of the slider with a strength in its weights, which is 1 there.
+
+        A negative one exchanges the ends. At 0 nothing is left to be calibrated. The range that stands for an unknown
+        one stays.
+        """
+        if not strength:
+            return replace(self, calibration=None)
+        less, more = (self.less, self.more) if strength > 0 else (self.more, self.less)
+        low, high = self.useful_range
+        if self.calibration is not None or (low, high) != SliderInfo.useful_range:
+            low, high = sorted((low / strength, high / strength))
+        calibration = self.calibration and self.calibration.at_strength(strength)
+        return replace(self, less=less, more=more, useful_range=(low, high), calibration=calibration)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +89,10 @@ class Slider:
                 layer.check(name)
             except ValueError as error:
                 raise ValueError(f"Slider '{self.name}': {error}") from error
+
+    def names_in_file(self, names: Iterable[str]) -> list[str]:
+        """Return what the file that the slider came from calls some of its layers."""
+        return [self.info.names_in_file.get(name, name) for name in names]
 
     @property
     def rank(self) -> int:

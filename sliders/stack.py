@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .gate import Gate, PercentToSigma, combined_gate
 from .slider import Slider
+from .units import RAW, rescaled, strengths_in
 
 COND_OR_UNCOND = ("both", "cond", "uncond")
 
@@ -56,6 +57,11 @@ class StackedSlider:
         ramped = any(gate.ramp for gate in self.gates)
         return len(set(self.strength)) == 1 and self.cond_or_uncond == "both" and not ramped
 
+    @property
+    def window(self) -> tuple[tuple[Gate, ...], str]:
+        """When it acts: its gates that are not always open, and cond or uncond."""
+        return tuple(gate for gate in self.gates if not gate.always_open), self.cond_or_uncond
+
     def factor_at(self, sigma: float, percent_to_sigma: PercentToSigma) -> float:
         """Return the product of its gates' factors at a sigma, in [0, 1]."""
         factor = 1.0
@@ -74,6 +80,7 @@ class StackedSlider:
         strength, layers, info, lost = self.strength[0], self.slider.layers, self.slider.info, []
         if strength != 1:
             layers = {layer: change.scaled(strength) for layer, change in layers.items()}
+            info = info.at_strength(strength)
         if self.gates:
             gate = combined_gate(self.gates)
             info = replace(info, gate=gate or Gate())
@@ -141,9 +148,9 @@ class Stack:
         acting = {tuple(all(gate.factor(at) for gate in s.gates) for s in steady) for at in middles}
         return sum(any(each) for each in acting)
 
-    def scaled(self, factor: float) -> Stack:
-        """Multiply every strength by a factor."""
-        return Stack(tuple(replace(s, strength=tuple(v * factor for v in s.strength)) for s in self.sliders))
+    def scaled(self, factor: float, units: str = RAW) -> Stack:
+        """Multiply every strength by a factor, or, in calibrated units, every effect; see `units.rescaled`."""
+        return Stack(tuple(replace(s, strength=rescaled(units, s.slider, s.strength, factor)) for s in self.sliders))
 
     def gated(self, gate: Gate) -> Stack:
         """Put every slider behind one more gate; the factors of several gates multiply."""
@@ -161,24 +168,32 @@ class Stack:
                 raise ValueError(f"Slider '{s.slider.name}' acts on {s.cond_or_uncond} only: nothing would be left.")
         return Stack(tuple(replace(s, cond_or_uncond=cond_or_uncond) for s in self.sliders))
 
-    def swept(self, position: int, values: Sequence[float], repeats: int = 1) -> Stack:
+    def picked(self, position: int, strength: float, units: str = RAW) -> Stack:
+        """Return a stack of one of the sliders, with its gates and a strength of its own.
+
+        position: which slider, counted from 0. units: of the strength.
+        Raises ValueError if there is no such slider.
+        """
+        self._check(position, "pick")
+        placed = self.sliders[position]
+        return Stack((replace(placed, strength=strengths_in(units, placed.slider, [strength])),))
+
+    def swept(self, position: int, values: Sequence[float], repeats: int = 1, units: str = RAW) -> Stack:
         """Set one slider to each value in turn, one value per batch entry: a sweep in one batch.
 
         position: which slider, counted from 0. Its strength is replaced; the others keep theirs in all entries.
         repeats: the number of latents swept, n. Entries are ordered latent by latent: entry b of the
             n * len(values) has the strength values[b % len(values)].
+        units: of the values.
         Raises ValueError if there is no such slider, no value, or `repeats` is below 1.
         """
-        if not 0 <= position < len(self):
-            raise ValueError(
-                f"There is no slider {position + 1} to sweep: the stack has {len(self)}, counted from 1."
-            )
+        self._check(position, "sweep")
         if not len(values) or repeats < 1:
             raise ValueError(
                 f"A sweep needs at least one value and one latent; got {len(values)} values and {repeats} latents."
             )
-        strength = tuple(float(v) for v in values) * repeats
         sliders = list(self.sliders)
+        strength = strengths_in(units, sliders[position].slider, map(float, values)) * repeats
         sliders[position] = replace(sliders[position], strength=strength)
         return Stack(tuple(sliders))
 
@@ -199,3 +214,9 @@ class Stack:
         if not columns:
             return torch.zeros(1, 0)
         return torch.tensor(columns, dtype=torch.float32).T.contiguous()  # (sliders, B) -> (B, sliders)
+
+    def _check(self, position: int, verb: str) -> None:
+        if not 0 <= position < len(self):
+            raise ValueError(
+                f"There is no slider {position + 1} to {verb}: the stack has {len(self)}, counted from 1."
+            )

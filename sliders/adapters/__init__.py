@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .difference import Bias, Difference, Norm
 from .glora import GLoRA
-from .kind import DORA, AdapterKind, Parts
+from .kind import MAGNITUDES, AdapterKind, Parts
 from .loha import LoHa
 from .lokr import LoKr
 from .lora import LoRA
@@ -27,6 +27,6 @@ def described(parts: Parts) -> str:
     kind = kind_of_parts(parts)
     if kind is None:
         return "unknown"
-    if DORA in parts:
+    if any(part in parts for part in MAGNITUDES):
         return "DoRA" if isinstance(kind, LoRA) else f"{kind.name} with DoRA"
     return kind.described(parts)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 DOWN, UP, MID = "lora_down.weight", "lora_up.weight", "lora_mid.weight"
 ALPHA, DORA, DIFF, BIAS = "alpha", "dora_scale", "diff", "diff_b"
-# Names of our own for what PEFT keeps in another form than ComfyUI's loader reads
+# What ComfyUI's loader does not read: a bias in another form, and DoRA's magnitudes by another equation, see `lora`
 PEFT_BIAS, PEFT_MAGNITUDE = "lora_B.bias", "lora_magnitude_vector"
+MAGNITUDES = (DORA, PEFT_MAGNITUDE)
 Shape = tuple[int, ...]
 Parts = Mapping[str, Tensor]
 

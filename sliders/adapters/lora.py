@@ -4,8 +4,13 @@ LoRA:  W' = W + s * (alpha / rank) * up @ down                                  
 LoCon: the same for a convolution, with down = mid * down where there is a `lora_mid` (LyCORIS)
 DoRA:  W' = W + s * (m * V / |V| - W),  V = W + (alpha / rank) * up @ down            (arXiv 2402.09353)
 
-A layer with up and down alone becomes a `LowRank` change; with DoRA's magnitudes m or a bias it stays an adapter.
-DoRA's magnitudes may stand beside LoHa, LoKr and GLoRA as well.
+|V| is of each output's weights. That is what PEFT and ai-toolkit mean by their magnitudes m (`lora_magnitude_vector`,
+`magnitude`). LyCORIS trains its `dora_scale` by the same equation, or with |V| of each input's weights. ComfyUI's
+loader, which reads no other magnitudes, does so where there is one for each input; where there is one for each output
+it divides by |W| instead. What `dora_scale` does there it does here.
+
+A layer with up and down alone becomes a `LowRank` change; with magnitudes or a bias it stays an adapter. A
+`dora_scale` may stand beside LoHa, LoKr and GLoRA as well.
 """
 
 from __future__ import annotations
@@ -55,11 +60,14 @@ class LoRA(AdapterKind):
             parts[BIAS] = scaled_exactly(parts.pop(PEFT_BIAS), alpha_scale(parts))
         if PEFT_MAGNITUDE in parts:
             require_fit(layer, DORA not in parts and parts[PEFT_MAGNITUDE].numel() == out, "DoRA", parts)
-            parts[DORA] = parts.pop(PEFT_MAGNITUDE).reshape(out, *(1 for _ in parts[DOWN].shape[1:]))
+            parts[PEFT_MAGNITUDE] = parts[PEFT_MAGNITUDE].flatten()
         if DORA in parts:
             parts[DORA] = _magnitudes(layer, parts)
         if BIAS in parts:
-            require_fit(layer, parts[BIAS].shape == (out,), "LoRA with a bias", parts)
+            # those of a transposed convolution come second
+            outputs = (out, parts[DOWN].shape[1]) if parts[DOWN].ndim > 2 else (out,)
+            fits = parts[BIAS].ndim == 1 and parts[BIAS].shape[0] in outputs
+            require_fit(layer, fits, "LoRA with a bias", parts)
         return parts
 
     def delta_shape(self, shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import described, kind_of_parts
-from .kind import DORA, Parts, Shape
+from .kind import DORA, PEFT_MAGNITUDE, Parts, Shape
 from .lora import magnitudes_fit
 
 
@@ -23,6 +23,8 @@ def check_fits(name: str, parts: Parts, weight: Shape) -> None:
             raise _misfit(name, f"its {described(parts)} change is made for one of another shape", weight)
     if DORA in shapes and not magnitudes_fit(shapes[DORA], weight):
         raise _misfit(name, f"DoRA's magnitudes are of shape {shapes[DORA]}", weight)
+    if PEFT_MAGNITUDE in shapes and shapes[PEFT_MAGNITUDE] != weight[:1]:
+        raise _misfit(name, f"DoRA's magnitudes are of shape {shapes[PEFT_MAGNITUDE]}", weight)
 
 
 def check_bias(name: str, given: Shape, bias: Shape) -> None:

@@ -11,27 +11,27 @@ the same in all entries.
 
 What is no low-rank product is multiplied out and acts as a layer of its own, see `dense_hooks`. A parameter that is
 in no layer's formula, such as a block's own, is swapped while the model runs, see `parameter_swap`, and has one
-strength for the whole batch.
+strength for the whole batch. So is that of a layer which a model reads without running it, see `reach`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableSet, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import inf
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..changes import Dense, LowRank
 from .dense_hooks import DenseCache, Hook, patch_hook
-from .layer_kinds import along, convolve, dense_output, is_linear, weight_shape
+from .layer_kinds import along, dense_output, is_linear, weight_shape
 from .module_changes import ModuleChange, ModuleChanges, Patch, dependent_parameters, of_parameter
 from .parameter_swap import ParameterSwap, changes_by_formula
 from .parameters import ParameterAccess
+from .products import Joined, add_convolution, add_linear, join
+from .reach import BypassedLayers, watched
 from .strengths import KEPT_SETS, LayerStrengths, differing
 
 
@@ -43,6 +43,7 @@ class SliderHooks:
         concatenated once per set of active sliders.
     names: for each module, its name in error messages.
     parameters: how the model's parameters are read.
+    bypassed: layers that are known to be read without being run; the ones that are found to be so are added to it.
     Raises ValueError if a module that a low-rank change acts on is neither linear nor an ungrouped convolution,
         or a change does not fit it.
     """
@@ -52,8 +53,10 @@ class SliderHooks:
         layers: Mapping[nn.Module, ModuleChanges],
         names: Mapping[nn.Module, str] | None = None,
         parameters: ParameterAccess | None = None,
+        bypassed: MutableSet[nn.Module] | None = None,
     ) -> None:
         names, self._parameters = names or {}, parameters or ParameterAccess()
+        self._bypassed: MutableSet[nn.Module] = set() if bypassed is None else bypassed
         self.layers: list[tuple[nn.Module, str, ModuleChanges]] = []
         for module, changes in layers.items():
             name = names.get(module, type(module).__name__)
@@ -61,7 +64,7 @@ class SliderHooks:
         self.has_patches = any(isinstance(c, Patch) for _, _, changes in self.layers for _, c in changes)
         self._kept: OrderedDict[frozenset[int], _ActiveSet] = OrderedDict()
         self._cache = DenseCache()
-        self._swap = ParameterSwap(self.layers, self._cache, self._parameters)
+        self._swap = self._stand_ins()
 
     @contextmanager
     def acting(self, strengths: Tensor, room: float | None = inf) -> Iterator[None]:
@@ -75,7 +78,9 @@ class SliderHooks:
             there is no room for is multiplied out anew in every call. None: everything is, and nothing is kept,
             as the layers' own weights change between calls.
         Raises ValueError if changes differ between batch entries that cannot, see `need_separate_evaluations`; and,
-        from the layer, if its batch is no multiple of B, or a change does not fit.
+        from the layer, if its batch is no multiple of B, or a change does not fit. Raises BypassedLayers after the
+        block if the model has read weights of layers without running them: what it answered is then without their
+        changes, and an evaluation from anew has them, by weights in their place.
         """
         strengths = _one_if_equal(strengths.detach().to("cpu", torch.float32))
         self._swap.check(strengths)
@@ -89,12 +94,27 @@ class SliderHooks:
         try:
             for module, hook in active.hooks:
                 handles.append(module.register_forward_hook(hook, with_kwargs=True))
-            with self._swap.acting(strengths[0]):
+            with self._swap.acting(strengths[0]), watched(active.unreached):
                 yield
+        except BypassedLayers as found:
+            found.learning = self._stand_in(found.modules)
+            raise
         finally:
             for handle in handles:
                 handle.remove()
             active.strengths.set(before)
+
+    def _stand_ins(self) -> ParameterSwap:
+        bypassed = frozenset(module for module, _, _ in self.layers if module in self._bypassed)
+        return ParameterSwap(self.layers, self._cache, self._parameters, bypassed)
+
+    def _stand_in(self, bypassed: Set[nn.Module]) -> bool:
+        """Let changed weights stand in for those of layers that hooks do not reach; returns True if some learn."""
+        learning = {module for module, _, changes in self.layers if _learns(changes)}
+        self._bypassed |= bypassed - learning
+        self._swap = self._stand_ins()
+        self._kept.clear()
+        return not bypassed.isdisjoint(learning)
 
     def depend_on_each_other(self, strengths: Tensor) -> bool:
         """Return True if at these strengths, (B, sliders), some changes depend on others and do not just add up."""
@@ -121,6 +141,11 @@ class SliderHooks:
                 yield {i for i, _ in of_parameter(parameter, chosen)}
 
     @property
+    def stands_in(self) -> bool:
+        """True if changed weights stand in for some layers' own."""
+        return bool(self._swap.bypassed)
+
+    @property
     def size_bytes(self) -> int:
         """The memory that its tensors on the device take."""
         joined = (each for active in self._kept.values() for each in active.joined.values())
@@ -135,47 +160,40 @@ class SliderHooks:
         if active not in self._kept:
             self._kept[active] = kept = _ActiveSet()
             for index, (module, name, changes) in enumerate(self.layers):
+                if module in self._swap.bypassed:
+                    continue
                 chosen = changes_by_formula(module, tuple((i, change) for i, change in changes if i in active))
-                hooks = _hooks(index, name, chosen, kept, self._cache, self._parameters)
+                hooks = tuple(_hooks(index, name, chosen, kept, self._cache, self._parameters))
                 kept.hooks += [(module, hook) for hook in hooks]
+                kept.unreached |= {module: name} if hooks else {}
         self._kept.move_to_end(active)
         while len(self._kept) > KEPT_SETS:
             self._kept.popitem(last=False)
         return self._kept[active]
 
 
-@dataclass(frozen=True)
-class _Joined:
-    """The active sliders of one layer: the low-rank ones concatenated, the dense ones beside them.
-
-    sliders: the slider of each of the sum-of-ranks channels between down and up.
-    """
-
-    down: Tensor | None
-    up: Tensor | None
-    sliders: tuple[int, ...]
-    dense: tuple[tuple[int, Dense], ...]
-
-    def tensors(self) -> list[Tensor]:
-        products = [t for t in (self.down, self.up) if t is not None]
-        return products + [t for _, change in self.dense for t in change.differences.values()]
-
-
 class _ActiveSet:
     """What is kept for one set of active sliders: the hooks of their layers, and the tensors these have joined.
 
-    Turning sliders changes `strengths` and nothing else.
+    Turning sliders changes `strengths` and nothing else. unreached: layers with hooks that have not run yet, by name.
     """
 
     def __init__(self) -> None:
         self.strengths = LayerStrengths()
-        self.joined: dict[tuple[object, ...], _Joined] = {}
+        self.joined: dict[tuple[object, ...], Joined] = {}
         self.hooks: list[tuple[nn.Module, Hook]] = []
+        self.unreached: dict[nn.Module, str] = {}
 
 
 def _active(strengths: Tensor) -> frozenset[int]:
     """Return the sliders that are not at zero in every batch entry."""
     return frozenset(torch.nonzero(strengths.any(dim=0)).flatten().tolist())
+
+
+def _learns(changes: ModuleChanges) -> bool:
+    """Return True if gradients are to reach any of these changes."""
+    own = (change for _, change in changes if not isinstance(change, Patch))
+    return any(tensor.requires_grad for change in own for tensor in change.parts.values())
 
 
 def _fitted(change: ModuleChange, module: nn.Module, name: str) -> ModuleChange:
@@ -211,9 +229,9 @@ def _hooks(
 
 def _product_hook(index: int, name: str, changes: Sequence[tuple[int, LowRank | Dense]], active: _ActiveSet) -> Hook:
     strengths, kept = active.strengths, active.joined
-    learning = any(tensor.requires_grad for _, change in changes for tensor in change.parts.values())
+    learning = _learns(changes)
 
-    def joined_for(x: Tensor) -> _Joined:
+    def joined_for(x: Tensor) -> Joined:
         if learning:
             return join(changes, x.device, x.dtype)
         key = (index, x.device, x.dtype)
@@ -227,7 +245,7 @@ def _product_hook(index: int, name: str, changes: Sequence[tuple[int, LowRank | 
         x = args[0] if args else kwargs["input"]
         joined = joined_for(x)
         if joined.down is not None and joined.up is not None:
-            add = _add_linear if is_linear(module) else _add_convolution
+            add = add_linear if is_linear(module) else add_convolution
             y = add(module, x, y, joined.down, joined.up, strengths.expanded(joined.sliders, x, name))
         for slider, change in joined.dense:
             s = along(strengths.expanded((slider,), x, name), y, channel=None)
@@ -235,48 +253,3 @@ def _product_hook(index: int, name: str, changes: Sequence[tuple[int, LowRank | 
         return y
 
     return add_change
-
-
-def join(changes: Sequence[tuple[int, LowRank | Dense]], device: torch.device, dtype: torch.dtype) -> _Joined:
-    """Join the changes of one layer; the low-rank ones as A (sum of ranks, in, ...), B (out, sum of ranks, ...)."""
-    low_rank = [(i, change) for i, change in changes if isinstance(change, LowRank)]
-    if dtype == torch.float16:
-        low_rank = [(i, _balanced(change)) for i, change in low_rank]
-    dense = tuple((i, change.to(device, dtype)) for i, change in changes if isinstance(change, Dense))
-    if not low_rank:
-        return _Joined(None, None, (), dense)
-    down = torch.cat([change.down.to(device, dtype) for _, change in low_rank], dim=0)
-    up = torch.cat([change.up.to(device, dtype) for _, change in low_rank], dim=1)
-    return _Joined(down, up, tuple(i for i, change in low_rank for _ in range(change.rank)), dense)
-
-
-def _balanced(change: LowRank) -> LowRank:
-    """The same product of factors alike in size: with a small alpha in it, one alone may be too small for float16."""
-    if change.down.requires_grad or change.up.requires_grad:
-        return change
-    down, up = change.down.float(), change.up.float()
-    largest = down.abs().max(), up.abs().max()
-    if not all(largest):
-        return change
-    ratio = (largest[0] / largest[1]).sqrt()
-    return LowRank(down / ratio, up * ratio)
-
-
-def _add_linear(module: nn.Module, x: Tensor, y: Tensor, down: Tensor, up: Tensor, s: Tensor) -> Tensor:
-    hidden = F.linear(x, down)  # (b, ..., in) -> (b, ..., r)
-    hidden = (hidden * along(s, hidden, channel=-1)).view_as(hidden)
-    if torch.is_grad_enabled() or y.dtype != hidden.dtype or not y.is_contiguous():
-        return y + F.linear(hidden, up).to(y.dtype)
-    # In place on the layer's fresh output: one pass over it instead of two
-    y.view(-1, y.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), up.T)
-    return y
-
-
-def _add_convolution(module: nn.Module, x: Tensor, y: Tensor, down: Tensor, up: Tensor, s: Tensor) -> Tensor:
-    hidden = convolve(module, x, down)  # (b, in, ...) -> (b, r, ...)
-    hidden = hidden * along(s, hidden, channel=1)
-    if torch.is_grad_enabled() or y.dtype != hidden.dtype or not y.is_contiguous():
-        return y + torch.einsum("or,br...->bo...", up.flatten(1), hidden).to(y.dtype)
-    batched = up.flatten(1).expand(len(y), -1, -1)  # (out, r, 1, ...) -> (b, out, r)
-    y.flatten(2).baddbmm_(batched, hidden.flatten(2))  # a 1x1 convolution is one product an image
-    return y

@@ -51,11 +51,13 @@ def convolve(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None =
 
 
 def has_formula(module: nn.Module, parameter: str) -> bool:
-    """Return True if `dense_output` knows what a change of this parameter adds to the layer's output."""
-    if parameter == "bias":
-        return is_linear(module) or isinstance(module, (*_CONVOLUTIONS, nn.GroupNorm, nn.LayerNorm))
-    norms = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-    return parameter == "weight" and (is_linear(module) or isinstance(module, (*_CONVOLUTIONS, *norms)))
+    """Return True if `dense_output` knows what a change of this parameter adds to the layer's output.
+
+    An RMS norm has none, although it is linear in its weight: in many models a fused kernel normalises queries and
+    keys and reads the norm's weight, and the norm itself, to whose output a change could be added, never runs.
+    """
+    affine = is_linear(module) or isinstance(module, (*_CONVOLUTIONS, nn.GroupNorm, nn.LayerNorm))
+    return parameter in ("weight", "bias") and affine
 
 
 def dense_output(module: nn.Module, x: Tensor, differences: Mapping[str, Tensor]) -> Tensor:
@@ -77,8 +79,6 @@ def dense_output(module: nn.Module, x: Tensor, differences: Mapping[str, Tensor]
         return F.group_norm(x, module.num_groups, weight, bias, module.eps)
     if isinstance(module, nn.LayerNorm):
         return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
-    if isinstance(module, nn.RMSNorm):
-        return F.rms_norm(x, module.normalized_shape, weight, module.eps)
     raise TypeError(f"A {type(module).__name__} has no formula, see `has_formula`.")
 
 

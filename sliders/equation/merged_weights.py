@@ -139,7 +139,8 @@ class MergedWeights:
         if not strengths.any():
             yield
             return
-        chosen = self._set_at(strengths.detach().to("cpu", torch.float32), version)
+        # A copy: the caller may write to its own tensor, and the set would take itself to be at those strengths
+        chosen = self._set_at(strengths.detach().to("cpu", torch.float32, copy=True), version)
         self.uses += 1
         # Unknown until the block has ended well: a run after a failed one is built anew, as on a fresh model
         known = [(each, each.strengths) for each in self._sets.values()]

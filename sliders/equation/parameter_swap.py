@@ -1,9 +1,9 @@
 """Parameters that are in no layer's formula: changed copies take their place while the model runs.
 
-A block's own parameters, norms of a framework's own classes and embeddings take part in what a module does in ways
-that are the module's own. A change of one acts by having the changed parameter in the module, by pointer, for the
-time of one evaluation. It has one strength for the whole batch then; batch entries that differ are for evaluations
-of their own.
+A block's own parameters, RMS norms that fused kernels read, norms of a framework's own classes and embeddings take
+part in what a model does in ways that are its own. A change of one acts by having the changed parameter in the
+module, by pointer, for the time of one evaluation. It has one strength for the whole batch then; batch entries that
+differ are for evaluations of their own.
 """
 
 from __future__ import annotations
@@ -58,14 +58,20 @@ class _Swapped:
     access: ParameterAccess
     own: weakref.ref[Tensor] | None = None
 
+    @property
+    def learning(self) -> bool:
+        """True if gradients are to reach its changes."""
+        dense = (change for _, change in self.changes if isinstance(change, Dense))
+        return torch.is_grad_enabled() and any(change.differences[self.parameter].requires_grad for change in dense)
+
     # Tensors made in inference mode could not be saved for backward, should the model be trained on
     @torch.inference_mode(False)
-    @torch.no_grad()
     def changed(self, strengths: Tensor) -> Tensor:
         """Return the parameter with its changes at these strengths, (sliders,)."""
         own = own_parameter(self.module, self.parameter)
-        start = self.access.value(self.module, self.parameter, own.device).clone()
-        return apply_changes(start, self.parameter, self.changes, strengths, self.layer).to(_wide(own.dtype))
+        with torch.set_grad_enabled(self.learning):
+            start = self.access.value(self.module, self.parameter, own.device).clone()
+            return apply_changes(start, self.parameter, self.changes, strengths, self.layer).to(_wide(own.dtype))
 
     def function_at_use(self, strengths: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the function that changes the parameter each time it is used."""
@@ -81,7 +87,8 @@ class ParameterSwap:
     """The parameters of a model's layers that are swapped while changes of them act.
 
     layers: (module, name in messages, changes). cache: keeps the changed parameters, at the strengths used last.
-    parameters: how the model's parameters are read.
+    parameters: how the model's parameters are read. bypassed: layers that are read without being run, whose formulas
+    are of no use.
     sliders: those with changes of such parameters.
     """
 
@@ -90,13 +97,14 @@ class ParameterSwap:
         layers: Sequence[tuple[nn.Module, str, ModuleChanges]],
         cache: DenseCache,
         parameters: ParameterAccess,
+        bypassed: frozenset[nn.Module] = frozenset(),
     ) -> None:
-        self._cache, self._access = cache, parameters
+        self._cache, self._access, self.bypassed = cache, parameters, bypassed
         self._swapped = [
             _Swapped(module, parameter, name, of_parameter(parameter, changes), parameters)
             for module, name, changes in layers
             for parameter in dict.fromkeys(p for _, change in changes for p in parameters_of(change))
-            if not has_formula(module, parameter)
+            if module in bypassed or not has_formula(module, parameter)
         ]
         self.sliders = frozenset(index for each in self._swapped for index, _ in each.changes)
 
@@ -143,6 +151,8 @@ class ParameterSwap:
             before = getattr(each.module, functions, None) or ()
             return vars(each.module), functions, [*before, each.function_at_use(strengths)]
         own = own_parameter(each.module, each.parameter)
+        if each.learning:
+            return each.module._parameters, each.parameter, each.changed(strengths)
         if each.own is None or each.own() is not own:
             self._cache.forget(each)
             each.own = weakref.ref(own)

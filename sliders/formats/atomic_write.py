@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,8 +20,9 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
     Raises OSError if the folder cannot be made or the file not be put in its place.
     """
-    # A name of its own beside the target, so that the rename stays within one file system
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    # A name of its own beside the target, so that the rename stays within one file system; of the target's name it
+    # has nothing, which may be as long as names can be
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -28,6 +30,23 @@ def written_atomically(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where the folder itself could not be made there is nothing to remove
             partial.unlink()
+
+
+def check_length(path: Path) -> None:
+    """Raise ValueError if the name of a file, or of a folder it lies in, is longer than the file system there takes.
+
+    What is long is asked of the file system itself: most take 255 bytes, encrypted ones less.
+    """
+    there = next(folder for folder in path.absolute().parents if os.path.isdir(folder))
+    for place in (*(there / part for part in path.absolute().relative_to(there).parts), path):
+        try:
+            os.lstat(place)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise ValueError(
+                    f"The name {place.name!r:.300} is too long for a file in {there}: it has "
+                    f"{len(os.fsencode(place.name))} bytes. Most file systems take 255; choose a shorter one."
+                ) from error
 
 
 def write_safetensors(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adapters.kind import DORA, PEFT_MAGNITUDE
 from ..changes import Change, kind_of
 from .conversion import WeightSlice
 from .diffusers_names import encoder_in_diffusers, to_diffusers, without_processor
@@ -59,8 +60,8 @@ def names_by_key(
 def _form_of(name: str, convention: str, flux_2: bool) -> str | None:
     if "class_embedding" in name:  # ComfyUI calls the added embedding of SDXL so too
         return None
-    if convention == KOHYA:
-        return name if name.startswith("lora_unet_") else None
+    if convention == KOHYA:  # kohya's scripts, and diffusers of their files, name it label_emb
+        return name if name.startswith("lora_unet_") and "add_embedding" not in name else None
     if convention == NATIVE:
         return name if name.startswith("diffusion_model.") else None
     if name.startswith("unet.") and ".base_model." not in name:
@@ -79,11 +80,21 @@ def tensors_in(convention: str, name: str, change: Change, dtype: torch.dtype) -
 
     kohya states an alpha equal to the rank. diffusers reads a missing alpha as one, and a stated one in its own
     layout not at all, so there is none.
-    Raises ValueError for diffusers if the change is not of a kind that it reads, and as `keys.layer_tensors` does.
+    Raises ValueError if the change is not of a kind that readers of the convention know, or would be another change
+    to them, and as `keys.layer_tensors` does.
     """
     if convention == DIFFUSERS:
         if not is_low_rank(change):
             raise ValueError(f"Layer {name} is a {kind_of(change)} change; diffusers reads low-rank products only.")
+        if DORA in change.parts:
+            raise ValueError(
+                f"Layer {name} is a DoRA whose magnitudes ComfyUI takes otherwise than diffusers does (dora_scale); "
+                "there it would be another change."
+            )
         return layer_tensors(name, change, dtype, "lora_A", with_alpha=False)
+    if convention == KOHYA and PEFT_MAGNITUDE in change.parts:
+        raise ValueError(
+            f"Layer {name} is a DoRA with PEFT's magnitudes, which tools that read kohya's names would leave out."
+        )
     spelling = {KOHYA: "lora_down", NATIVE: "lora_A"}.get(convention, "")
     return layer_tensors(name, change, dtype, spelling)

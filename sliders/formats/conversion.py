@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ..changes import Change, LowRank, kind_of
-from .layer_names import known_name, listed
 
 ShapeOf = Callable[[str], tuple[int, ...]]
 
@@ -42,23 +41,19 @@ class WeightSlice:
 
 def convert_layers(
     layers: Mapping[str, Change],
-    key_map: Mapping[str, Any],
+    targets: Mapping[str, Any],
     names: Mapping[str, Mapping[WeightSlice, str]],
     shape_of: ShapeOf,
 ) -> tuple[dict[str, Change], tuple[str, ...]]:
     """Return a slider's layers under the names of a convention, and those that have no name in it, with their kinds.
 
-    key_map: ComfyUI's, from layer names to weights. names: the convention's names, by the weight's key and slice.
-    shape_of: the shape of a weight by its key.
-    Raises ValueError, naming the layers, if the model does not know them.
+    targets: what each layer stands for in the model, as ComfyUI's key maps have it. names: the convention's names, by
+    the weight's key and slice. shape_of: the shape of a weight by its key.
     """
     pieces: dict[str, list[Change]] = {}
     unnamed = []
-    known = {name: known_name(name, key_map) for name in layers}
-    if strange := [name for name, in_model in known.items() if in_model is None]:
-        raise ValueError(f"Not in the model, so their other names are not known: {listed(strange)}.")
     for name, change in layers.items():
-        weight = WeightSlice.of(key_map[known[name] or name])
+        weight = WeightSlice.of(targets[name])
         found = _moved(change, weight, names.get(weight.key, {}), partial(shape_of, weight.key), name)
         if not found:
             unnamed.append(f"{name} ({kind_of(change)})")

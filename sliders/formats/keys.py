@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from ..adapters import PARTS
-from ..adapters.kind import ALPHA, BIAS, DORA, DOWN, PEFT_BIAS, PEFT_MAGNITUDE, UP
+from ..adapters.kind import ALPHA, BIAS, DOWN, PEFT_BIAS, PEFT_MAGNITUDE, UP
 from ..changes import Adapter, Change, LowRank, change_from, kind_of
 from .layer_names import comfyui_names, listed
-from .peft import PeftConfig
+from .peft import PeftConfig, config_of
 
 _SPELLINGS = {
     **{f".{part}": part for part in PARTS if part not in (PEFT_BIAS, PEFT_MAGNITUDE)},
     ".lora.down.weight": DOWN,
     ".lora.up.weight": UP,
+    ".magnitude": PEFT_MAGNITUDE,  # ai-toolkit
     "_lora.down.weight": DOWN,
     "_lora.up.weight": UP,
     ".lora_linear_layer.down.weight": DOWN,
@@ -58,7 +59,7 @@ class FileReport:
 
     kinds: the number of layers of each kind of change. ranks, alphas: the different ones, in ascending order.
     without_alpha: the number of layers without an alpha that one would scale; their scale is 1.
-    dtypes: of the weights. renamed: the number of layers that have another name in ComfyUI.
+    dtypes: of the weights. renamed: what the file calls the layers that have other names in ComfyUI, by these.
     notes: what else should be known, such as keys that belong to no layer.
     """
 
@@ -67,7 +68,7 @@ class FileReport:
     alphas: tuple[float, ...]
     without_alpha: int
     dtypes: tuple[str, ...]
-    renamed: int
+    renamed: Mapping[str, str]
     notes: tuple[str, ...]
 
 
@@ -166,7 +167,7 @@ def read_layers(
         alphas=tuple(sorted(set(alphas))),
         without_alpha=without_alpha,
         dtypes=tuple(sorted({str(tensors[k].dtype).removeprefix("torch.") for k in keys.used if tensors[k].ndim})),
-        renamed=sum(name != new for name, new in names.items()),
+        renamed={new: name for name, new in names.items() if name != new},
         notes=keys.notes,
     )
     return layers, report
@@ -190,10 +191,10 @@ def _alpha_of(name: str, parts: dict[str, Tensor], configs: Mapping[str, PeftCon
     """Return the alpha that the file states for a layer; one of a PEFT configuration is added to the parts."""
     if ALPHA in parts:
         return parts[ALPHA].item() if parts[ALPHA].numel() == 1 and not parts[ALPHA].is_complex() else None
-    prefix = next((prefix for prefix in configs if name.startswith(prefix)), None)
-    if prefix is None or DOWN not in parts or not parts[DOWN].ndim:
+    config, module = config_of(name, configs)
+    if config is None or DOWN not in parts or not parts[DOWN].ndim:
         return None
-    config, module, rank = configs[prefix], name.removeprefix(prefix), parts[DOWN].shape[0]
+    rank = parts[DOWN].shape[0]
     parts[ALPHA] = torch.tensor(config.scale(module, rank) * rank, dtype=torch.float64)
     return config.alpha_of(module)
 
@@ -224,7 +225,7 @@ def layer_tensors(
     for part, tensor in parts.items():
         ending = part if spelling == "lora_down" else _IN_PEFT.get(part, part)
         if not with_alpha:
-            ending = {BIAS: PEFT_BIAS, DORA: f"{PEFT_MAGNITUDE}.weight"}.get(part, ending)
+            ending = {BIAS: PEFT_BIAS, PEFT_MAGNITUDE: f"{PEFT_MAGNITUDE}.weight"}.get(part, ending)
         written[f"{name}.{ending}"] = _cast(name, tensor, torch.float32 if part == ALPHA else dtype)
     return written
 
@@ -233,13 +234,11 @@ _IN_PEFT = {DOWN: "lora_A.weight", UP: "lora_B.weight"}
 
 
 def _without_alpha(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same low-rank change with alpha in its up-projection, and diffusers' form of DoRA's magnitudes."""
+    """Return the same low-rank change with alpha in its up-projection."""
     scale = parts[ALPHA].item() / parts[DOWN].shape[0] if ALPHA in parts else 1.0
     parts = {part: tensor for part, tensor in parts.items() if part != ALPHA}
     if scale != 1.0:
         parts[UP] = parts[UP].float() * scale
-    if DORA in parts and parts[DORA].shape[0] == parts[UP].shape[0] and parts[DOWN].ndim == 2:
-        parts[DORA] = parts[DORA].flatten()
     return parts
 
 

@@ -6,11 +6,11 @@ kohya's scripts write them are read in `kohya_names`, all others in `diffusers_n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from ..slider import TEXT_ENCODER_PREFIXES
 from .diffusers_names import PEFT, TRANSFORMER_PARTS, from_diffusers
-from .kohya_names import TRANSFORMER, UNET, are_of_diffusers_flux, from_kohya
+from .kohya_names import UNET, are_of_diffusers_flux, from_kohya
 
 
 def comfyui_names(names: Iterable[str], encoder: str = "text_encoder") -> dict[str, str]:
@@ -27,24 +27,6 @@ def comfyui_names(names: Iterable[str], encoder: str = "text_encoder") -> dict[s
         name: from_kohya(name, is_flux) if name.startswith(UNET) else from_diffusers(name, is_transformer, encoder)
         for name in names
     }
-
-
-def known_name(name: str, key_map: Mapping[str, object]) -> str | None:
-    """Return the name by which a model's key map knows a layer, or None.
-
-    Only the model tells what some names mean. The first attention layers of Qwen-Image or SD3 look like Flux's of the
-    paper's code and are renamed as those; so kohya's spelling is looked up as well. A PEFT file names layers as the
-    module that was trained does, be it diffusers' or the original one; so the model's own names are looked up, and
-    last PEFT's name itself, which is how ComfyUI knows layers of ACE-Step.
-    """
-    names = [name]
-    if name.startswith(TRANSFORMER):
-        names.append(name.replace(TRANSFORMER, UNET, 1))
-    for prefix in ("transformer.", "diffusion_model.", PEFT):
-        if name.startswith(prefix):
-            rest = name.removeprefix(prefix)
-            names += [f"diffusion_model.{rest}", f"diffusion_model.{name}", f"{PEFT}{rest}"]
-    return next((known for known in names if known in key_map), None)
 
 
 def is_text_layer(name: str) -> bool:

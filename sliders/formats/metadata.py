@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
+from ..calibration import Calibration
 from ..gate import Gate
 from ..slider import Slider, SliderInfo
 from .keys import is_low_rank
@@ -48,6 +49,8 @@ def write_header(slider: Slider) -> dict[str, str]:
         "family": info.family,
         "base_model_hash": info.base_model_hash,
     }
+    if info.calibration is not None:
+        own["calibration"] = info.calibration.as_json()
     try:
         own_json = json.dumps(own, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -89,8 +92,9 @@ def info_from_header(header: Mapping[str, str], source: str) -> SliderInfo:
             base_model_hash=str(own.get("base_model_hash", "")),
             source=source,
             extra={key: value for key, value in header.items() if key != FIELD},
+            calibration=Calibration.from_json(own["calibration"]) if "calibration" in own else None,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"its header field {FIELD} cannot be understood: {error}") from error
 
 

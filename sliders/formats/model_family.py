@@ -23,7 +23,7 @@ _FAMILIES = tuple(
         ("SDXL", r"(down|up|input|output)_blocks_\S*transformer_blocks_[2-9]"),
         ("SDXL", r"(mid_block|middle_block)_\S*transformer_blocks_[1-9]"),
         ("SDXL", rf"(?=.*{_UNET})(?=.*(lora_te2|text_encoder_2)_text_model)"),
-        ("SDXL or SD 2", r"(add|class)_embedding"),  # unCLIP's SD 2 has one too
+        ("SDXL or SD 2", r"(add|class)_embedding|label_emb"),  # unCLIP's SD 2 has one too
         ("SD 1 or 2", r"down_blocks_3_|up_blocks_3_|down_blocks_0_attentions|input_blocks_(1|2|10|11)_1"),
         ("a UNet (SD 1, SD 2 or SDXL)", _UNET),
         # Flux and what is built like it

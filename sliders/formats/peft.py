@@ -97,6 +97,15 @@ def configs_for(path: Path, header: Mapping[str, str]) -> dict[str, PeftConfig]:
     return configs
 
 
+def config_of(name: str, configs: Mapping[str, PeftConfig]) -> tuple[PeftConfig | None, str]:
+    """Return the configuration that a layer is trained with, if there is one, and its name in the trained model.
+
+    name: in the file. configs: see `configs_for`; the one beside a file is for all layers that no other is for.
+    """
+    prefix = next((prefix for prefix in configs if name.startswith(prefix)), _PREFIX)
+    return configs.get(prefix), name.removeprefix(prefix).rpartition(_PREFIX)[2]
+
+
 def unknown_alpha(path: Path, names: Iterable[str], configs: Mapping[str, PeftConfig]) -> str:
     """Return a note on a file of PEFT's own names whose scale is not known; "" if there is nothing to say."""
     if configs or not any(_PREFIX in name for name in names):

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _ENCODER_FOLDERS = ("text_encoder_2", "text_encoder_3")
 SAFE = (".safetensors", ".sft")  # two endings of one format
+_LONGEST_HEADER = 100_000_000  # bytes, by the format's definition
 _DEEPEST = 4  # how often a "state_dict" may lie within another
 # What torch.load raises for files that are cut off, are something else, or ask for more than tensors: its
 # unpickler carries out a broken file's instructions as far as they go.
@@ -81,8 +82,9 @@ def save_slider(
 def load_slider(path: str | os.PathLike) -> Slider:
     """Read a slider from .safetensors, from a .pt, .bin or .ckpt of plain tensors, or from a PEFT adapter's folder.
 
-    The name comes from the header, or from the file's name. Layers keep the names they have in the file, except
-    where ComfyUI's loader knows them by others only.
+    A safetensors file with one of the other endings is read as what it is. The name comes from the header, or from
+    the file's name. Layers keep the names they have in the file, except where ComfyUI's loader knows them by others
+    only.
     Raises FileNotFoundError, or ValueError naming the file and what is wrong with it.
     """
     return read_slider(path)[0]
@@ -91,7 +93,7 @@ def load_slider(path: str | os.PathLike) -> Slider:
 def read_slider(path: str | os.PathLike) -> tuple[Slider, FileReport]:
     """Read a slider, as `load_slider` does, with a report of what is in its file."""
     path = _file_at(Path(path))
-    keys, tensors, header = (_read_safetensors if path.suffix.lower() in SAFE else _read_pickle)(path)
+    keys, tensors, header = (_read_safetensors if _is_safetensors(path) else _read_pickle)(path)
     folder = path.parent.name
     try:
         info = info_from_header(header, str(path))
@@ -99,7 +101,7 @@ def read_slider(path: str | os.PathLike) -> tuple[Slider, FileReport]:
         encoder = folder if folder in _ENCODER_FOLDERS else "text_encoder"
         layers, report = read_layers(tensors, configs, encoder, keys)
         name = name_from_header(header, folder if path.name in _PEFT_FILES else path.stem)
-        slider = Slider(name, layers, info)
+        slider = Slider(name, layers, replace(info, names_in_file=report.renamed))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if report.without_alpha and (note := unknown_alpha(path, keys.layers, configs)):
@@ -118,6 +120,15 @@ def _file_at(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"There is no slider file at {path}.")
     return path
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return True if a file is a safetensors file by its ending, or begins as one under another ending."""
+    if path.suffix.lower() in SAFE:
+        return True
+    with path.open("rb") as file:
+        length, header = file.read(8), file.read(1)
+    return header == b"{" and int.from_bytes(length, "little") <= _LONGEST_HEADER
 
 
 def _read_safetensors(path: Path) -> _Content:
