@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -18,11 +19,14 @@ from .model_state import KEY, ModelState, state_of
 from .prompt_layers import patch_prompt_layers
 
 
-def apply_sliders(model: ModelPatcher, stack: Stack, mode: str = AUTO) -> ModelPatcher:
+def apply_sliders(
+    model: ModelPatcher, stack: Stack, mode: str = AUTO, warn: Callable[[str], None] = lambda text: None
+) -> ModelPatcher:
     """Return a clone of the model on which the stack acts, in addition to the stacks applied to it before.
 
     mode: "auto", "unmerged" or "merged", see `mode_choice`. Text-encoder layers are left to `text_encoders`; those
     that prepare prompts to `prompt_layers`.
+    warn: is told while the model samples, once a run, as the log is, why sliders act in another way than by the mode.
     Raises ValueError if a slider's layers match nothing in the model or do not fit it.
     """
     clone = model.clone()
@@ -34,7 +38,7 @@ def apply_sliders(model: ModelPatcher, stack: Stack, mode: str = AUTO) -> ModelP
         patch_prompt_layers(clone, each, match)
     if before is not None:
         stack, matches = before.stack + stack, before.matches + matches
-    _wrap(clone, ActingStack(stack, matches, mode, model.model), state)
+    _wrap(clone, ActingStack(stack, matches, mode, model.model, warn), state)
     return clone
 
 
@@ -56,7 +60,10 @@ def _enclose_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap a guider's whole run: what is only true of one run ends with it, however it ends."""
     patcher = executor.class_obj.model_patcher
     with state_of(patcher.model).one_run(patcher.is_dynamic()):
-        return executor(*args, **kwargs)
+        latent = executor(*args, **kwargs)
+        if (check := state_of(patcher.model).run.check_latent) is not None:
+            check(latent)
+        return latent
 
 
 def _act_on_second_model(model: ModelPatcher, timestep: Tensor, model_options: dict[str, Any]) -> None:

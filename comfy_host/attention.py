@@ -32,6 +32,7 @@ class LearningAttention:
         """options: ComfyUI's transformer options, with what nodes have put there."""
         self._chosen: Function | None = options.get(OVERRIDE)
         self._tried = False
+        self.problem = ""  # why a node's function is not used, for the user
 
     def __call__(self, usual: Function, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute attention as ComfyUI's functions do: q, k, v (B, T, heads * D), or as `args` and `kwargs` say."""
@@ -61,4 +62,8 @@ class LearningAttention:
         self._tried = True
         if not learns:
             self._chosen = None
-            log.warning("The attention that a node has put into the model has no backward pass; torch's is used")
+            self.problem = (
+                "The attention that a node has put into the model has no backward pass, so nothing can be learned "
+                "through it: torch's was used. What is sampled with the node's may differ a little."
+            )
+            log.warning(self.problem)

@@ -2,8 +2,8 @@
 
 Three things prevent it. Fused rotary embeddings have no gradient: ComfyUI leaves most of them out while its
 flag `in_training` is set, and the rest have plain forms in the library they come from. Blocks add to their inputs in
-place, which autograd may have kept: torch then keeps copies of what is overwritten. And weights loaded in inference
-mode may not be kept at all: see `borrow.Loan`.
+place, which autograd may have kept: copies are kept of what is overwritten, see `saved_tensors`. And weights loaded
+in inference mode may not be kept at all: see `borrow.Loan`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.model_management
-from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.overrides import TorchFunctionMode
+
+from .saved_tensors import overwriting_saved_tensors
 
 try:
     import comfy_kitchen.backends.eager.rope as plain_rotary
@@ -36,7 +37,7 @@ def differentiable(carefully: bool = True) -> Iterator[None]:
     try:
         with ExitStack() as during:
             if carefully:
-                during.enter_context(allow_mutation_on_saved_tensors())
+                during.enter_context(overwriting_saved_tensors())
                 during.enter_context(PlainRotary())
             yield
     finally:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_base
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..sliders.stack import Stack
 from .cond_uncond import cond_or_uncond_of
+from .model_classes import model_classes
 from .model_state import Run
 
 # Networks whose layers all have the batch in their first dimension, as the tests of families have shown. All others
@@ -65,9 +65,9 @@ BATCH_FIRST_NETWORKS = frozenset(
     )
 )
 # Models that refuse a batch of several latents, or take its two halves for the two prompts of guidance
-_BATCH_OF_ONE = (comfy.model_base.MiniMaxH3, comfy.model_base.Hunyuan3Dv2_1)
+_BATCH_OF_ONE = model_classes("MiniMaxH3", "Hunyuan3Dv2_1")
 # Models whose batch is the frames of one video, which layers over time see together
-_ONE_VIDEO = (comfy.model_base.SVD_img2vid,)
+_ONE_VIDEO = model_classes("SVD_img2vid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +235,16 @@ def evaluate_groups(
             whole = y.new_empty(len(x), *y.shape[1:])
         whole[entries] = y
     return whole
+
+
+def own_containers(value: Any) -> Any:
+    """Return the same tensors in dictionaries and lists of their own.
+
+    Models take what a ControlNet adds off its lists, and may be evaluated more than once.
+    """
+    if type(value) is dict:
+        return {key: own_containers(each) for key, each in value.items()}
+    return [own_containers(each) for each in value] if type(value) is list else value
 
 
 def _options_of(options: Mapping[str, Any], group: EntryGroup, batch: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ here each is replaced, for the time of training, by an ordinary tensor on the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -18,14 +18,15 @@ __all__ = ["Loan", "ModelLost", "ModelPatcher", "borrowed", "for_autograd"]
 
 
 @contextmanager
-def borrowed(patcher: ModelPatcher, memory_required: int = 0) -> Iterator[Loan]:
+def borrowed(patcher: ModelPatcher, memory_required: int = 0, others: Sequence[ModelPatcher] = ()) -> Iterator[Loan]:
     """Load a model on its device, and let gradients pass through it within the block.
 
     Its weights stay untouched, and the same tensors are back in their places afterwards, however it ends.
-    memory_required: bytes that ComfyUI should keep free beside the weights.
+    memory_required: bytes that ComfyUI should keep free beside the weights. others: models that gradients pass
+        through beside this one, such as a VAE's; all are loaded together, so that none makes room for another.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        loan = Loan(patcher, memory_required)
+        loan = Loan(patcher, memory_required, others)
         patcher.pre_run()
         try:
             loan.take()
@@ -43,16 +44,17 @@ class ModelLost(Exception):
 
 
 class Loan:
-    """Ordinary tensors on the same memory, in the place of a loaded model's inference tensors."""
+    """Ordinary tensors on the same memory, in the place of the inference tensors of loaded models."""
 
-    def __init__(self, patcher: ModelPatcher, memory_required: int = 0):
-        self.patcher, self.memory_required = patcher, memory_required
+    def __init__(self, patcher: ModelPatcher, memory_required: int = 0, others: Sequence[ModelPatcher] = ()):
+        self.patchers, self.memory_required = (patcher, *others), memory_required
+        self.patcher = patcher
         self._lent: list[tuple[dict, str, Tensor, Tensor]] = []
         self._load()
 
     def take(self) -> None:
-        """Replace the model's inference tensors by ordinary ones."""
-        for module in self.patcher.model.modules():
+        """Replace the models' inference tensors by ordinary ones."""
+        for module in (module for patcher in self.patchers for module in patcher.model.modules()):
             # the last for tables that a model keeps as plain attributes
             for tensors in (module._parameters, module._buffers, vars(module)):
                 for name, tensor in list(tensors.items()):
@@ -94,7 +96,7 @@ class Loan:
 
     def _load(self) -> None:
         with torch.inference_mode():  # as ComfyUI does: outside inference mode it copies weights as it loads them
-            comfy.model_management.load_models_gpu([self.patcher], memory_required=self.memory_required)
+            comfy.model_management.load_models_gpu(list(self.patchers), memory_required=self.memory_required)
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

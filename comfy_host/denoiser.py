@@ -51,6 +51,11 @@ class Denoiser(DiffusionPredictor):
         return self.patcher.model
 
     @property
+    def problem(self) -> str:
+        """Say what a node has put into the model and is not used here, for the user; "" if nothing."""
+        return self._attention.problem
+
+    @property
     def network(self) -> nn.Module:
         return self.patcher.model.diffusion_model
 
@@ -127,6 +132,13 @@ class Denoiser(DiffusionPredictor):
         """Return latents with noise at a sigma: of these clean latents, or where sampling from nothing begins."""
         clean = torch.zeros_like(noise) if latents is None else latents
         return self.sampling.noise_scaling(sigma, noise, clean, latents is None)
+
+    def input_scale(self, sigma: Tensor) -> Tensor:
+        """Return c_in(sigma), a scalar: what ComfyUI multiplies latents by before the network reads them.
+
+        1 / sqrt(1 + sigma^2) for eps- and v-models, 1 for flow models (arXiv 2206.00364, table 1).
+        """
+        return self.sampling.calculate_input(sigma, torch.ones_like(sigma))
 
     def _predict_alike(
         self, x: Tensor, sigma: Tensor, prompts: Sequence[str], layers: ActingLayers | None, strengths: Tensor | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import comfy.model_base
 import comfy.sample
 import comfy.utils
 import torch
@@ -14,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .identity import family
+from .model_classes import model_classes
 
 Shapes = list[torch.Size] | None  # of the parts, the images first; None where there is one part
 
@@ -27,7 +27,7 @@ def packed(latents: Any) -> tuple[Tensor, Shapes]:
 
 def check_has_all_parts(base_model: BaseModel, shapes: Shapes) -> None:
     """Raise ValueError for images alone on a model that does not run without the sound that belongs to them."""
-    if shapes is None and isinstance(base_model, comfy.model_base.MiniMaxH3):
+    if shapes is None and isinstance(base_model, model_classes("MiniMaxH3")):
         raise ValueError(
             "MiniMax H3 makes videos together with their sound, and takes latents of both; got images alone. "
             "Train it from words, at an empty latent of a video with sound; image pairs are for other models."

@@ -22,6 +22,7 @@ from ..sliders.formats.conversion import convert_layers
 from ..sliders.formats.layer_names import listed
 from ..sliders.formats.model_family import candidates, family_of
 from ..sliders.slider import Slider
+from .layer_finder import LayerFinder
 
 _SEVERAL_ENCODERS = (comfy.model_base.SDXL, comfy.model_base.SD3, comfy.model_base.Flux)
 
@@ -66,13 +67,18 @@ def _has_several_encoders(slider: Slider, model: ModelPatcher | None) -> bool:
 def _by_model(layers: dict[str, Change], convention: str, model: ModelPatcher) -> dict[str, Change]:
     """Rename layers of the diffusion model by the weights that their names stand for in it."""
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+    placement = LayerFinder.of_model(model.model).place(layers)
+    if placement.unmatched:
+        raise ValueError(f"Not in the model, so their other names are not known: {listed(placement.unmatched)}.")
+    if placement.misfits:
+        raise ValueError("; ".join(placement.misfits.values()))
 
     def shape_of(key: str) -> tuple[int, ...]:
         return weight_shape(model.model.get_submodule(key.rpartition(".")[0]), key)
 
     def by(other: str) -> tuple[dict[str, Change], tuple[str, ...]]:
         flux_2 = isinstance(model.model, comfy.model_base.Flux2)
-        return convert_layers(layers, key_map, names_by_key(key_map, other, flux_2), shape_of)
+        return convert_layers(layers, placement.targets, names_by_key(key_map, other, flux_2), shape_of)
 
     named, unnamed = by(convention)
     if unnamed:

@@ -1,34 +1,29 @@
-"""Matches a slider's layers with a model's modules, by ComfyUI's own names for the weights."""
+"""Matches a slider's layers with a model's modules, and says which of them the model has."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import comfy.lora
 import comfy.utils
-import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from torch import nn
 
-from ..sliders.adapters.kind import BIAS, DOWN, UP
-from ..sliders.adapters.shape_checks import check_bias, check_fits, part_shape
-from ..sliders.changes import Adapter, Change, LowRank
-from ..sliders.equation.layer_kinds import can_act_on, weight_shape
-from ..sliders.equation.parameters import own_parameter
-from ..sliders.formats.layer_names import known_name, listed
+from ..sliders.changes import LowRank
+from ..sliders.equation.layer_kinds import can_act_on
+from ..sliders.formats.layer_names import listed
+from ..sliders.formats.model_family import UNKNOWN, candidates, family_of
 from ..sliders.slider import Slider
+from .layer_finder import LayerFinder, Placement
 from .model_state import ModelState, state_of
-from .weight_adapters import ComfyPatch, tensors_by_key
+from .weight_adapters import ComfyPatch
 
 log = logging.getLogger(__name__)
 
 _WEIGHT = ".weight"
-_BIASES = (BIAS, "b_norm")
-Target = str | tuple  # an entry of ComfyUI's key maps: a key, or (key, offset[, function])
+_SHOWN = 3  # names of a file, and of a model, where they have nothing in common
 
 
 @dataclass(frozen=True)
@@ -36,17 +31,20 @@ class Match:
     """Which of a slider's layers a model has.
 
     layers: the changes by the path of the module that they act on, shaped for it.
-    unmatched: the names of the slider's layers that the model has not. total: how many layers the slider has
-        for the diffusion model.
+    unmatched: the names of the slider's layers that the model has not. misfits: why layers do not fit the weights
+        that they are named after, by their names; they are left out. total: how many layers the slider has for the
+        model. front: what its names have in front of the model's, if that is no wrapper known here.
     """
 
     layers: Mapping[str, tuple[LowRank | ComfyPatch, ...]]
     unmatched: tuple[str, ...]
     total: int
+    misfits: Mapping[str, str] = field(default_factory=dict)
+    front: str = ""
 
     @property
     def matched(self) -> int:
-        return self.total - len(self.unmatched)
+        return self.total - len(self.unmatched) - len(self.misfits)
 
     @property
     def relative(self) -> bool:
@@ -60,180 +58,107 @@ def match_slider(model: ModelPatcher, slider: Slider) -> Match:
 
 
 def layers_of(slider: Slider, base_model: BaseModel, state: ModelState) -> Match:
-    """Find a slider's layers in a model by ComfyUI's names for them. state: what sliders keep for the model.
+    """Find a slider's layers in a model, see `layer_finder`. state: what sliders keep for the model.
 
     A layer that changes only part of a fused weight, such as the queries of a joint query-key-value layer, is
-    widened to the whole of it with zeros.
-    Raises ValueError if no layer meant for the diffusion model is found, or one does not fit; logs a warning,
-    with the numbers, if only some are found.
+    widened to the whole of it with zeros. Layers that do not fit are left out.
+    Raises ValueError if no layer meant for the diffusion model is found, if most of those found do not fit, or if one
+    can be either of two; logs a warning, with the numbers, if only some are found and fit.
     """
-    key_map = state.key_map = state.key_map or comfy.lora.model_lora_keys_unet(base_model, {})
-    return state.match(slider.content_hash, lambda: _found(slider, base_model, key_map))
+    finder = state.finder = state.finder or LayerFinder.of_model(base_model)
+    return state.match(slider.content_hash, lambda: _found(slider, finder))
 
 
-def _found(slider: Slider, base_model: BaseModel, key_map: Mapping[str, Any]) -> Match:
+def _found(slider: Slider, finder: LayerFinder) -> Match:
     layers = slider.model_layers
+    placement = finder.place(layers)
+    check_placed(slider, placement, finder, "diffusion model")
+    return matched_by(placement, len(layers))
+
+
+def matched_by(placement: Placement, total: int) -> Match:
+    """Return where a slider's layers are, by the paths of modules. total: how many layers it has for the model."""
     found: dict[str, tuple[LowRank | ComfyPatch, ...]] = {}
-    unmatched = []
-    for name in layers:
-        known = known_name(name, key_map)
-        if known is None:
-            unmatched.append(name)
-            continue
-        for path, change in changes_in(base_model, layers[name], name, key_map[known]):
+    for changes in placement.changes.values():
+        for path, change in changes:
             found[path] = (*found.get(path, ()), change)
-    if layers:
-        check_matched(slider, len(layers), tuple(unmatched), key_map, "diffusion model")
-    return Match(found, tuple(unmatched), len(layers))
+    return Match(found, placement.unmatched, total, placement.misfits, placement.front)
 
 
 def layer_names(model: ModelPatcher) -> dict[str, str]:
     """Return the layer name in a file for each module that sliders can act on, by its path in ComfyUI's model.
 
     Paths are those of the state dict, such as "diffusion_model.input_blocks.1.0.in_layers.2". UNets get the
-    kohya names, in the diffusers form where there is one, which most tools read; other models get the path.
+    kohya names, in the diffusers form where there is one, which most tools read; other models get the path. SDXL's
+    `label_emb`, for which ComfyUI has two such forms in the order of a set, keeps the plain name: diffusers reads
+    neither form, and that one.
     The stock LoRA loader reads each name back to the same module.
     """
-    unet_names: dict[str, str] = {}
+    unet_names: dict[str, list[str]] = {}  # the plain name first, then the diffusers forms
     if comfy.utils.unet_to_diffusers(model.model.model_config.unet_config):
-        key_map = comfy.lora.model_lora_keys_unet(model.model, {})
-        # ComfyUI adds the diffusers form after the plain one, so that it is the one that stays
-        unet_names = {key: name for name, key in key_map.items() if name.startswith("lora_unet_")}
+        for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items():
+            if name.startswith("lora_unet_"):
+                unet_names.setdefault(key, []).append(name)
     names = {}
     for path, module in model.model.named_modules():
         if path.startswith("diffusion_model.") and can_act_on(module):
-            names[path] = unet_names.get(path + _WEIGHT, path)
+            plain, *diffusers = unet_names.get(path + _WEIGHT, [path])
+            names[path] = diffusers[0] if len(diffusers) == 1 else plain
     return names
 
 
-def patch_values(
-    change: Change, name: str, target: Target
-) -> Iterator[tuple[str, Any, tuple[int, int, int] | None, Any]]:
-    """Yield (key, value, offset, function) of the patches that ComfyUI's code makes of a change.
+def check_placed(slider: Slider, placement: Placement, finder: LayerFinder, where: str) -> None:
+    """Raise ValueError if none of a slider's layers was found, or most do not fit; say how many where only some do.
 
-    Biases are added here: ComfyUI does not know those of a part of a weight.
+    where: the model's name in messages.
     """
-    key, offset, function = (*(target if isinstance(target, tuple) else (target,)), None, None)[:3]
-    tensors = tensors_by_key(name, change)
-    biases = [tensors.pop(f"{name}.{part}", None) for part in _BIASES]
-    patches = comfy.lora.load_lora(tensors, {name: target}, log_missing=False)
-    if not patches and all(bias is None for bias in biases):
+    found, misfits = len(placement.targets), placement.misfits
+    total = found + len(misfits) + len(placement.unmatched)
+    source = f" ({slider.info.source})" if slider.info.source else ""
+    if placement.unmatched and not (found or misfits):
         raise ValueError(
-            f"Layer {name}: a change made of {', '.join(tensors_by_key(name, change))} is not known here."
+            f"None of the {total} layers of slider '{slider.name}'{source} is in this {where}. "
+            + _names_of_both(slider, placement.unmatched, finder)
         )
-    for value in patches.values():
-        yield key, value, offset, function
-    outputs = offset if offset is not None and offset[0] == 0 else None  # a bias has no inputs to be part of
-    for bias in biases:
-        if bias is not None:
-            yield f"{key.rpartition('.')[0]}.bias", ("diff", (bias,)), outputs, function
-
-
-def check_matched(
-    slider: Slider, total: int, unmatched: tuple[str, ...], key_map: Mapping[str, Any], where: str
-) -> None:
-    """Raise ValueError if none of a slider's layers was found; say how many where only some were."""
-    if len(unmatched) == total:
-        source = f" ({slider.info.source})" if slider.info.source else ""
-        expected = next((name for name in key_map if name.startswith("lora_")), next(iter(key_map), "none"))
+    if len(misfits) > found:
         raise ValueError(
-            f"None of the {total} layers of slider '{slider.name}'{source} is in this {where}: "
-            f"the slider has names such as {unmatched[0]}, the model such as {expected}. "
-            "It was made for another family of models."
+            f"{len(misfits)} of the {found + len(misfits)} layers of slider '{slider.name}'{source} that are in this "
+            f"{where} by name do not fit it. {next(iter(misfits.values()))}"
         )
-    if unmatched:
+    if found < total:
+        missing = [f"not {listed(slider.names_in_file(placement.unmatched))}"] if placement.unmatched else []
         log.warning(
-            "Slider '%s': %d of its %d layers are in this %s; not %s",
+            "Slider '%s': %d of its %d layers are in this %s; %s",
             slider.name,
-            total - len(unmatched),
+            found,
             total,
             where,
-            listed(unmatched),
+            "; ".join([*missing, *misfits.values()]),
         )
 
 
-def changes_in(
-    tree: nn.Module, change: Change, name: str, target: Target
-) -> Iterator[tuple[str, LowRank | ComfyPatch]]:
-    """Yield what a change does, module by module: (path, change) pairs.
-
-    tree: the diffusion model or the text encoders. target: the state-dict key that ComfyUI's key map gives, or
-    (key, offset[, function]) for part of a weight.
-    Raises ValueError, naming the layer, if nothing of it is understood or it does not fit.
-    """
-    key = target[0] if isinstance(target, tuple) else target
-    path, _, parameter = key.rpartition(".")
-    module = tree.get_submodule(path)
-    if isinstance(change, LowRank) and parameter == "weight" and can_act_on(module):
-        yield path, _low_rank_in(change, weight_shape(module, name), name, *target[1:] if key != target else ())
-        return
-    adapted = change if isinstance(change, Adapter) else Adapter({DOWN: change.down, UP: change.up})
-    for key, value, offset, function in patch_values(adapted, name, target):
-        path, _, parameter = key.rpartition(".")
-        module = tree.get_submodule(path)
-        if module._parameters.get(parameter) is None:
-            raise ValueError(f"Layer {name}: it changes {key}, which the model has not.")
-        _check_shape(module, parameter, adapted, value, offset, name)
-        plain = _as_low_rank(value)
-        if plain is not None and parameter == "weight" and can_act_on(module):
-            scaled = plain.scaled(adapted.scale)
-            yield path, _low_rank_in(scaled, weight_shape(module, name), name, offset, function)
-            continue
-        value = _without_core(value)
-        added = isinstance(value, tuple)  # a difference, such as that of a bias beside the product
-        relative = not added and adapted.relative
-        linear = added or adapted.linear
-        yield path, ComfyPatch(parameter, value, offset, function, adapted.scale, relative, linear)
+def _names_of_both(slider: Slider, unmatched: tuple[str, ...], finder: LayerFinder) -> str:
+    """Say what a slider's layers are called and what the model's, and if names tell that their families differ."""
+    models = [name for name in finder.index.key_map if name.startswith("diffusion_model.")]
+    alike = _begin_like(unmatched[0], finder.index.key_map) or models or list(finder.index.key_map)
+    theirs, own = (_some(slider.names_in_file(unmatched))), _some(alike)
+    said = f"The slider has names such as {theirs}; the model such as {own}. "
+    families = family_of(slider.layers), family_of(models)
+    if UNKNOWN in families or not set(candidates(families[0])).isdisjoint(candidates(families[1])):
+        return said + "Its names are not known here; that alone does not say that it was made for another model."
+    return (
+        said + f"Its names are those of {families[0]}, the model's of {families[1]}: it was made for another family."
+    )
 
 
-def _check_shape(
-    module: nn.Module, parameter: str, change: Adapter, value: Any, offset: tuple[int, int, int] | None, name: str
-) -> None:
-    """Raise ValueError unless the change fits what it is for, before anything of it is multiplied out."""
-    whole = parameter == "weight" and can_act_on(module)  # packed weights have other shapes than their layers
-    shape = weight_shape(module, name) if whole else tuple(own_parameter(module, parameter).shape)
-    own = part_shape(name, shape, offset)
-    if parameter == "bias" and isinstance(value, tuple):
-        check_bias(name, tuple(value[1][0].shape), own)
-    else:
-        check_fits(name, change.parts, own)
+def _begin_like(name: str, names: Mapping[str, object]) -> list[str]:
+    """Return the names that begin as this one does, up to the first dot or, without dots, the second underscore."""
+    start = f"{name.partition('.')[0]}." if "." in name else "_".join([*name.split("_")[:2], ""])
+    return [other for other in names if other.startswith(start)]
 
 
-def _without_core(value: Any) -> Any:
-    """Return a LoKr whose second factor has a Tucker core with that factor multiplied out, and others as they are.
-
-    ComfyUI's own code fails at those: it forms a Kronecker product of a tensor that is not contiguous.
-    """
-    if getattr(value, "name", "") != "lokr" or value.weights[7] is None:
-        return value
-    first, _, alpha, a, b, outputs, inputs, core, dora = value.weights
-    scale = 1.0 if alpha is None else alpha / inputs.shape[0]
-    second = torch.einsum("oikl,oc,id->cdkl", core.float(), outputs.float(), inputs.float()).contiguous() * scale
-    first = a.float() @ b.float() if first is None else first
-    return type(value)(value.loaded_keys, (first, second, *(None,) * 6, dora))
-
-
-def _as_low_rank(value: Any) -> LowRank | None:
-    """Return ComfyUI's LoRA adapter as up @ down with alpha folded in, or None if it is more than that."""
-    if getattr(value, "name", "") != "lora":
-        return None
-    up, down, alpha, middle, dora, *reshape = value.weights
-    if middle is not None or dora is not None or any(r is not None for r in reshape):
-        return None
-    return LowRank(down, up if alpha is None else up.float() * (alpha / down.shape[0]))
-
-
-def _low_rank_in(
-    layer: LowRank,
-    shape: tuple[int, ...],
-    name: str,
-    offset: tuple[int, int, int] | None = None,
-    function=None,
-) -> LowRank:
-    """Return the change of a whole weight that changes the part which ComfyUI's key map names.
-
-    offset: (dim, start, length) of the part. function: a reordering of the change's outputs.
-    """
-    part_shape(name, shape, offset)  # a part beyond the weight's end has a message of its own
-    layer = layer.fitted(shape, name) if offset is None else layer.widened(offset, shape, name)
-    return layer if function is None else LowRank(layer.down, function(layer.up))
+def _some(names: Sequence[str]) -> str:
+    """Name three of these, from the first to the last of them."""
+    chosen = dict.fromkeys(names[index * (len(names) - 1) // (_SHOWN - 1)] for index in range(_SHOWN))
+    *first, last = [f"{name:.200}" for name in chosen]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -32,6 +32,8 @@ class SliderMemory(ModelPatcher):
     loaded at the time, one with sliders or one without.
     """
 
+    model: _Placeholder
+
     @staticmethod
     def of(state: ModelState, model: ModelPatcher) -> SliderMemory:
         """Return the one of this state, which belongs to the model."""

@@ -7,11 +7,11 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakValueDictionary, ref
+from weakref import WeakSet, WeakValueDictionary, ref
 
 import torch
 from comfy.model_base import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..sliders.equation.hooks import SliderHooks
 from ..sliders.equation.merged_weights import MergedWeights
@@ -21,6 +21,7 @@ from .parameters import COMFY_PARAMETERS
 from .sampling_run import percent_to_sigma
 
 if TYPE_CHECKING:
+    from .layer_finder import LayerFinder
     from .memory import SliderMemory
 
 KEY = "concept_sliders"  # of what the pack attaches to ComfyUI's models
@@ -34,14 +35,15 @@ class Run:
     """What is only true of one sampling run.
 
     sigmas: the tensor by which ComfyUI's runs are told apart. merged_evaluations: those with merged weights so far,
-    of any stack. merging_refused: True once merging is not to be tried again. reason_logged: True once the log says
-    why nothing is merged.
+    of any stack. merging_refused: True once merging is not to be tried again. reason_told: True once the user is told
+    why nothing is merged. check_latent: once sliders have acted, raises ValueError for a latent that is not finite.
     """
 
     sigmas: ref[Tensor] | None = None
     merged_evaluations: int = 0
     merging_refused: bool = False
-    reason_logged: bool = False
+    reason_told: bool = False
+    check_latent: Callable[[Tensor], None] | None = None
     # By the model's sampling, which is kept so that no other takes its place, and the fraction of sampling
     _sigma_at: dict[tuple[Any, float], float] = field(default_factory=dict)
 
@@ -71,7 +73,8 @@ class ModelState:
     def __init__(self) -> None:
         self.merged = MergedWeights(COMFY_PARAMETERS)
         self.prompt_cache = PromptCache()
-        self.key_map: dict[str, Any] | None = None  # ComfyUI's names for the model's weights, once asked for
+        self.finder: LayerFinder | None = None  # of the model's layers by name, once asked for
+        self.bypassed: WeakSet[nn.Module] = WeakSet()  # layers that the model reads without running them
         self.memory: SliderMemory | None = None  # this state in ComfyUI's memory management
         # Matches hold sliders' tensors: they stay for as long as a stack has them
         self._matches: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
@@ -110,6 +113,11 @@ class ModelState:
         """Return the sampling run over ComfyUI's own tensor of sigmas; without one, a run of a single evaluation."""
         if sigmas is None or self._run.sigmas is None or self._run.sigmas() is not sigmas:
             self._run = Run(None if sigmas is None else ref(sigmas))
+        return self._run
+
+    @property
+    def run(self) -> Run:
+        """The present sampling run."""
         return self._run
 
     def match(self, key: Hashable, make: Callable[[], T]) -> T:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -12,9 +11,9 @@ from torch import Tensor
 from ..sliders.changes import Change
 from ..sliders.equation.module_changes import apply_changes, of_parameter, parameters_of
 from ..sliders.formats.conversion import WeightSlice
-from ..sliders.formats.layer_names import known_name
 from ..sliders.slider import Slider
-from .match import changes_in
+from .layer_changes import changes_in
+from .layer_finder import LayerFinder, Placement
 from .parameters import COMFY_PARAMETERS
 
 
@@ -23,29 +22,33 @@ class ComfyModelWeights:
 
     def __init__(self, model: ModelPatcher) -> None:
         self._model = model
-        self._key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+        self._finder = LayerFinder.of_model(model.model)
+        self._placements: dict[str, Placement] = {}  # by the content of the slider
 
-    def slice_of(self, name: str) -> Hashable:
-        """Return what a layer name stands for, the same for all its names; the name itself if unknown."""
-        known = known_name(name, self._key_map)
-        return name if known is None else WeightSlice.of(self._key_map[known])
+    def slice_of(self, slider: Slider, name: str) -> Hashable:
+        """Return what the name of a slider's layer stands for, the same for all its names; the name if unknown."""
+        targets = self._placement(slider).targets
+        return WeightSlice.of(targets[name]) if name in targets else name
 
     @torch.no_grad()
     def differences(self, name: str, changes: Sequence[tuple[Slider, Change, float]]) -> dict[str, Tensor]:
         """Return what changes of one layer, in order and at strengths, add to each of its parameters, in float32.
 
-        Those that depend on the weight act on the model's own, without any patches, as those before have left it.
+        name: the layer's in the first of these sliders. Those that depend on the weight act on the model's own,
+        without any patches, as those before have left it.
         Raises ValueError if the model has no such layer, takes its outputs in another order, or a change does not
         fit.
         """
-        known = known_name(name, self._key_map)
-        weight = None if known is None else WeightSlice.of(self._key_map[known])
+        placement = self._placement(changes[0][0])
+        if name in placement.misfits:
+            raise ValueError(placement.misfits[name])
+        weight = WeightSlice.of(placement.targets[name]) if name in placement.targets else None
         if weight is None or weight.order is not None:
             raise ValueError(
                 f"Layer {name}: changes that are not all low-rank products meet in it, and they cannot be multiplied "
                 "out: it is not a layer that this model has as it is."
             )
-        tree, target = self._model.model, self._key_map[known]
+        tree, target = self._model.model, placement.targets[name]
         parts = [
             (index, path, part)
             for index, (_, change, _) in enumerate(changes)
@@ -60,6 +63,12 @@ class ComfyModelWeights:
             after = apply_changes(before.clone(), parameter, of_parameter(parameter, own), strengths, name)
             found[parameter] = _part_of(after - before, weight)
         return found
+
+    def _placement(self, slider: Slider) -> Placement:
+        """Return where a slider's layers are in the model."""
+        if slider.content_hash not in self._placements:
+            self._placements[slider.content_hash] = self._finder.place(slider.model_layers)
+        return self._placements[slider.content_hash]
 
     def _own(self, path: str, parameter: str) -> Tensor:
         """Return the model's parameter as its file has it, also while ComfyUI has it patched."""

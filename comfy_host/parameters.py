@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
+from ..sliders.equation.layer_kinds import weight_shape
 from ..sliders.equation.parameters import ParameterAccess, own_parameter
 
 
@@ -33,3 +36,17 @@ class ComfyParameters(ParameterAccess):
 
 
 COMFY_PARAMETERS = ComfyParameters()
+
+
+def weight_rms(module: nn.Module, device: torch.device) -> float:
+    """Return the root mean square of a layer's weight; 0 if its numbers cannot be read.
+
+    So it is where other packs keep a quantised weight as packed bytes, which they alone unpack.
+    """
+    own = module._parameters.get("weight")
+    if own is None or not own.is_floating_point():
+        return 0.0
+    weight = COMFY_PARAMETERS.value(module, "weight", device)
+    if weight.numel() != prod(weight_shape(module, "")):
+        return 0.0
+    return float(torch.linalg.vector_norm(weight)) / weight.numel() ** 0.5

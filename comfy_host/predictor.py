@@ -25,6 +25,20 @@ class Predictor(Protocol):
         """Predict in one batch: x (B, C, ...), sigma a scalar -> (len(prompts), B, C, ...)."""
         ...
 
+    def predict(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        prompts: Sequence[str],
+        layers: ActingLayers | None = None,
+        strengths: Tensor | None = None,
+    ) -> Tensor:
+        """Predict without gradients, in as many batches as memory asks for: (len(prompts), B, C, ...).
+
+        layers, strengths: a slider that acts at strengths (len(prompts), B, 1); without them the model is frozen.
+        """
+        ...
+
     @property
     def model(self) -> nn.Module:
         """The whole module tree, with the layers that sliders act on."""
@@ -47,20 +61,6 @@ class ActingLayers(Protocol):
 class DiffusionPredictor(Predictor, Protocol):
     """A diffusion model, in the linear form d(x, sigma, prompt) = (x - denoised) / sigma."""
 
-    def predict(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        prompts: Sequence[str],
-        layers: ActingLayers | None = None,
-        strengths: Tensor | None = None,
-    ) -> Tensor:
-        """Predict without gradients, in as many batches as memory asks for: (len(prompts), B, C, ...).
-
-        layers, strengths: a slider that acts at strengths (len(prompts), B, 1); without them the model is frozen.
-        """
-        ...
-
     def conditions(self, conditioning: list[Any], x: Tensor) -> dict[str, Any]:
         """Return what the model is given for one CONDITIONING beside latents x (B, C, ...).
 
@@ -78,6 +78,10 @@ class DiffusionPredictor(Predictor, Protocol):
 
     def scale_noise(self, sigma: Tensor, noise: Tensor, latents: Tensor | None = None) -> Tensor:
         """Return latents (B, C, ...) with noise at a sigma; without latents, the start of sampling."""
+        ...
+
+    def input_scale(self, sigma: Tensor) -> Tensor:
+        """Return c_in(sigma), a scalar: what latents are multiplied by before the network reads them."""
         ...
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -10,6 +12,19 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+__all__ = ["VAE", "decoded_images", "images_of", "rough_images"]
+
+
+def images_of(vae: VAE, latents: Any) -> Tensor:
+    """Decode latents in the scale of ComfyUI's LATENT to images.
+
+    latents: (N, C, h, w), or (N, C, T, h, w) of videos, of which the frame in the middle is taken; of nested tensors,
+    of a video with its sound, the first part.
+    Returns (N, H, W, 3) in 0..1.
+    """
+    images = vae.decode(latents.unbind()[0] if latents.is_nested else latents)
+    return images[:, images.shape[1] // 2] if images.ndim == 5 else images  # (N, T, H, W, 3) -> (N, H, W, 3)
+
 
 def decoded_images(model: ModelPatcher, latents: Tensor, vae: VAE) -> Tensor:
     """Decode latents in the model's own scale to images.
@@ -17,8 +32,7 @@ def decoded_images(model: ModelPatcher, latents: Tensor, vae: VAE) -> Tensor:
     latents: (N, C, h, w), or (N, C, T, h, w) of videos, of which the frame in the middle is taken.
     Returns (N, H, W, 3) in 0..1.
     """
-    images = vae.decode(model.model.process_latent_out(latents.float()))
-    return images[:, images.shape[1] // 2] if images.ndim == 5 else images  # (N, T, H, W, 3) -> (N, H, W, 3)
+    return images_of(vae, model.model.process_latent_out(latents.float()))
 
 
 def rough_images(model: ModelPatcher, latents: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
+from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor, nn
 
 from ..sliders.adapters.kind import DOWN, UP
@@ -16,6 +18,39 @@ from ..sliders.changes import Adapter, Dense, LowRank
 from ..sliders.equation.module_changes import Patch
 from ..sliders.equation.parameters import own_parameter
 from .parameters import COMFY_PARAMETERS
+
+
+class DecomposedLoRA(WeightAdapterBase):
+    """DoRA as PEFT and ai-toolkit train it, as one of ComfyUI's weight adapters: see `sliders.adapters.lora`.
+
+    weights: up, down, alpha or None, and a magnitude for each output, (out,).
+    """
+
+    name = "dora"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Tensor, Tensor, float | None, Tensor]) -> None:
+        self.loaded_keys, self.weights = loaded_keys, weights
+
+    def calculate_weight(
+        self,
+        weight: Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: tuple[int, int, int] | None,
+        function: Callable[[Tensor], Tensor],
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: Any = None,
+    ) -> Tensor:
+        """W <- W + s (m V / |V| - W), V = W + (alpha / rank) up @ down; of a part of a weight, on that part."""
+        up, down, alpha, magnitudes = self.weights
+        up, down, magnitudes = (t.to(weight.device, intermediate_dtype) for t in (up, down, magnitudes))
+        scale = 1.0 if alpha is None else alpha / down.shape[0]
+        turned = weight + function(scale * (up.flatten(1) @ down.flatten(1)).view_as(weight))  # V
+        norms = turned.flatten(1).norm(dim=1).clamp(min=torch.finfo(turned.dtype).tiny)
+        factors = function(magnitudes[:, None])[:, 0] / norms
+        turned *= factors.view(-1, *(1 for _ in weight.shape[1:]))
+        return weight.add_((turned - weight).to(weight.dtype), alpha=strength)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +77,7 @@ class ComfyPatch(Patch):
         """
         before, strength = weight.clone(), strength * self.scale
         changed = self._applied(weight, strength, name)
-        if (strength and self._is_ignored(before, changed, name)) or not torch.isfinite(changed).all():
+        if strength and (self._is_ignored(before, changed, name) or self._is_broken(before, changed, name)):
             raise ValueError(
                 f"Layer {name}: its change cannot be applied to the model's {self.parameter} of shape "
                 f"{tuple(before.shape)}. Was it made for another model? ComfyUI's log may say more."
@@ -52,6 +87,12 @@ class ComfyPatch(Patch):
     def _applied(self, weight: Tensor, strength: float, name: str) -> Tensor:
         patch = (strength, self.value, 1.0, self.offset, self.function)
         return comfy.lora.calculate_weight([patch], weight, name, intermediate_dtype=torch.float32)
+
+    def _is_broken(self, before: Tensor, changed: Tensor, name: str) -> bool:
+        """Return True if the change makes no numbers of the weight, and not for its strength alone."""
+        if torch.isfinite(changed).all():
+            return False
+        return not torch.isfinite(self._applied(before.clone(), 1.0, name)).all()  # or see `overflow`
 
     def _is_ignored(self, before: Tensor, changed: Tensor, name: str) -> bool:
         """Return True if ComfyUI left the weight as it was: it logs errors of adapters, and goes on."""
