@@ -20,13 +20,18 @@ def euler_step(x: Tensor, sigma: Tensor, next_sigma: Tensor, d: Tensor) -> Tenso
     return x + (next_sigma - sigma) * d
 
 
-def ddim_inversion(predict: Predict, clean: Tensor, sigmas: Tensor, refinement: int = 0) -> Iterator[Tensor]:
+def ddim_inversion(
+    predict: Predict, clean: Tensor, sigmas: Tensor, input_scale: Callable[[Tensor], Tensor], refinement: int = 0
+) -> Iterator[Tensor]:
     """Yields the latents (B, C, ...) of images at every sigma, from the second lowest up to the first.
 
-    clean: (B, C, ...) at the last of the sigmas, which mostly is 0. sigmas: (n + 1,), falling.
-    A step of sampling, x_{i+1} = x_i + (s_{i+1} - s_i) d(x_i, s_i), is solved for x_i. The published inversion takes
-    d at the latent that is there, d(x_{i+1}, s_i). With `refinement` that is the first guess of the fixed point
-    x_i = x_{i+1} + (s_i - s_{i+1}) d(x_i, s_i), which sampling undoes exactly; it is iterated so many times.
+    clean: (B, C, ...) at the last of the sigmas, which mostly is 0. sigmas: (n + 1,), falling. input_scale: c_in, see
+    `Denoiser.input_scale`.
+    A step of sampling, x_{i+1} = x_i + (s_{i+1} - s_i) d(x_i, s_i), is solved for x_i. The published inversion (arXiv
+    2211.09794) asks the model at the upper timestep with the latent that is there, in the scale of its own level: the
+    model reads c_in(s_{i+1}) x_{i+1}, which is c_in(s_i) x for x = x_{i+1} c_in(s_{i+1}) / c_in(s_i). With
+    `refinement` the step so made is the first guess of the fixed point x_i = x_{i+1} + (s_i - s_{i+1}) d(x_i, s_i),
+    which sampling undoes exactly; it is iterated so many times.
     """
     x = clean
     for sigma, next_sigma in zip(sigmas[:-1].flip(0), sigmas[1:].flip(0)):
@@ -34,17 +39,19 @@ def ddim_inversion(predict: Predict, clean: Tensor, sigmas: Tensor, refinement: 
         def d(guess: Tensor, at: Tensor = sigma) -> Tensor:
             return predict(guess, at)
 
-        x = fixed_point(d, x, sigma - next_sigma, refinement)
+        step = sigma - next_sigma
+        first = x + step * d(x * (input_scale(next_sigma) / input_scale(sigma)))
+        x = fixed_point(d, x, step, first, refinement)
         yield x
 
 
-def fixed_point(d: Callable[[Tensor], Tensor], x: Tensor, step: Tensor, iterations: int) -> Tensor:
-    """Solves y = x + step * d(y) by iteration, beginning with y = x + step * d(x): (B, C, ...) -> (B, C, ...).
+def fixed_point(d: Callable[[Tensor], Tensor], x: Tensor, step: Tensor, first: Tensor, iterations: int) -> Tensor:
+    """Solves y = x + step * d(y) by iteration, beginning with y = first: all (B, C, ...).
 
     Where an iteration moves a batch entry away from the solution, the entry returns to the best y so far, and from
     there takes half the step.
     """
-    y = best = x + step * d(x)
+    y = best = first
     best_change, least = torch.zeros_like(y), torch.full_like(_norms(y), float("inf"))
     damping = torch.ones_like(least)  # share of the step that is taken: (B, 1, ...)
     for _ in range(iterations):

@@ -82,11 +82,18 @@ class Inversion:
         close = nearest <= _SAME_LATENT * own.norm(dim=1)[images]
         return images if bool(close.all()) else None
 
-    def report(self) -> str:
-        """Returns a text of a few lines for the user."""
-        settings, lines = self.settings, []
+    def facts(self) -> list[str]:
+        """Returns lines for the user: what was inverted, how, and how near the reconstruction comes."""
+        settings = self.settings
         count = "1 image" if self.images == 1 else f"{self.images} images"
-        lines.append(f"{count}, {settings.method}, {self.steps} steps of {settings.scheduler}, cfg {settings.cfg:g}")
+        return [
+            f"{count}, {settings.method}, {self.steps} steps of {settings.scheduler}, cfg {settings.cfg:g}",
+            "reconstruction error, as a share of the latents' size: " + _percentages(self.error),
+        ]
+
+    def warnings(self) -> list[str]:
+        """Returns lines for the user: why the image may be reproduced less exactly."""
+        settings, lines = self.settings, []
         if self.done < self.steps:
             what_follows = (
                 "the later ones use the last embedding found, so the image is reproduced less exactly."
@@ -96,12 +103,15 @@ class Inversion:
             lines.append(f"Cancelled after {self.done} of {self.steps} steps: {what_follows}")
         if settings.method == "plain" and settings.cfg != 1:
             lines.append("Guidance leads away from a plain inversion: sample it at a cfg of 1.")
-        lines.append("reconstruction error, as a share of the latents' size: " + _percentages(self.error))
-        lines += [
+        return lines
+
+    def report(self) -> str:
+        """Returns a text for the user: the facts, the warnings, and the losses of every step."""
+        losses = [
             f"step {number}: loss {first:.3g} to {last:.3g}"
             for number, (first, last) in enumerate(self.losses, start=1)
         ]
-        return "\n".join(lines)
+        return "\n".join([*self.facts(), *self.warnings(), *losses])
 
 
 def _percentages(shares: Tensor) -> str:

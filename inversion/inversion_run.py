@@ -164,7 +164,8 @@ class _Run:
         self.parts_done += len(group) * (len(reached) - 1)
         sigmas = self.sigmas[: len(self.sigmas) - len(reached) + 1]
         predict = partial(self._predict_cond, self._predictions(group))
-        for x in ddim_inversion(predict, reached[-1], sigmas, self.settings.refinement):
+        scale, refinement = self.denoiser.input_scale, self.settings.refinement
+        for x in ddim_inversion(predict, reached[-1], sigmas, scale, refinement):
             if not torch.isfinite(x).all():
                 raise FloatingPointError(
                     f"Inversion: at sigma {float(self.sigmas[-1 - len(reached)]):.3g} the model gives numbers that "

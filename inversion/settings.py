@@ -14,7 +14,7 @@ _SAME_CFG = 1e-3  # a CFG nearer to 1 than this is 1: guidance then cancels out
 
 @dataclass(frozen=True)
 class InversionSettings:
-    """Holds the settings of an inversion; the defaults are the published ones (arXiv 2211.09794).
+    """Holds the settings of an inversion; the defaults but the scheduler are published (arXiv 2211.09794).
 
     method: "null-text" optimises the negative embedding of every step; "negative prompt" uses the positive one in its
         place (arXiv 2305.16807); "plain" leaves the negative as it is.

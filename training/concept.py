@@ -15,18 +15,18 @@ class Concept:
     target: the prompt the slider acts on, c_t; empty for a slider that acts on anything.
     more, less: prompts for the two ends, c+ and c-.
     preserve: phrases p to leave as they are, such as "male" and "female"; each is joined to c+ and to c-.
-    eta: guidance of the edit; it sets how far strength 1 goes, above 0.
+    eta: guidance of the edit; it sets how far strength 1 goes. 0 is automatic, see `eta_choice`.
     erase: strength 1 takes the attribute away (-eta) instead of bringing more of it.
     weight: how often a sample of this concept is trained on, against the other concepts of a slider; above 0.
     Raises ValueError if a field is of another type, more or less says nothing, both say the same, a phrase is empty
-    or repeated, or eta or weight is not above 0.
+    or repeated, eta is below 0, or weight is not above 0.
     """
 
     target: str
     more: str
     less: str
     preserve: tuple[str, ...] = ()
-    eta: float = 4.0
+    eta: float = 0.0
     erase: bool = False
     weight: float = 1.0
 
@@ -41,8 +41,8 @@ class Concept:
             raise ValueError("A phrase to preserve is empty; leave it out or write one.")
         if len({_plain(phrase) for phrase in self.preserve}) < len(self.preserve):
             raise ValueError(f"A phrase to preserve is there twice: {', '.join(self.preserve)}.")
-        if not (isfinite(self.eta) and self.eta > 0):
-            raise ValueError(f"eta must be a number above 0, got {self.eta}; for the opposite, erase.")
+        if not (isfinite(self.eta) and self.eta >= 0):
+            raise ValueError(f"eta must be above 0, or 0 for automatic; got {self.eta}. For the opposite, erase.")
         if not (isfinite(self.weight) and self.weight > 0):
             raise ValueError(f"A concept's weight must be a number above 0, got {self.weight}.")
 

@@ -18,7 +18,7 @@ Embed = Callable[[Tensor], Tensor]  # (N, C, ...) clean latents -> (N, E)
 
 
 class EarlyStop:
-    """Measures a slider's effect every `every` steps, and says when it has stopped growing.
+    """Measures a slider's effect every `EVERY` steps, and says when it has stopped growing.
 
     The effect is how far predicted images lie apart between strength -1 and +1: the cosine distance of their
     embeddings if there is `embed`, else their difference relative to their size. After `patience` evaluations in a
@@ -29,17 +29,19 @@ class EarlyStop:
     patience: 0 for no early stop.
     """
 
+    EVERY = 20
     GROWTH = 0.02
     ROUNDING = 1e-5  # a frozen model in float32 differs by some 4e-7; a slider with a visible effect has 1e-2
 
-    def __init__(self, sampler: PreviewSampler, patience: int, every: int = 20, embed: Embed | None = None):
-        self.sampler, self.patience, self.every, self.embed = sampler, patience, every, embed
+    def __init__(self, sampler: PreviewSampler, patience: int, embed: Embed | None = None):
+        self.sampler, self.patience, self.embed = sampler, patience, embed
         self.effects: list[float] = []
         self._failed = False
+        self.problem = ""  # why it has given up, for the user
 
     def evaluate(self, step: int) -> None:
         """Measure the effect, if an evaluation is due after this step or was interrupted before it."""
-        if not self.patience or self._failed or len(self.effects) >= step // self.every:
+        if not self.patience or self._failed or len(self.effects) >= step // self.EVERY:
             return
         try:
             self.effects.append(self.effect())
@@ -48,7 +50,8 @@ class EarlyStop:
             number = len(self.effects) + 1
             no_memory = is_out_of_memory(error)
             why = "there is no memory for its evaluations" if no_memory else f"evaluation {number} failed"
-            log.warning("Training goes on without an early stop: %s (%s)", why, describe_error(error))
+            self.problem = f"Training goes on without an early stop: {why} ({describe_error(error)})"
+            log.warning(self.problem)
 
     @property
     def has_converged(self) -> bool:

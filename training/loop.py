@@ -7,7 +7,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +18,9 @@ from ..comfy_host.errors import is_out_of_memory
 from ..comfy_host.gradient_checkpointing import checkpointed
 from ..comfy_host.memory import free_unused
 from ..comfy_host.refetched_weights import refetched
-from .objectives import prediction_loss
+from .progress import Progress
 from .recipe import GRADIENT_CHECKPOINTING
-from .samples import Sample, SampleSource
+from .samples import Lesson, SampleSource
 from .snapshot import RandomState, Snapshot
 
 if TYPE_CHECKING:
@@ -36,24 +35,6 @@ _WINDOW = 50  # losses that a new one is compared with
 _EXPLODED = 1000.0  # times their median: the run is broken
 _SOUND = 10.0  # times their median: above it the state may be the beginning of an explosion
 _LEAST_SCALE = 2.0**-10  # of half-precision gradients: with a smaller one they overflow at every step
-
-
-@dataclass
-class Progress:
-    """How a run went.
-
-    losses: one for every step done. stopped: it ended before its last step, other than by the early stop.
-    converged: the early stop ended it. failure: what broke it, for the user; empty if nothing did.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    stopped: bool = False
-    converged: bool = False
-    failure: str = ""
-
-    @property
-    def steps(self) -> int:
-        return len(self.losses)
 
 
 class Training:
@@ -75,7 +56,7 @@ class Training:
         self.recipe, self.generator, self.early_stop = recipe, generator, early_stop
         self.progress = Progress()
         self._parameters = layers.parameters()
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=recipe.learning_rate, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(layers.parameter_groups(), weight_decay=0.0)
         # Gradients that pass through half-precision layers vanish unless the loss is scaled up
         half = predictor.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(predictor.device.type, enabled=half)
@@ -89,7 +70,7 @@ class Training:
     def run(
         self,
         should_stop: Callable[[], bool],
-        after_step: Callable[[Progress, Sample], None],
+        after_step: Callable[[Progress, Lesson], None],
         cancelled: type[BaseException] | tuple[type[BaseException], ...] = (),
     ) -> Progress:
         """Train up to the recipe's number of steps, or until the early stop, a stop or a breakdown ends the run.
@@ -165,9 +146,10 @@ class Training:
         """Let the early stop evaluate the slider, if an evaluation is due, and note whether it has converged."""
         if self.early_stop is not None and not self.progress.converged:
             self.early_stop.evaluate(self.progress.steps)
+            self.progress.note(self.early_stop.problem)
             self.progress.converged = self.early_stop.has_converged
 
-    def _backward(self, sample: Sample) -> float:
+    def _backward(self, sample: Lesson) -> float:
         """Add the gradient of a sample's loss, in as many parts as the model or the memory asks for.
 
         Returns the loss. What the model turns out to need is kept for the steps to come.
@@ -185,7 +167,7 @@ class Training:
                     self._carefully = True
             free_unused()
 
-    def _backward_part(self, sample: Sample, entries: Tensor) -> float:
+    def _backward_part(self, sample: Lesson, entries: Tensor) -> float:
         """Run backward for some batch entries (indices); returns their share of the whole loss."""
         share = len(entries) / len(sample.x)
         with ExitStack() as during:
@@ -195,17 +177,16 @@ class Training:
             if self._checkpointing:
                 during.enter_context(checkpointed(self.predictor.network))
             prediction = self.predictor(sample.x[entries], sample.sigma, [sample.prompt])[0]
-            mask = sample.mask[entries] if sample.mask is not None and len(sample.mask) > 1 else sample.mask
-            loss = share * prediction_loss(prediction, sample.target[entries], mask)
+            loss = share * sample.loss(prediction, entries)
             self._scaler.scale(loss).backward()
         return loss.item()
 
     def _parts(self, strengths: Tensor) -> Iterator[Tensor]:
-        """Indices of the batch entries that are evaluated together, part by part. strengths: (B, 1)."""
+        """Indices of the batch entries that are evaluated together, part by part. strengths: (B, sliders)."""
         entries = torch.arange(len(strengths), device=strengths.device)
         together = [entries]
         if needs_separate_evaluations(self.predictor.model, strengths):
-            together = [entries[strengths[:, 0] == value] for value in strengths.unique()]
+            together = [entries[(strengths == alike).all(dim=1)] for alike in strengths.unique(dim=0)]
         for some in together:
             yield from some.split(self._at_once or len(entries))
 
@@ -214,12 +195,16 @@ class Training:
         now = self._at_once or entries
         if now > 1:
             self._at_once = now // 2
-            log.warning("Training: there is no memory for %d images at once; going on with %d.", now, now // 2)
+            self._warn(f"there is no memory for {now} images at once; going on with {now // 2}.")
         elif not self._checkpointing:
             self._checkpointing = True
-            log.warning("Training: there is little memory; going on with gradient checkpointing.")
+            self._warn("there is little memory; going on with gradient checkpointing.")
         else:
             raise error
+
+    def _warn(self, text: str) -> None:
+        log.warning("Training: %s", text)
+        self.progress.note(f"Training: {text}")
 
     def _clip_gradients(self) -> float:
         """Scale the gradient to a norm of at most 1. Returns the norm it had."""
@@ -270,13 +255,13 @@ class Training:
         del self.progress.losses[self._snapshot.steps :]
         self._updating = False
 
-    def _break_off(self, sample: Sample, loss: float, norm: float) -> None:
+    def _break_off(self, sample: Lesson, loss: float, norm: float) -> None:
         """Say where the run broke down, and go back to the snapshot. Raises FloatingPointError if it has no steps."""
         gradient = "" if math.isfinite(norm) or not math.isfinite(loss) else f", its gradient {norm:.3g}"
         self.progress.failure = (
             f"Training broke down at step {self.progress.steps + 1} of {self.recipe.steps}, sigma "
             f"{float(sample.sigma):.3g}: the loss is {loss:.3g}{gradient}. A lower learning rate than "
-            f"{self.recipe.learning_rate:g} may help."
+            f"{self.layers.learning_rates()['median']:.2g} may help."
         )
         if not self._snapshot.steps:
             raise FloatingPointError(self.progress.failure)

@@ -19,9 +19,9 @@ def textual_change(d_more: Tensor, d_less: Tensor) -> Tensor:
 def textual_target(d_target: Tensor, change: Tensor, eta: Tensor | float) -> Tensor:
     """Return what the model with the slider is to predict at c_t (arXiv 2311.12092, eq. 8): d(c_t) + eta * change.
 
-    d_target: (B, C, ...), the frozen prediction at the target prompt, as published, or its mean over the target with
-        each phrase to preserve. That mean keeps what the phrases name at even odds, whatever x shows: a face grown
-        old no longer brings the glasses that the model expects on it.
+    d_target: (B, C, ...), the frozen prediction at the target prompt, as the paper has it, or its mean over the
+        target with each phrase to preserve. That mean keeps what the phrases name at even odds, whatever x shows: a
+        face grown old no longer brings the glasses that the model expects on it.
     change: (B, C, ...), see `textual_change`. eta: a number, or (B, 1, ...) for one per batch entry; negative for the
         opposite edit.
     """

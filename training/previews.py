@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from einops import rearrange, repeat
@@ -23,6 +23,14 @@ log = logging.getLogger(__name__)
 SAMPLING_STEPS = 20
 FROZEN_STEPS = 8  # of these, by the frozen model: the image can still change, and its content shows
 STRENGTHS = (-1.0, 0.0, 1.0)
+
+
+class ShownStrengths(Protocol):
+    """What a preview shows."""
+
+    def predict(self, strengths: Sequence[float]) -> Tensor:
+        """Return (N, count, C, ...) clean latents, as predicted at these strengths."""
+        ...
 
 
 class PreviewSampler:
@@ -72,9 +80,10 @@ class Previews:
     shapes: of the parts that latents are packed of; the part of the images is shown.
     """
 
-    def __init__(self, sampler: PreviewSampler, loan: Loan, shapes: Shapes, every: int):
+    def __init__(self, sampler: ShownStrengths, loan: Loan, shapes: Shapes, every: int):
         self.sampler, self.loan, self.shapes, self.every = sampler, loan, shapes, every
         self._failed = False
+        self.problem = ""  # why it has given up, for the user
 
     def is_due(self, step: int) -> bool:
         return not self._failed and self.every > 0 and step % self.every == 0
@@ -87,4 +96,5 @@ class Previews:
                 report(latents)
         except RECOVERABLE_ERRORS as error:
             self._failed = True
-            log.warning("Training goes on without previews, as one failed: %s", describe_error(error))
+            self.problem = f"Training goes on without previews, as one failed: {describe_error(error)}"
+            log.warning(self.problem)

@@ -12,6 +12,7 @@ from typing import Any
 
 from .concept import Concept
 from .layer_choice import CHOICES
+from .step_sizes import RHO
 from .validation import check_types, from_values
 
 VISUAL_METHODS = ("noise", "ADDifT")
@@ -25,7 +26,8 @@ class Recipe:
 
     rank: of the slider, 1 to 128. alpha: its scale is alpha / rank, as in LoRA files; 0 stands for the rank, a scale
         of 1. full_rank: train whole differences of weights instead, for comparison.
-    steps: optimiser steps, at least 1. learning_rate: of AdamW, above 0.
+    steps: optimiser steps, at least 1. learning_rate: of AdamW, the same for all layers; 0 for one in units of each
+        layer, whose weight a step then changes by the share rho, see `step_sizes`.
     layers: one of `layer_choice.CHOICES`. convolutions: train convolutions too, not linear layers alone.
     pattern: a regular expression that is searched for in the layers' paths, for experts; empty takes all.
     both_signs: train strength -1 as well.
@@ -41,7 +43,8 @@ class Recipe:
     alpha: float = 0.0
     full_rank: bool = False
     steps: int = 400
-    learning_rate: float = 5e-4
+    learning_rate: float = 0.0
+    rho: float = RHO
     layers: str = CHOICES[0]
     convolutions: bool = True
     pattern: str = ""
@@ -64,7 +67,8 @@ class Recipe:
         yield "rank", 1 <= self.rank <= 128, "1 to 128"
         yield "alpha", isfinite(self.alpha) and self.alpha >= 0, "above 0, or 0 for the rank"
         yield "steps", self.steps >= 1, "at least 1"
-        yield "learning_rate", isfinite(self.learning_rate) and self.learning_rate > 0, "a number above 0"
+        yield "learning_rate", isfinite(self.learning_rate) and self.learning_rate >= 0, "above 0, or 0 for automatic"
+        yield "rho", isfinite(self.rho) and self.rho > 0, "a number above 0"
         yield "layers", self.layers in CHOICES, f"one of {', '.join(CHOICES)}"
         yield "pattern", _is_pattern(self.pattern), "a regular expression"
         yield "patience", self.patience >= 0, "0 or above"
@@ -101,7 +105,7 @@ class TextualRecipe(Recipe):
     rollout_steps: sampling steps of a rollout. guidance: its classifier-free guidance scale.
     samples_per_rollout: samples taken from one trajectory before the next is rolled out.
     on_policy_rollouts: share of the trajectories that are rolled out with the slider on, in [0, 1]; the rest run the
-        bare model, as published.
+        bare model. The paper has 0, its code 1.
     phrases_per_sigma: of the phrases to preserve, how many the frozen model is evaluated with at one sigma, all in
         turn; 0 for all of them at once.
     preserve_in_target: ask it for the target with these phrases too, and not for the target alone; without phrases it
@@ -140,16 +144,18 @@ class EncoderRecipe(Recipe):
     """A slider of the text encoder alone.
 
     concepts: as for a textual slider; their eta is not used. share: how far strength 1 moves the prompt's encoding,
-    in parts of the way from the less end to the more end.
+    in parts of the way from the less end to the more end. reach: the largest strength that is trained, at least 1.
     """
 
     concepts: tuple[Concept, ...]
     share: float = 1.0
+    reach: float = 2.0
 
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
         yield from super()._checks()
         yield "concepts", len(self.concepts) > 0, "one concept or more"
         yield "share", isfinite(self.share) and self.share > 0, "a number above 0"
+        yield "reach", isfinite(self.reach) and self.reach >= 1, "a number of at least 1"
 
     @property
     def ends(self) -> tuple[str, str]:
@@ -184,7 +190,9 @@ class RunRecord:
 
     latent_shape: (C, ..., h, w) of the latents trained at. batch: how many a step; a visual slider's, in its largest
     set. scenes: the prompts of a visual slider's images. pairs: a hash of these images. family, base_model_hash:
-    of the model trained on, as `SliderInfo` has them.
+    of the model trained on, as `SliderInfo` has them. learning_rates: the smallest, the median and
+    the largest one. etas: of the concepts, as trained; audition_moved: how far the auditions that chose them move the
+    latent, 0 for an eta set by hand. reached: see `reached.reached`.
     Raises ValueError, naming the field, for a value of another type or out of range.
     """
 
@@ -196,6 +204,10 @@ class RunRecord:
     pairs: str = ""
     family: str = ""
     base_model_hash: str = ""
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    etas: tuple[float, ...] = ()
+    audition_moved: tuple[float, ...] = ()
+    reached: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_types(self, "A trained slider")

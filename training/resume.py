@@ -46,12 +46,14 @@ class RunCheckpoint:
         if state is not None:
             self.training.restore(state)
             done = len(state["losses"])
+            self.training.progress.resumed_from = done
             log.info("Training '%s' goes on from step %d of %d, kept in %s", self.name, done, steps, self.file)
         elif longer or is_another_kept(self.file.parent, self.name, self.digest):
             why = longer or (
                 f"of what {self.file.parent} keeps by that name, something that decides the steps was another "
                 "(a setting, a prompt, an image, the model or what is patched into it)"
             )
+            self.training.progress.note(f"Training begins anew: {why}")
             log.info("Training '%s' begins anew: %s", self.name, why)
 
     def after_step(self) -> None:
@@ -75,7 +77,9 @@ class RunCheckpoint:
         try:
             write_state(self.file, self.training.state())
         except OSError as error:
-            log.warning("Training goes on, but its checkpoint %s cannot be written: %s", self.file, error)
+            problem = f"Training goes on, but its checkpoint {self.file} cannot be written: {error}"
+            self.training.progress.note(problem)
+            log.warning(problem)
 
 
 def file_for(folder: Path, name: str, digest: str) -> Path:

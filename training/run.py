@@ -1,13 +1,13 @@
 """One training run, from a model and a recipe to a slider: of words, of images, or of the text encoder alone.
 
-Each of the three prepares what is its own, the samples above all, and hands it to `_run`: resume, loop, write.
+Each of the three prepares what is its own, the samples above all, and hands it to `run_kept`: resume, loop, write.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,22 @@ from ..comfy_host.denoiser import Denoiser
 from ..comfy_host.errors import InterruptProcessingException
 from ..comfy_host.identity import COMFYUI_VERSION, digest_of, family, modifications_of, weights_hash
 from ..comfy_host.latents import Shapes, check_has_all_parts, check_latents_fit, image_part, packed
-from ..comfy_host.text_encoders import CLIP, TextEncoder, encoder_layer_names
+from ..comfy_host.text_encoders import CLIP, TextEncoder, check_is_one, encoder_layer_names
 from ..sliders.slider import Slider, SliderInfo
+from .automatic import outcome
 from .early_stop import EarlyStop, Embed
-from .loop import Progress, Training
+from .ends import check_encodings
+from .loop import Training
 from .previews import Previews, PreviewSampler
+from .progress import Progress
 from .recipe import EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
 from .resume import RunCheckpoint
-from .samples import Sample, SampleSource
+from .samples import Lesson, SampleSource, Warnings
 from .text_encoder_samples import EncoderSamples
 from .textual_samples import TextualSamples
 from .trainable_layers import TrainableLayers
 from .visual_samples import LatentSet, VisualSamples
+from .words import blind_encoders, check_words
 
 USEFUL_RANGE = (-1.5, 1.5)  # a first guess: what strengths mean is set by eta
 EVALUATED = 4  # latents that the early stop measures the effect on
@@ -52,6 +56,7 @@ class RunOptions:
     checkpoint_every: steps between writings; it is written once more at the end.
     embed: what the early stop compares predicted images by, such as CLIP vision; None compares the latents.
     embed_hash: what sets this `embed` apart from others, such as a hash of its model's weights.
+    warnings: what is known before the run, such as `words.check_words` returns; the run's own are added to it.
     """
 
     should_stop: Callable[[], bool] = lambda: False
@@ -61,14 +66,16 @@ class RunOptions:
     checkpoint_every: int = 100
     embed: Embed | None = None
     embed_hash: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has made, and how it went."""
+    """What a run has made, how it went, and what the user should know of what it has learned from."""
 
     slider: Slider
     progress: Progress
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class TrainingData:
 
     latents: (B, C, ...), of the size trained at. preview_prompt: what previews show. predictions: of each latent,
     the most that are asked for in one batch. digest_of: whatever decides the samples, to tell runs apart. record: for
-    the slider's header, some of `recipe.RunRecord`. shapes: of the parts that the latents are packed of.
+    the slider's header, some of `recipe.RunRecord`. shapes: of the parts that the latents are packed of. warnings:
+    those that the samples add to.
     """
 
     latents: Tensor
@@ -86,6 +94,7 @@ class TrainingData:
     digest_of: Any = None
     record: Mapping[str, Any] = field(default_factory=dict)
     shapes: Shapes = None
+    warnings: Warnings = field(default_factory=Warnings)
 
 
 def train_textual(
@@ -105,15 +114,17 @@ def train_textual(
     latents it does not take, FloatingPointError if training diverges at once; the model is given back as it was in
     every case.
     """
+    check_encodings(recipe.concepts, conditionings)
     latents, shapes = packed(latents)
+    warnings = Warnings()
 
     def make_samples(denoiser: Denoiser, layers: TrainableLayers, generator: torch.Generator) -> TextualSamples:
-        return TextualSamples(denoiser, layers, recipe, tuple(latents.shape), generator)
+        return TextualSamples(denoiser, layers, recipe, tuple(latents.shape), generator, warnings)
 
     phrases = max(len(concept.phrases) for concept in recipe.concepts)
     # two for guidance, and three for every phrase: of the target and of both ends
     predictions = 2 + 3 * min(recipe.phrases_per_sigma or phrases, phrases)
-    data = TrainingData(latents, recipe.concepts[0].target, predictions, shapes=shapes)
+    data = TrainingData(latents, recipe.concepts[0].target, predictions, shapes=shapes, warnings=warnings)
     return train(patcher, conditionings, recipe, data, name, make_samples, run_options)
 
 
@@ -131,14 +142,17 @@ def train_visual(
     """
     for one in sets:
         check_latents_fit(patcher, one.latents)
+    warnings = Warnings()
 
     def make_samples(denoiser: Denoiser, layers: TrainableLayers, generator: torch.Generator) -> VisualSamples:
-        return VisualSamples(denoiser, sets, recipe, generator)
+        return VisualSamples(denoiser, sets, recipe, generator, warnings)
 
     largest = max((one.latents for one in sets), key=Tensor.numel, default=torch.zeros(1))
     images, prompts = [(one.latents, one.strengths, one.mask) for one in sets], [one.prompt for one in sets]
     record = {"scenes": list(dict.fromkeys(prompts)), "pairs": digest_of(images)}
-    data = TrainingData(largest, prompts[0] if prompts else "", digest_of=[images, prompts], record=record)
+    data = TrainingData(
+        largest, prompts[0] if prompts else "", digest_of=[images, prompts], record=record, warnings=warnings
+    )
     return train(patcher, conditionings, recipe, data, name, make_samples, run_options)
 
 
@@ -152,7 +166,11 @@ def train(
     run_options: RunOptions | None = None,
 ) -> Trained | None:
     """Train a slider on samples of any kind; see `train_textual`."""
+    for prompt, ((encoding, _), *_) in conditionings.items():
+        check_is_one(prompt, encoding)
     latents, shapes, run_options = data.latents, data.shapes, run_options or RunOptions()
+    for sentence in run_options.warnings:
+        data.warnings.add(sentence)
     check_has_all_parts(patcher.model, shapes)
     generator = torch.Generator().manual_seed(recipe.seed)
     memory = patcher.model.memory_required([latents.shape[0] * data.predictions, *latents.shape[1:]])
@@ -171,13 +189,15 @@ def train(
         embedding = run_options.embed_hash if recipe.patience and embed else None
         given = (tuple(latents.shape), shapes, conditionings, data.digest_of, embedding)
         previews = Previews(sampler(), loan, shapes, run_options.preview_every)
-        progress = _run(training, name, digest_of(recipe.digest(), frozen, given), run_options, previews)
+        progress = run_kept(training, name, digest_of(recipe.digest(), frozen, given), run_options, previews)
         if not progress.steps:
             return None
         size = image_part(latents, shapes).shape[1:]
         record = {"latent_shape": list(size), "batch": len(latents), **data.record}
+        record |= outcome(denoiser, layers, samples, progress.note)
+        progress.note(denoiser.problem)
         info = slider_info(recipe, progress, family(patcher), model_hash, record)
-        return Trained(Slider(name, layers.finished(), info), progress)
+        return Trained(Slider(name, layers.finished(), info), progress, tuple(data.warnings))
 
 
 def train_text_encoder(
@@ -188,32 +208,38 @@ def train_text_encoder(
     Returns None if it was stopped before the first step. Raises ValueError for layers the encoder does not have and
     prompts that cannot be compared, FloatingPointError if training diverges at once.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator, warnings = torch.Generator().manual_seed(recipe.seed), Warnings()
+    for sentence in check_words(clip, recipe.concepts):
+        warnings.add(sentence)
     with borrowed(clip.patcher):
-        layers = TrainableLayers(clip.patcher, recipe, generator, encoder_layer_names(clip))
+        blind = blind_encoders(clip, recipe.concepts)
+        layers = TrainableLayers(clip.patcher, recipe, generator, encoder_layer_names(clip, without=blind))
         encoder = TextEncoder(clip)
-        samples = EncoderSamples(encoder, recipe, generator)
+        samples = EncoderSamples(encoder, recipe, generator, warnings)
         training = Training(encoder, layers, samples, recipe, generator)
         model_hash = weights_hash(clip.patcher)
         # the encodings too: they depend on settings of the CLIP, such as the layer that they are taken from
         frozen = (model_hash, encoder.dtype, modifications_of(clip.patcher), samples.encoded)
-        progress = _run(training, name, digest_of(recipe.digest(), *frozen), run_options or RunOptions())
+        progress = run_kept(training, name, digest_of(recipe.digest(), *frozen), run_options or RunOptions())
         if not progress.steps:
             return None
-        info = slider_info(recipe, progress, type(clip.cond_stage_model).__name__, model_hash)
-        return Trained(Slider(name, layers.finished(), info), progress)
+        record = outcome(encoder, layers, samples, progress.note)
+        info = slider_info(recipe, progress, type(clip.cond_stage_model).__name__, model_hash, record)
+        info = replace(info, useful_range=samples.useful_range(encoder, layers))
+        return Trained(Slider(name, layers.finished(), info), progress, tuple(warnings))
 
 
-def _run(
+def run_kept(
     training: Training, name: str, digest: str, run_options: RunOptions, previews: Previews | None = None
 ) -> Progress:
     """Resume the run if it has been kept, train, and write its state however it ends."""
     checkpoint = RunCheckpoint(training, run_options.checkpoints, name, digest, run_options.checkpoint_every)
 
-    def after_step(progress: Progress, sample: Sample) -> None:
+    def after_step(progress: Progress, sample: Lesson) -> None:
         checkpoint.after_step()
         if previews and previews.is_due(progress.steps):
             previews.show(partial(run_options.progress, progress))
+            progress.note(previews.problem)
         else:
             run_options.progress(progress, None)
 

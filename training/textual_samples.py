@@ -5,8 +5,8 @@ A sample is a latent of a rollout, with the prediction that the slider is to lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,12 @@ from torch import Tensor
 
 from ..comfy_host.predictor import classifier_free
 from .concept import Concept
+from .ends import ABOVE_ROUNDING, NOTHING, Answers, relative_size, share_again
+from .eta_choice import choose_for
 from .objectives import textual_change, textual_target
 from .recipe import TextualRecipe
-from .samples import Sample
+from .rollout import Trajectory, roll_out
+from .samples import Sample, SampleSource, Warnings
 
 if TYPE_CHECKING:
     from ..comfy_host.predictor import DiffusionPredictor
@@ -25,23 +28,30 @@ if TYPE_CHECKING:
 
 
 POOL = 4  # rollouts that samples are taken from in turn
+HELD_OUT = 2  # latents of the rollout that is held out
 
 
-class TextualSamples:
-    """Endless samples: the latents of rollouts at every sigma, with the frozen model's predictions there.
+class TextualSamples(SampleSource):
+    """Endless samples: the latents of rollouts at each of their sigmas, with the frozen model's predictions there.
 
-    A rollout passes through every sigma, and what the frozen model predicts at a latent does not change: so one
-    rollout gives `recipe.samples_per_rollout` samples, each sigma at one sign of the slider and then at the other.
+    A rollout passes through `recipe.rollout_steps` sigmas, and what the frozen model predicts at a latent does not
+    change: so one rollout gives `recipe.samples_per_rollout` samples, each sigma at one sign of the slider and then
+    at the other.
     Samples one after the other come from different rollouts: `POOL` of them take turns, and when one is used up
     another takes its place. The first ones are cut short, each to another length, so that never many end together: at
     batch 1 a slider would otherwise learn from one image for many steps, and forget the one before.
     Of the phrases to preserve, `recipe.phrases_per_sigma` are predicted with at a sigma. Where there are more they
-    take turns, which over many rollouts is the mean over all; the public code takes one an iteration.
-    Most rollouts are of the frozen model, as the paper has it. The share `recipe.on_policy_rollouts` of them is made
+    take turns, which over many rollouts is the mean over all; the public code takes one an iteration, and has it in
+    every prompt.
+    Rollouts are of the frozen model, as the paper has it; but the share `recipe.on_policy_rollouts` of them is made
     with the slider on (the public code does so always), each batch entry at its own sign: there it learns what to
     preserve in images that it has changed.
 
+    A concept with an eta of 0 gets one by auditions before the first sample, see `eta_choice`.
+
     shape: (B, C, ...) of the latents. The pool holds 3 x rollout_steps x POOL of them, in float32 on the CPU.
+    warnings: gets a sentence for every concept whose ends the model hardly tells apart along its first rollout.
+    Raises ValueError, with the first rollout that shows it, if it tells those of no concept apart.
     """
 
     def __init__(
@@ -51,14 +61,21 @@ class TextualSamples:
         recipe: TextualRecipe,
         shape: tuple[int, ...],
         generator: torch.Generator,
+        warnings: Warnings | None = None,
     ):
         self.denoiser, self.layers, self.recipe = denoiser, layers, recipe
+        self.warnings = Warnings() if warnings is None else warnings
+        self._answers: dict[int, Answers] = {}  # by concept, along the first rollout of each
         self.shape, self.generator = shape, generator
+        self._concepts = recipe.concepts  # with their etas, once those are chosen
+        self._moved: list[float] = []  # by the auditions that chose them
         self._weights = torch.tensor([concept.weight for concept in recipe.concepts])
         self._pool: list[dict[str, Any]] = []
         self._turn = 0  # the rollout in the pool that gives the next sample
 
     def __next__(self) -> Sample:
+        if not self._moved:
+            self._choose_etas()
         if self._turn == len(self._pool):  # the pool is still being filled
             self._pool.append(self._roll_out(-(-self.recipe.samples_per_rollout * (self._turn + 1) // POOL)))
         elif not self._pool[self._turn]["waiting"]:
@@ -67,16 +84,49 @@ class TextualSamples:
         self._turn = (self._turn + 1) % POOL
         return self._sample(rollout, *rollout["waiting"].pop(0))
 
+    def held_out(self) -> list[Sample]:
+        """Return samples at +1 and at -1 of rollouts by other seeds, at the sigmas of a schedule with one step more.
+
+        It shares none with the schedule of training but the first, which is left out. All phrases are asked for.
+        """
+        steps = self.recipe.rollout_steps + 1
+        recipe = replace(
+            self.recipe, rollout_steps=steps, phrases_per_sigma=0, on_policy_rollouts=0.0, both_signs=False
+        )
+        generator = torch.Generator().manual_seed((self.recipe.seed + 1) % 2**64)
+        apart = TextualSamples(self.denoiser, self.layers, recipe, (HELD_OUT, *self.shape[1:]), generator)
+        apart.restore({**self.state(), "turn": 0, "pool": []})
+        apart._answers = self._answers
+        rollouts = [apart._roll_out(steps, concept) for concept in range(len(self._concepts))]
+        return [
+            apart._sample(rollout, step, flip)
+            for rollout in rollouts
+            for step in sorted({step for step, _ in rollout["waiting"] if step})
+            for flip in (1, -1)
+        ]
+
+    def record(self) -> dict[str, Any]:
+        return {"etas": [concept.eta for concept in self._concepts], "audition_moved": list(self._moved)}
+
     def state(self) -> dict[str, Any]:
-        return {"turn": self._turn, "pool": [{**rollout, "waiting": [*rollout["waiting"]]} for rollout in self._pool]}
+        pool = [{**rollout, "waiting": [*rollout["waiting"]]} for rollout in self._pool]
+        return {"turn": self._turn, "pool": pool, **self.record()}
 
     def restore(self, state: dict[str, Any]) -> None:
+        etas, self._moved = state["etas"], list(state["audition_moved"])
+        self._concepts = tuple(replace(each, eta=eta) for each, eta in zip(self._concepts, etas, strict=True))
         self._turn = state["turn"]
         self._pool = [{**rollout, "waiting": [tuple(w) for w in rollout["waiting"]]} for rollout in state["pool"]]
 
+    def _choose_etas(self) -> None:
+        shape = self.shape[1:]
+        choices = [choose_for(self.denoiser, each, self.recipe, shape) for each in self._concepts]
+        self._concepts = tuple(replace(each, eta=c.eta) for each, c in zip(self._concepts, choices, strict=True))
+        self._moved = [choice.moved for choice in choices]
+
     def _sample(self, rollout: dict[str, Any], step: int, flip: int) -> Sample:
         """Return the sample at a step of a rollout. flip: +1 or -1, a factor of its batch entries' signs."""
-        device, concept = self.denoiser.device, self.recipe.concepts[rollout["concept"]]
+        device, concept = self.denoiser.device, self._concepts[rollout["concept"]]
         signs = rollout["signs"] * flip
         # (B,) -> (B, 1, ...), the edit at +1 and its opposite at -1
         eta = concept.signed_eta * signs.view(-1, *(1 for _ in self.shape[1:]))
@@ -84,10 +134,13 @@ class TextualSamples:
         x, sigma = rollout["x"][step].to(device), rollout["sigmas"][step].to(device)
         return Sample(x, sigma, target.to(device), signs[:, None].to(device), concept.target)
 
-    def _roll_out(self, count: int) -> dict[str, Any]:
-        """Make a rollout of one of the concepts for `count` samples, with every prediction that they need."""
+    def _roll_out(self, count: int, concept: int | None = None) -> dict[str, Any]:
+        """Make a rollout for `count` samples, with every prediction that they need.
+
+        concept: the index of the one that it is of; None draws one by their weights.
+        """
         recipe, generator, device = self.recipe, self.generator, self.denoiser.device
-        chosen = int(torch.multinomial(self._weights, 1, generator=generator))
+        chosen = int(torch.multinomial(self._weights, 1, generator=generator)) if concept is None else concept
         noise = torch.randn(self.shape, generator=generator).to(device)
         signs = self._signs()
         on_policy = bool(torch.rand((), generator=generator) < recipe.on_policy_rollouts)
@@ -98,6 +151,9 @@ class TextualSamples:
         last = max(step for step, _ in waiting)
         sigmas = self.denoiser.sigmas(recipe.rollout_steps)[: last + 2]  # what lies beyond is not needed
         trajectory = roll_out(predictions, noise, sigmas, self.denoiser.scale_noise)
+        if chosen not in self._answers:
+            self._answers[chosen] = predictions.answers(trajectory)
+            self._check_answers(chosen)
         return {
             "concept": chosen,
             "signs": signs,
@@ -107,6 +163,14 @@ class TextualSamples:
             "d_target": torch.stack(predictions.d_target).cpu(),
             "d_change": torch.stack(predictions.d_change).cpu(),
         }
+
+    def _check_answers(self, chosen: int) -> None:
+        """Warn if there is little to learn from a concept; raise ValueError if there is nothing from any."""
+        concept, answers = self.recipe.concepts[chosen], self._answers[chosen]
+        if answers.differ_little:
+            self.warnings.add(answers.said_of(concept))
+        if len(self._answers) == len(self.recipe.concepts) and all(each.are_equal for each in self._answers.values()):
+            raise ValueError(f"{answers.said_of(concept)} There is nothing to learn; take other prompts.")
 
     def _signs(self) -> Tensor:
         """Draw the strengths trained at, (B,): +1, or -1 too where both signs are trained."""
@@ -171,6 +235,28 @@ class _RolloutPredictions:
         self.sampled = {step for step, _ in steps_and_flips}
         self.d_target: list[Tensor] = []
         self.d_change: list[Tensor] = []
+        self._turns: list[list[int]] = []  # the phrases predicted with, for each sigma where a sample will be taken
+
+    def answers(self, trajectory: Trajectory) -> Answers:
+        """Compare what the model has answered to both ends, and what it answers when it is asked again.
+
+        It is asked again where the difference may be rounding: at the sigma with the largest, prompt by prompt, as
+        rounding depends on what else is in a batch.
+        """
+        steps = sorted(self.sampled)
+        change = torch.stack([self.d_change[step] for step in steps])
+        target = torch.stack([self.d_target[step] for step in steps])
+        apart = relative_size(change, target)
+        if not NOTHING < apart < ABOVE_ROUNDING * torch.finfo(self.samples.denoiser.dtype).eps:
+            return Answers(apart)
+        largest = int(change.flatten(1).norm(dim=1).argmax())
+        ends = [self.concept.ends()[phrase] for phrase in self._turns[largest]]
+        x, sigma = trajectory.x[steps[largest]], trajectory.sigmas[steps[largest]]
+        more, less = (
+            torch.cat([self.samples.denoiser.predict(x, sigma, [prompt]) for prompt in prompts])
+            for prompts in zip(*ends, strict=True)
+        )
+        return Answers(apart, share_again(change[largest], textual_change(more, less)))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...), guided."""
@@ -189,6 +275,7 @@ class _RolloutPredictions:
         With the phrases whose turn it is: the target, unless the guidance has the same prediction, and both ends.
         """
         concept, turn = self.concept, next(self.phrases)
+        self._turns.append(turn)
         more, less = zip(*(concept.ends()[phrase] for phrase in turn), strict=True)
         targets = [concept.target]
         if self.preserve_in_target:
@@ -206,31 +293,3 @@ class _RolloutPredictions:
         d_targets, d_more, d_less = frozen.split([len(frozen) - 2 * ends, ends, ends])
         self.d_target.append(d_targets.mean(dim=0) if len(d_targets) else d_guiding)
         self.d_change.append(textual_change(d_more, d_less))
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """x: (K, B, C, ...), the latents of a rollout. sigmas: (K,), falling."""
-
-    x: Tensor
-    sigmas: Tensor
-
-
-def roll_out(
-    guided: Callable[[Tensor, Tensor], Tensor],
-    noise: Tensor,
-    sigmas: Tensor,
-    scale_noise: Callable[[Tensor, Tensor], Tensor],
-) -> Trajectory:
-    """Sample by Euler's method along d: x <- x + (sigma_next - sigma) * d(x, sigma).
-
-    guided: the guided prediction d(x, sigma) for latents (B, C, ...). noise: (B, C, ...), standard normal.
-    sigmas: (K + 1,), falling; no latent is kept at the last. scale_noise: the model's own map from noise to the
-    latent at the first sigma.
-    """
-    x = scale_noise(sigmas[0], noise)
-    latents = []
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        latents.append(x)
-        x = x + (following - sigma) * guided(x, sigma)
-    return Trajectory(torch.stack(latents), sigmas[:-1])

@@ -59,6 +59,11 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
     "str": (_is_text, "a text"),
     "dict[str, str]": (lambda value: isinstance(value, dict), "a set of named values"),
+    "dict[str, float]": (
+        lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+        "a set of named numbers",
+    ),
+    "tuple[float, ...]": (lambda value: _is_tuple(_is_number, value), "a list of numbers"),
     "tuple[int, ...]": (lambda value: _is_tuple(_is_whole, value), "a list of whole numbers"),
     "tuple[str, ...]": (lambda value: _is_tuple(_is_text, value), "a list of texts"),
     "tuple[Concept, ...]": (lambda value: _is_tuple(is_dataclass, value), "a list of concepts"),

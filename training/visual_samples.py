@@ -8,8 +8,7 @@ t_i is n, for flow models n - x0_i.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .ends import NOTHING, relative_size
 from .recipe import VisualRecipe
-from .samples import Sample
+from .samples import Sample, SampleSource, Warnings
 
 if TYPE_CHECKING:
     from ..comfy_host.predictor import DiffusionPredictor
     from .pairs.image_sets import ImageSet
 
-log = logging.getLogger(__name__)
-
 SIGMAS = 1000  # of the schedule to draw from, as many as the models were trained on
+HELD_OUT = 5  # sigmas that a slider is measured at, for each of as many sets at most
+LITTLE = 1e-2  # of the latents: images of one picture that were stored with loss differ by as much
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +44,12 @@ class LatentSet:
     mask: Tensor | None = None
     name: str = ""
 
-    @property
-    def shows_nothing(self) -> bool:
-        """True if all images are the same, so that there is no difference to learn."""
-        return bool((self.latents == self.latents[:1]).all())
+    def difference(self) -> float:
+        """Return how far the images lie apart where the mask lets the loss count: rms(x - mean) / rms(x)."""
+        mask = self.mask_for_latents()
+        weight = 1.0 if mask is None else mask.sqrt()
+        latents = self.latents.float()
+        return relative_size(weight * (latents - latents.mean(dim=0)), weight * latents)
 
     def mask_for_latents(self) -> Tensor | None:
         """(1, 1, ..., h, w): the share of each latent pixel that the mask lets through."""
@@ -79,7 +81,7 @@ def encode_sets(
     ]
 
 
-class VisualSamples:
+class VisualSamples(SampleSource):
     """Endless training samples: a set, a sigma and a noise at a time, with all images of the set as batch entries.
 
     Every set comes once, in random order, before one comes again. Methods, by `recipe.method`:
@@ -106,6 +108,10 @@ class VisualSamples:
     else than it does with "noise".) Roles are swapped within the batch: entry i is student once and teacher once, of
     a partner drawn by a random cyclic shift.
 
+    Its errors count as those of a velocity on every model: by 1 / c_in(sigma)^2, which is 1 + sigma^2 for eps- and
+    v-models, and 1 for flow models. What images differ in is hidden by noise first, and only there the frozen model
+    misses it; as errors of eps, those of the faintest noise would drown it, and nothing would be learned.
+
     With `recipe.both_signs` off, only entries with a positive strength are trained on.
     """
 
@@ -115,9 +121,12 @@ class VisualSamples:
         sets: Sequence[LatentSet],
         recipe: VisualRecipe,
         generator: torch.Generator,
+        warnings: Warnings | None = None,
     ):
-        """Raises ValueError if there is no set, or one of which no image would be trained on, or none of which the
-        images differ. Where those of some sets do not, a warning names them.
+        """warnings: gets the sets whose images differ little, or not at all, where their masks let the loss count.
+
+        Raises ValueError if there is no set, or one of which no image would be trained on, or none of which the
+        images differ.
         """
         if not sets:
             raise ValueError("There are no image pairs to train on.")
@@ -128,12 +137,7 @@ class VisualSamples:
                     f"Image set {index + 1} has the strengths {', '.join(f'{s:g}' for s in one.strengths)}: "
                     f"none above 0 to train on."
                 )
-        alike = [f"{n} ({one.name})".removesuffix(" ()") for n, one in enumerate(self.sets, 1) if one.shows_nothing]
-        if alike:
-            said = f"all images of set {', '.join(alike)} are the same, and there is nothing to learn from them"
-            if len(alike) == len(self.sets):
-                raise ValueError(f"Training: {said}; take images that differ in what the slider is to turn.")
-            log.warning("Training: %s.", said)
+        self._check_differences(Warnings() if warnings is None else warnings)
         sigmas = denoiser.sigmas(SIGMAS)[:-1]
         start, end = (round(fraction * len(sigmas)) for fraction in (recipe.start_percent, recipe.end_percent))
         self._sigmas = sigmas[min(start, len(sigmas) - 1) : max(end, start + 1)]
@@ -149,8 +153,9 @@ class VisualSamples:
         clean = one.latents.to(device, torch.float32)
         x = self.denoiser.scale_noise(sigma, noise.to(device).expand_as(clean), clean)
         target = (x - clean) / sigma
-        strengths = torch.tensor(one.strengths, device=device)
+        strengths, weight = torch.tensor(one.strengths, device=device), 1.0
         if self.recipe.method == "ADDifT":
+            weight = float(self.denoiser.input_scale(sigma)) ** -2
             teacher = self._partners(len(clean)).to(device)
             missed = self.denoiser.predict(x, sigma, [one.prompt])[0] - target
             target = target + missed[teacher]
@@ -164,13 +169,62 @@ class VisualSamples:
             strengths[trained, None],
             one.prompt,
             None if mask is None else mask.to(device),
+            weight,
         )
+
+    def held_out(self) -> list[Sample]:
+        """Return samples at noises and sigmas that are not trained on: the sigmas lie between those.
+
+        They ask for what ADDifT asks for, whatever the method: what the frozen model misses more in one image than in
+        the other, per unit of strength. "noise" trains on this, and on what all images miss alike.
+        """
+        generator, last = torch.Generator().manual_seed((self.recipe.seed + 1) % 2**64), len(self._sigmas) - 1
+        places = torch.linspace(0, max(last - 1, 0), HELD_OUT).round().long().unique().tolist()
+        between = [(self._sigmas[place] * self._sigmas[min(place + 1, last)]).sqrt() for place in places]
+        found: list[Sample] = []
+        for one in self.sets[:HELD_OUT]:
+            for sigma in between:
+                found += self._asked(one, sigma, generator)
+        return found
+
+    def _asked(self, one: LatentSet, sigma: Tensor, generator: torch.Generator) -> Iterator[Sample]:
+        """Of an image set, the entries to be moved up, at +1, and those to be moved down, at -1."""
+        device = self.denoiser.device
+        noise = torch.randn(one.latents.shape[1:], generator=generator).to(device)
+        clean, strengths = one.latents.to(device, torch.float32), torch.tensor(one.strengths, device=device)
+        x = self.denoiser.scale_noise(sigma, noise.expand_as(clean), clean)
+        d = self.denoiser.predict(x, sigma, [one.prompt])[0]
+        missed, gaps = d - (x - clean) / sigma, strengths - strengths.roll(1)
+        asked = (missed.roll(1, 0) - missed) / gaps.abs().view(-1, *(1 for _ in clean.shape[1:]))
+        mask = one.mask_for_latents()
+        for sign in (1.0, -1.0):
+            chosen = sign * gaps > 0
+            signs = torch.full((int(chosen.sum()), 1), sign, device=device)
+            where = None if mask is None else mask.to(device)
+            yield Sample(x[chosen], sigma, (d + asked)[chosen], signs, one.prompt, where)
 
     def state(self) -> dict[str, Any]:
         return {"waiting": list(self._waiting)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._waiting = list(state["waiting"])
+
+    def _check_differences(self, warnings: Warnings) -> None:
+        """Warn of sets whose images hardly differ; raise ValueError if there is nothing to learn from any."""
+        apart = [(f"{n} ({one.name})".removesuffix(" ()"), one.difference()) for n, one in enumerate(self.sets, 1)]
+        alike = [name for name, size in apart if size <= NOTHING]
+        if alike:
+            said = f"The images of set {', '.join(alike)} do not differ, and there is nothing to learn from them"
+            if len(alike) == len(apart):
+                raise ValueError(
+                    f"{said}. Take images that differ in what the slider is to turn, within their masks."
+                )
+            warnings.add(f"{said}.")
+        for name, size in apart:
+            if NOTHING < size < LITTLE:
+                warnings.add(
+                    f"There is little to learn from set {name}: its images differ by {size:.2g} of their size."
+                )
 
     def _is_trained(self, strengths: Tensor) -> Tensor:
         """(N,) of bool: True for batch entries at which the slider acts and is trained."""

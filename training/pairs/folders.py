@@ -28,13 +28,17 @@ _SHOWN = 5  # names in a message
 
 @dataclass
 class _Contents:
-    """A folder's files, by their names without the ending, and its subfolders with images."""
+    """A folder's files, by their names without the ending, and its subfolders with images.
+
+    others: what is no image that can be read, nor a caption; that of subfolders without images too.
+    """
 
     folder: Path
     images: dict[str, Path] = field(default_factory=dict)
     masks: dict[str, Path] = field(default_factory=dict)  # by what they are for; "" for all scenes
     captions: dict[str, Path] = field(default_factory=dict)
     subfolders: list[_Contents] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def read_pairs(
     """
     top = _list_contents(folder)
     scenes = _scenes(top, marks or {})
-    _check_matching(scenes, folder)
+    _check_matching(scenes, folder, _sentence(_left_out(top)))
     _check_masks(scenes)
     # One set after the other, so that only one lies in memory at its full size.
     return ImagePairs(tuple(prepare(_read(scene, prompt, folder), side, step) for scene in scenes))
@@ -75,18 +79,40 @@ def _list_contents(folder: Path, depth: int = 1) -> _Contents:
         if passed_over(path.name):
             continue
         if path.is_dir() and path.name.lower() in MASK_FOLDERS:
-            for mask in filter(is_image, sorted(path.iterdir())):
-                _put(found.masks, mask.stem.removesuffix("_mask"), mask)
+            for mask in sorted(path.iterdir()):
+                if is_image(mask):
+                    _put(found.masks, mask.stem.removesuffix("_mask"), mask)
+                elif not (mask.is_dir() or passed_over(mask.name)):
+                    found.others.append(mask)
         elif path.is_dir() and depth:
             if (inside := _list_contents(path, depth - 1)).images:
                 found.subfolders.append(inside)
+            else:
+                found.others += inside.others
         elif path.suffix.lower() == ".txt":
             found.captions[path.stem] = path
         elif is_image(path) and (path.stem.endswith("_mask") or path.stem == "mask"):
             _put(found.masks, path.stem.removesuffix("mask").removesuffix("_"), path)
         elif is_image(path):
             _put(found.images, path.stem, path)
+        elif not path.is_dir():
+            found.others.append(path)
     return found
+
+
+def left_out(folder: Path) -> str:
+    """Say which files of a folder of pairs are neither images that can be read nor captions; "" if there are none."""
+    return _left_out(_list_contents(folder))
+
+
+def _left_out(top: _Contents) -> str:
+    names = [path.relative_to(top.folder).as_posix() for found in (top, *top.subfolders) for path in found.others]
+    return f"left out, since they are no images that can be read here: {listed(names)}" if names else ""
+
+
+def _sentence(said: str) -> str:
+    """Return what is said as a sentence after others; "" if there is nothing."""
+    return f" {said[0].upper()}{said[1:]}." if said else ""
 
 
 def _put(files: dict[str, Path], name: str, path: Path) -> None:
@@ -96,11 +122,12 @@ def _put(files: dict[str, Path], name: str, path: Path) -> None:
 
 
 def _scenes(top: _Contents, marks: Mapping[str, float]) -> list[_Scene]:
+    others = _sentence(_left_out(top))
     images = [path for found in (top, *top.subfolders) for path in found.images.values()]
     if not images:
-        raise ValueError(f"{top.folder} holds no images (png, jpg, jpeg, webp or bmp), nor do its subfolders.")
+        raise ValueError(f"{top.folder} holds no images that can be read, nor do its subfolders.{others}")
     if len(images) == 1:
-        raise ValueError(f"{top.folder} holds one image, {images[0].name}; a pair takes two.")
+        raise ValueError(f"{top.folder} holds one image, {images[0].name}; a pair takes two.{others}")
     if not top.subfolders:
         return _scenes_by_name(top, marks)
     if top.images:
@@ -111,7 +138,9 @@ def _scenes(top: _Contents, marks: Mapping[str, float]) -> list[_Scene]:
     names = [found.folder.name for found in top.subfolders]
     strengths = read_folders(names, marks)
     if strengths is None:
-        raise ValueError(f"{top.folder}: cannot tell strengths from the subfolders {listed(names)}. {UNDERSTOOD}")
+        raise ValueError(
+            f"{top.folder}: cannot tell strengths from the subfolders {listed(names)}. {UNDERSTOOD}{others}"
+        )
     if not marks:
         _check_strengths_once(top)
     return _scenes_by_folder(top, strengths)
@@ -164,11 +193,16 @@ def _put_at(files: dict[float, Path], strength: float, path: Path) -> None:
     files[strength] = path
 
 
-def _check_matching(scenes: Sequence[_Scene], folder: Path) -> None:
-    """Raise ValueError, saying which scenes lack which strengths, unless each is there at every strength."""
+def _check_matching(scenes: Sequence[_Scene], folder: Path, others: str) -> None:
+    """Raise ValueError, saying which scenes lack which strengths, unless each is there at every strength.
+
+    others: a sentence on the files that were left out, which may be what is missing.
+    """
     everywhere = sorted({strength for scene in scenes for strength in scene.images})
     if len(everywhere) < 2:
-        raise ValueError(f"{folder}: all images are of strength {everywhere[0]:g}; a pair takes two strengths.")
+        raise ValueError(
+            f"{folder}: all images are of strength {everywhere[0]:g}; a pair takes two strengths.{others}"
+        )
     problems = []
     for strength in everywhere:
         having = [scene for scene in scenes if strength in scene.images]
@@ -180,6 +214,7 @@ def _check_matching(scenes: Sequence[_Scene], folder: Path) -> None:
     if problems:
         raise ValueError(
             f"{folder}: each of the {len(scenes)} scenes must be there at every strength, but {'; '.join(problems)}."
+            f"{others}"
         )
 
 

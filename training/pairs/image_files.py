@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,23 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Formats that Pillow knows by name and leaves to other programs to decode
+_DECODED_ELSEWHERE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 # What decoders raise for files that are broken, cut short, no images at all, or absurdly large.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
+@cache
+def endings() -> frozenset[str]:
+    """Return the endings of the image files that are read, such as ".png": what Pillow reads, as it was built."""
+    known = Image.registered_extensions()
+    return frozenset(end for end, kind in known.items() if kind in Image.OPEN and kind not in _DECODED_ELSEWHERE)
+
+
 def is_image(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS
+    """Return True if a file is an image, by its ending."""
+    return path.suffix.lower() in endings()
 
 
 def passed_over(name: str) -> bool:
@@ -55,6 +65,8 @@ def read_caption(path: Path) -> str:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its numbers are 32-bit floats, whose white is not known; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow also hands out as 32-bit integers
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
