@@ -1,0 +1,1 @@
+"""What sliders do, measured: scores of images, sweeps over strengths, tables and plots."""
