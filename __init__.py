@@ -6,17 +6,16 @@
 @description: Sliders that turn one attribute of images up and down: load, train, combine, gate, sweep.
 """
 
-from comfy_api.latest import ComfyExtension, io
+import logging
 
-from .nodes import NODES
+from comfyui_version import __version__
 
-WEB_DIRECTORY = "./web"
+from .comfy_host.comfyui_version import too_old
 
+if problem := too_old(__version__):
+    logging.getLogger(__name__).error(problem)
+    NODE_CLASS_MAPPINGS: dict = {}  # to ComfyUI, a pack without nodes
+else:
+    from .nodes.extension import comfy_entrypoint as comfy_entrypoint
 
-class ConceptSlidersExtension(ComfyExtension):
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return list(NODES)
-
-
-async def comfy_entrypoint() -> ConceptSlidersExtension:
-    return ConceptSlidersExtension()
+    WEB_DIRECTORY = "./web"

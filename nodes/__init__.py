@@ -2,13 +2,18 @@
 
 from .applying import ApplySliders, SliderStrip
 from .auditioning import AuditionSlider
-from .composing import CombineSliders, GateSliders, ScaleSliders, SweepSliders
+from .calibrating import CalibrateSlider
+from .composing import CombineSliders, GateSliders, PickSlider, ScaleSliders, SweepSliders
 from .concepts import CombineConcepts, SliderConceptNode
 from .converting import ConvertSlider, MergeSliders
+from .crosstalk import SliderReport
+from .discovering import DiscoverSliders
 from .inverting import InvertImage, LoadInversion, SaveInversion
 from .loading import LoadSlider, SaveSlider
+from .measuring import MeasureSlider
 from .pairs import ImagePairsFromFolder, ImagePairsNode
 from .pocket import DrawPortrait, LoadPocketModel
+from .prompt_directions import DiscoverPromptDirections, ShiftPrompt
 from .recipes import LoadRecipe
 from .training import TrainSlider, TrainTextEncoderSlider, TrainVisualSlider
 
@@ -19,6 +24,7 @@ NODES = (
     MergeSliders,
     CombineSliders,
     ScaleSliders,
+    PickSlider,
     GateSliders,
     SweepSliders,
     ApplySliders,
@@ -29,12 +35,18 @@ NODES = (
     TrainSlider,
     TrainVisualSlider,
     TrainTextEncoderSlider,
+    DiscoverSliders,
+    DiscoverPromptDirections,
+    ShiftPrompt,
     LoadRecipe,
     ImagePairsNode,
     ImagePairsFromFolder,
     InvertImage,
     SaveInversion,
     LoadInversion,
+    MeasureSlider,
+    SliderReport,
+    CalibrateSlider,
     LoadPocketModel,
     DrawPortrait,
 )

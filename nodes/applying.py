@@ -11,7 +11,12 @@ from ..comfy_host.apply import apply_sliders
 from ..comfy_host.mode_choice import MODES
 from ..comfy_host.text_encoders import apply_to_clip
 from ..sliders.stack import Stack
+from ..sliders.units import RAW
+from .composing import units_input
 from .image_strip import draw_strip, strip_labels
+from .report import REPORTS, Report
+from .resume_notes import node_id_of
+from .run_progress import warner
 from .slider_reports import matched
 from .sockets import Sliders
 
@@ -44,15 +49,17 @@ class ApplySliders(io.ComfyNode):
                 io.Clip.Input("clip", optional=True, tooltip="Only for sliders that also change the text encoder."),
             ],
             outputs=[io.Model.Output(), io.Clip.Output()],
+            hidden=[io.Hidden.unique_id],
+            **REPORTS,
         )
 
     @classmethod
     def execute(
         cls, model: ModelPatcher, sliders: Stack, mode: str = MODES[0], clip: CLIP | None = None
     ) -> io.NodeOutput:
-        applied = apply_sliders(model, sliders, mode)
-        report = "\n".join(matched(model, stacked.slider, clip) for stacked in sliders)
-        return io.NodeOutput(applied, clip and apply_to_clip(clip, sliders), ui=ui.PreviewText(report))
+        applied = apply_sliders(model, sliders, mode, warner(node_id_of(cls)))
+        report = sum((matched(model, stacked, clip) for stacked in sliders), Report())
+        return io.NodeOutput(applied, clip and apply_to_clip(clip, sliders), ui=report.on_node())
 
 
 class SliderStrip(io.ComfyNode):
@@ -83,6 +90,7 @@ class SliderStrip(io.ComfyNode):
                     step=8,
                     tooltip="Width of one image in the strip, in pixels.",
                 ),
+                units_input(" The labels are in them."),
             ],
             outputs=[io.Image.Output()],
             is_output_node=True,
@@ -90,7 +98,7 @@ class SliderStrip(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: Tensor, image_width: int, sliders: Stack | None = None, labels: str = ""
+        cls, images: Tensor, image_width: int, sliders: Stack | None = None, labels: str = "", units: str = RAW
     ) -> io.NodeOutput:
-        strip = draw_strip(images, *strip_labels(sliders, labels, images.shape[0]), image_width)
+        strip = draw_strip(images, *strip_labels(sliders, labels, images.shape[0], units), image_width)
         return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))

@@ -46,11 +46,12 @@ class SliderConceptNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "eta",
-                    default=4.0,
-                    min=0.05,
+                    default=0.0,
+                    min=0.0,
                     max=50.0,
                     step=0.05,
-                    tooltip="How far strength 1 goes: the guidance scale of the change.",
+                    tooltip="How far strength 1 goes: the guidance scale of the change. 0: automatic, found by "
+                    "auditions before training. Published: 4.",
                 ),
                 io.Boolean.Input(
                     "erase",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..comfy_host.layer_conversion import converted_layers
 from ..comfy_host.model_weights import ComfyModelWeights
@@ -16,8 +16,9 @@ from ..sliders.formats.slider_files import save_slider
 from ..sliders.merge_sliders import Merged, merged_stack
 from ..sliders.slider import Slider
 from ..sliders.stack import Stack
-from .loading import DTYPES, as_one_slider
-from .model_folders import output_path
+from .loading import DTYPES, FILE_NAME_TOOLTIP, as_one_slider
+from .model_folders import name_fault
+from .report import REPORTS, Report
 from .sockets import Sliders
 
 
@@ -43,8 +44,9 @@ class ConvertSlider(io.ComfyNode):
                 ),
                 io.String.Input(
                     "name",
-                    default="sliders/converted",
-                    tooltip="File name, with folders if you like. A number is added rather than overwriting a file.",
+                    default="",
+                    placeholder="the slider's own name",
+                    tooltip=FILE_NAME_TOOLTIP,
                 ),
                 io.Combo.Input(
                     "precision",
@@ -61,18 +63,22 @@ class ConvertSlider(io.ComfyNode):
             ],
             outputs=[Sliders.Output(display_name="sliders"), io.String.Output(display_name="file")],
             is_output_node=True,
+            **REPORTS,
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return name_fault("loras", name, "Convert Slider")
 
     @classmethod
     def execute(
         cls, sliders: Stack, names: str, name: str, precision: str, model: ModelPatcher | None = None
     ) -> io.NodeOutput:
-        path, file = output_path("loras", name, "Convert Slider")
-        slider, lost = as_one_slider(sliders, path.stem, "Convert Slider")
+        path, file, slider, lost = as_one_slider(sliders, name, "Convert Slider")
         converted = Slider(path.stem, converted_layers(slider, names, model), slider.info)
         save_slider(converted, path, DTYPES[precision], partial(tensors_in, names))
-        text = f"Saved {file}: {len(converted.layers)} layers, such as {next(iter(converted.layers))}{lost}"
-        return io.NodeOutput(Stack.of(converted), file, ui=ui.PreviewText(text))
+        text = f"{len(converted.layers)} layers, such as {next(iter(converted.layers))}; saved as {file}"
+        return io.NodeOutput(Stack.of(converted), file, ui=Report().fact(text).warn(lost).on_node())
 
 
 class MergeSliders(io.ComfyNode):
@@ -112,6 +118,7 @@ class MergeSliders(io.ComfyNode):
                     display_name="error", tooltip="What was left out, relative to the whole change; 0 is exact."
                 ),
             ],
+            **REPORTS,
         )
 
     @classmethod
@@ -119,16 +126,16 @@ class MergeSliders(io.ComfyNode):
         stack, merged = merged_stack(sliders, rank, name, None if model is None else ComfyModelWeights(model))
         kept = f"rank {merged.rank}" if merged.rank else "no rank"
         exactly = f"relative error {merged.error:.3g}" if rank else "exact"
-        text = f"{len(sliders)} sliders in {len(merged.layers)} layers, {kept}, {exactly}{_left_whole(merged)}"
-        return io.NodeOutput(stack, merged.error, ui=ui.PreviewText(text))
+        text = f"{len(sliders)} sliders in {len(merged.layers)} layers, {kept}, {exactly}"
+        return io.NodeOutput(stack, merged.error, ui=Report().fact(text).warn(_left_whole(merged)).on_node())
 
 
 def _left_whole(merged: Merged) -> str:
-    """A line to show about the layers that were not compressed to the rank; "" if there are none."""
+    """A warning about the layers that were not compressed to the rank; "" if there are none."""
     if not merged.uncompressed:
         return ""
     kinds = ", ".join(sorted({kind_of(merged.layers[name]) for name in merged.uncompressed}))
     return (
-        f"\nNot compressed, and not in the error: {len(merged.uncompressed)} of the layers, which are no low-rank "
+        f"Not compressed, and not in the error: {len(merged.uncompressed)} of the layers, which are no low-rank "
         f"products ({kinds}): {listed(merged.uncompressed, most=5)}"
     )

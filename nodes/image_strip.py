@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..sliders.stack import Stack
+from ..sliders.units import RAW, controls_in
 from ..training.pairs.image_sets import ImagePairs, ImageSet, cover
 
 BACKGROUND, TEXT, FAINT = (250, 250, 248), (40, 40, 46), (128, 128, 136)
@@ -19,11 +20,12 @@ SHEET_ROWS = 24  # of the contact sheet at most
 MASKED_BRIGHTNESS = 0.3  # of what a mask leaves out, in the contact sheet
 
 
-def strip_labels(sliders: Stack | None, labels: str, count: int) -> tuple[list[str], str]:
+def strip_labels(sliders: Stack | None, labels: str, count: int, units: str = RAW) -> tuple[list[str], str]:
     """Work out the column labels and the title of a strip of `count` images.
 
     labels: texts separated by commas; empty takes the strengths of the swept slider of the stack, and without one
         the strip has one unlabelled column for each image.
+    units: of the strengths in the labels.
     Raises ValueError if the images do not fill whole rows.
     """
     title = ""
@@ -32,7 +34,9 @@ def strip_labels(sliders: Stack | None, labels: str, count: int) -> tuple[list[s
     if swept is not None:
         info = swept.slider.info
         title = f"{info.less}  to  {info.more}" if info.less and info.more else swept.slider.name
-        columns = columns or [f"{value:+g}" if value else "0" for value in _one_period(swept.strength)]
+        values = controls_in(units, swept.slider, _one_period(swept.strength))
+        digits = "+g" if units == RAW else "+.3g"
+        columns = columns or [f"{value:{digits}}" if value else "0" for value in values]
     columns = columns or [""] * count
     if count % len(columns):
         raise ValueError(f"The strip has {len(columns)} columns, but {count} images do not fill whole rows of that.")
@@ -54,7 +58,8 @@ def draw_strip(images: Tensor, labels: list[str], title: str, image_width: int) 
     sheet = Image.new("RGB", (columns * (image_width + GAP) + GAP, head + rows * (size[1] + GAP)), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     if title:
-        pen.text((sheet.width / 2, letters * 0.9), title, TEXT, font, anchor="mm")
+        fitting = _font_that_fits(title, letters, sheet.width - 2 * GAP)
+        pen.text((sheet.width / 2, letters * 0.9), title, TEXT, fitting, anchor="mm")
     for column, label in enumerate(labels):
         middle = GAP + column * (image_width + GAP) + image_width / 2
         pen.text((middle, head - letters * 0.8), label, FAINT, font, anchor="mm")
@@ -63,6 +68,12 @@ def draw_strip(images: Tensor, labels: list[str], title: str, image_width: int) 
         corner = (GAP + column * (image_width + GAP), head + row * (size[1] + GAP))
         sheet.paste(_to_pil(image).resize(size, Image.Resampling.LANCZOS), corner)
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
+
+
+def _font_that_fits(text: str, size: float, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font at this size, or at the one at which the text takes no more than `width` pixels."""
+    wide = ImageFont.load_default(size).getlength(text)
+    return ImageFont.load_default(min(size, size * width / max(wide, 1)))
 
 
 def contact_sheet(pairs: ImagePairs) -> Tensor:

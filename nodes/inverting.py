@@ -7,7 +7,7 @@ from typing import Any
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..inversion.conditioning import negative_conditioning, positive_conditioning
@@ -16,9 +16,10 @@ from ..inversion.inversion_files import load_inversion, save_inversion
 from ..inversion.inversion_run import invert
 from ..inversion.run_state import was_cancelled
 from ..inversion.settings import METHODS, POOLED, InversionSettings
-from .model_folders import find_inversion, inversion_names, output_path
+from .model_folders import find_inversion, inversion_names, name_fault, output_path, stamp
+from .report import REPORTS, Report
 from .resume_notes import fingerprint, node_id_of, note_stopped
-from .run_progress import watch_inversion
+from .run_progress import InversionWatch
 from .sockets import InversionSocket
 
 NOTES_NAME = "inversion"  # of the notes of cancelled runs
@@ -48,7 +49,8 @@ class InvertImage(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative", tooltip="What the fitted encodings start from; mostly an empty prompt."
                 ),
-                *_settings(),
+                *_sampling_settings(),
+                *_fitting_settings(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -61,6 +63,7 @@ class InvertImage(io.ComfyNode):
                 ),
             ],
             outputs=_outputs(),
+            **REPORTS,
             hidden=[io.Hidden.unique_id],
         )
 
@@ -80,11 +83,13 @@ class InvertImage(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         chosen = InversionSettings(**settings)
-        node_id, watch = node_id_of(cls), watch_inversion(model, vae)
+        node_id = node_id_of(cls)
+        watch = InversionWatch(model, vae, node_id)
         inversion = invert(model, latent["samples"], positive, negative, chosen, watch, node_id)
         if node_id is not None and was_cancelled(model, node_id):  # cancelled
             note_stopped(NOTES_NAME, node_id, inversion.done, inversion.steps)
-        return inversion_output(inversion, latent.get("noise_mask") if mask is None else noise_mask_of(mask))
+        went_on = f"went on at {watch.first.text}" if watch.first and watch.first.done > inversion.images else ""
+        return inversion_output(inversion, latent.get("noise_mask") if mask is None else noise_mask_of(mask), went_on)
 
 
 class SaveInversion(io.ComfyNode):
@@ -108,13 +113,18 @@ class SaveInversion(io.ComfyNode):
             ],
             outputs=[io.String.Output(display_name="file")],
             is_output_node=True,
+            **REPORTS,
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return name_fault("inversions", name, "Save Inversion")
 
     @classmethod
     def execute(cls, inversion: Inversion, name: str) -> io.NodeOutput:
         path, file = output_path("inversions", name, "Save Inversion")
         save_inversion(inversion, path)
-        return io.NodeOutput(file, ui=ui.PreviewText(f"Saved {file}"))
+        return io.NodeOutput(file, ui=Report().fact(f"saved as {file}").on_node())
 
 
 class LoadInversion(io.ComfyNode):
@@ -136,25 +146,30 @@ class LoadInversion(io.ComfyNode):
                 ),
             ],
             outputs=_outputs(),
+            **REPORTS,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, mask: Tensor | None = None) -> int:
-        return find_inversion(file).stat().st_mtime_ns
+    def fingerprint_inputs(cls, file: str, mask: Tensor | None = None) -> tuple[int, ...]:
+        return stamp(find_inversion(file))
 
     @classmethod
     def execute(cls, file: str, mask: Tensor | None = None) -> io.NodeOutput:
         return inversion_output(load_inversion(find_inversion(file)), None if mask is None else noise_mask_of(mask))
 
 
-def inversion_output(inversion: Inversion, noise_mask: Tensor | None = None) -> io.NodeOutput:
-    """Put out an inversion, as Invert Image and Load Inversion have it in common."""
+def inversion_output(inversion: Inversion, noise_mask: Tensor | None = None, went_on: str = "") -> io.NodeOutput:
+    """Put out an inversion, as Invert Image and Load Inversion have it in common.
+
+    went_on: what is reported before the rest.
+    """
     latent = {"samples": inversion.noise.clone()}
     if noise_mask is not None:
         latent["noise_mask"] = noise_mask
     negative, positive = negative_conditioning(inversion), positive_conditioning(inversion)
-    sigmas, report = inversion.sigmas.clone(), inversion.report()
-    return io.NodeOutput(latent, negative, sigmas, report, inversion, positive, ui=ui.PreviewText(report))
+    sigmas, text = inversion.sigmas.clone(), inversion.report()
+    shown = Report().fact(went_on, *inversion.facts()).warn(*inversion.warnings())
+    return io.NodeOutput(latent, negative, sigmas, text, inversion, positive, ui=shown.on_node())
 
 
 def noise_mask_of(mask: Tensor) -> Tensor:
@@ -180,7 +195,8 @@ def _outputs() -> list[io.Output]:
     ]
 
 
-def _settings() -> list[io.Input]:
+def _sampling_settings() -> list[io.Input]:
+    """Return the inputs that say how the image will be sampled, and how the way back is found."""
     defaults = InversionSettings()
     return [
         io.Combo.Input(
@@ -219,8 +235,15 @@ def _settings() -> list[io.Input]:
             min=0,
             max=100,
             tooltip="Fixed-point iterations of every inversion step; each costs one evaluation of the model. "
-            "Published: 0; with 2 a plain inversion comes much nearer to the image.",
+            "0: the published step of DDIM inversion; with 2 sampling leads back much nearer to the image.",
         ),
+    ]
+
+
+def _fitting_settings() -> list[io.Input]:
+    """Return the inputs of null-text's fit of the negative encodings."""
+    defaults = InversionSettings()
+    return [
         io.Int.Input(
             "inner_steps",
             default=defaults.inner_steps,

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..sliders.formats.peft import config_beside
 from ..sliders.formats.slider_files import read_slider, save_slider
 from ..sliders.slider import Slider
 from ..sliders.stack import Stack
-from .composing import STRENGTH_TOOLTIP
-from .model_folders import find_slider, output_path, slider_names
-from .slider_reports import described
+from ..sliders.units import RAW, strengths_in, unit_notes
+from ..training.resume import plain_name
+from .composing import STRENGTH_TOOLTIP, units_input
+from .model_folders import find_slider, name_fault, output_path, slider_names, stamp
+from .report import REPORTS, Report
+from .slider_reports import calibrated_gate, described
 from .sockets import Sliders
 
+FILE_NAME_TOOLTIP = (
+    "File name, with folders if you like. Empty takes the slider's own name, in the folder sliders. A number is "
+    "added rather than overwriting a file."
+)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -30,7 +39,7 @@ class LoadSlider(io.ComfyNode):
             description="A slider from a file in models/loras or models/sliders. The node shows what the file holds.",
             inputs=[
                 io.Combo.Input("slider", options=slider_names(), tooltip="The slider's file."),
-                io.Float.Input("strength", default=1.0, min=-20.0, max=20.0, step=0.05, tooltip=STRENGTH_TOOLTIP),
+                io.Float.Input("strength", default=1.0, min=-100.0, max=100.0, step=0.05, tooltip=STRENGTH_TOOLTIP),
                 io.Boolean.Input(
                     "gated",
                     default=False,
@@ -38,23 +47,29 @@ class LoadSlider(io.ComfyNode):
                     tooltip="Apply the gate that the file names, if it names one: the part of sampling that it is "
                     "meant for.",
                 ),
+                units_input(),
             ],
             outputs=[Sliders.Output(display_name="sliders")],
+            **REPORTS,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, slider: str, strength: float, gated: bool = False) -> tuple[object, ...]:
+    def fingerprint_inputs(
+        cls, slider: str, strength: float, gated: bool = False, units: str = RAW
+    ) -> tuple[object, ...]:
         path = find_slider(slider)
         files = (path, config_beside(path))  # a change of either is another slider
-        return tuple(file and file.stat().st_mtime_ns for file in files), strength, gated
+        return tuple(file and stamp(file) for file in files), strength, gated, units
 
     @classmethod
-    def execute(cls, slider: str, strength: float, gated: bool = False) -> io.NodeOutput:
+    def execute(cls, slider: str, strength: float, gated: bool = False, units: str = RAW) -> io.NodeOutput:
         path = find_slider(slider)
         loaded, report = read_slider(path)
-        text = described(loaded, report, path.stat().st_size, gated)
+        about = described(loaded, report, path.stat().st_size, gated)
+        about = about.warn(*unit_notes(units, loaded, [strength]), *calibrated_gate(units, loaded, gated))
         gate = loaded.info.gate if gated and not loaded.info.gate.always_open else None
-        return io.NodeOutput(Stack.of(loaded, strength, gate), ui=ui.PreviewText(text))
+        strengths = strengths_in(units, loaded, [strength])
+        return io.NodeOutput(Stack.of(loaded, strengths, gate), ui=about.on_node())
 
 
 class SaveSlider(io.ComfyNode):
@@ -72,8 +87,9 @@ class SaveSlider(io.ComfyNode):
                 Sliders.Input("sliders", tooltip="A stack of one slider."),
                 io.String.Input(
                     "name",
-                    default="sliders/my_slider",
-                    tooltip="File name, with folders if you like. A number is added rather than overwriting a file.",
+                    default="",
+                    placeholder="the slider's own name",
+                    tooltip=FILE_NAME_TOOLTIP,
                 ),
                 io.Combo.Input(
                     "precision",
@@ -85,24 +101,48 @@ class SaveSlider(io.ComfyNode):
             ],
             outputs=[Sliders.Output(display_name="sliders"), io.String.Output(display_name="file")],
             is_output_node=True,
+            **REPORTS,
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return name_fault("loras", name, "Save Slider")
+
+    @classmethod
     def execute(cls, sliders: Stack, name: str, precision: str) -> io.NodeOutput:
-        path, file = output_path("loras", name, "Save Slider")
-        slider, lost = as_one_slider(sliders, path.stem, "Save Slider")
+        path, file, slider, lost = as_one_slider(sliders, name, "Save Slider")
         save_slider(slider, path, DTYPES[precision])
-        return io.NodeOutput(sliders, file, ui=ui.PreviewText(f"Saved {file}{lost}"))
+        return io.NodeOutput(sliders, file, ui=saved(slider, file).warn(lost).on_node())
 
 
-def as_one_slider(sliders: Stack, name: str, node: str) -> tuple[Slider, str]:
+def as_one_slider(sliders: Stack, name: str, node: str) -> tuple[Path, str, Slider, str]:
     """Turn a stack of one slider into a slider for a file: its strength in its weights, its gate in its header.
 
-    node: the node that asks, for messages.
-    Returns the slider, and a line to show about what a file cannot hold of it; "" if nothing is lost.
-    Raises ValueError for any other number of sliders, or a swept one.
+    name: of the file, as the user gives it; empty takes the slider's own. node: the node that asks, for messages.
+    Returns the file's path, its name below models/loras, the slider, which has the file's name, and a warning about
+    what a file cannot hold of it; "" if nothing is lost.
+    Raises ValueError for any other number of sliders, for one that is swept or at strength 0, and for a name that no
+    file can have.
     """
     if len(sliders) != 1:
-        raise ValueError(f"{node} takes one slider; this stack has {len(sliders)}. Do it one by one, or merge them.")
-    slider, lost = sliders[0].as_slider(name)
-    return slider, f"\nNot stored, set it again after loading: {'; '.join(lost)}" if lost else ""
+        raise ValueError(
+            f"{node} takes one slider; this stack has {len(sliders)}. Pick Slider takes one out of a stack, Merge "
+            "Sliders makes one of all."
+        )
+    if sliders[0].is_zero:
+        raise ValueError(
+            f"{node}: slider '{sliders[0].slider.name}' is at strength 0, and its file would do nothing. Give it a "
+            "strength; Pick Slider does so for those of Discover Sliders."
+        )
+    own = f"sliders/{plain_name(sliders[0].slider.name)}"
+    path, file = output_path("loras", name if name.strip() else own, node)
+    slider, lost = sliders[0].as_slider(path.stem)
+    return path, file, slider, f"Not stored, set it again after loading: {'; '.join(lost)}" if lost else ""
+
+
+def saved(slider: Slider, file: str) -> Report:
+    """Report that a slider was saved; a warning, if its training was stopped before its end."""
+    steps, done = (slider.info.recipe.get(key) for key in ("steps", "steps_done"))
+    if done and steps and done < steps:
+        return Report().warn(f"stopped at step {done} of {steps}, saved as {file}")
+    return Report().fact(f"saved as {file}")

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..training.pairs.file_names import parse_marks
 from ..training.pairs.folder_list import find_folder, fingerprint, image_folders
-from ..training.pairs.folders import read_pairs
+from ..training.pairs.folders import left_out, read_pairs
 from ..training.pairs.image_sets import STEP, ImagePairs, pairs_from_batches, prepare
 from .image_strip import contact_sheet
+from .report import REPORTS, Report
 from .sockets import ImagePairsSocket
 
 SHIPPED = Path(__file__).parent.parent / "pocket" / "pairs"
@@ -71,6 +72,7 @@ class ImagePairsNode(io.ComfyNode):
                 ImagePairsSocket.Input("previous_pairs", optional=True, tooltip="Pairs that these are added to."),
             ],
             outputs=pair_outputs(),
+            **REPORTS,
         )
 
     @classmethod
@@ -86,7 +88,7 @@ class ImagePairsNode(io.ComfyNode):
     ) -> io.NodeOutput:
         pairs = pairs_from_batches(less, more, mask, prompt.strip())
         prepared = tuple(prepare(one, size, multiple) for one in pairs)
-        return _with_preview(cls, ImagePairs((*(previous_pairs or ()), *prepared)))
+        return _with_preview(cls, ImagePairs((*(previous_pairs or ()), *prepared)), Report())
 
 
 class ImagePairsFromFolder(io.ComfyNode):
@@ -134,6 +136,7 @@ class ImagePairsFromFolder(io.ComfyNode):
                 ),
             ],
             outputs=pair_outputs(),
+            **REPORTS,
         )
 
     @classmethod
@@ -144,8 +147,10 @@ class ImagePairsFromFolder(io.ComfyNode):
     def execute(
         cls, folder: str, prompt: str, size: int, multiple: int = STEP, strengths: str = "", max_strength: float = 0.0
     ) -> io.NodeOutput:
-        pairs = read_pairs(_folder(folder), parse_marks(strengths), prompt.strip(), size, multiple)
-        return _with_preview(cls, pairs.scaled_to(max_strength) if max_strength else pairs)
+        path = _folder(folder)
+        pairs = read_pairs(path, parse_marks(strengths), prompt.strip(), size, multiple)
+        report = Report().warn(left_out(path))
+        return _with_preview(cls, pairs.scaled_to(max_strength) if max_strength else pairs, report)
 
 
 def input_folder() -> Path:
@@ -168,7 +173,7 @@ def _folder(name: str) -> Path:
     return SHIPPED / name if is_shipped else find_folder(input_folder(), name)
 
 
-def _with_preview(cls: type[io.ComfyNode], pairs: ImagePairs) -> io.NodeOutput:
-    """Return the pairs and their contact sheet, which the node shows as well."""
+def _with_preview(cls: type[io.ComfyNode], pairs: ImagePairs, report: Report) -> io.NodeOutput:
+    """Return the pairs and their contact sheet, which the node shows as well, above what is to be said."""
     sheet = contact_sheet(pairs)
-    return io.NodeOutput(pairs, sheet, ui=ui.PreviewImage(sheet, cls=cls))
+    return io.NodeOutput(pairs, sheet, ui=report.on_node(ui.PreviewImage(sheet, cls=cls)))

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..pocket.drawing import draw
-from ..pocket.model import load_pocket
+from ..pocket.models.loading import load_pocket
 from ..pocket.world.captions import LEFT_UNSAID, caption
+from ..pocket.world.drawing import draw
 from ..pocket.world.portrait import portraits
 
 _UNSEEN = 2**40  # beyond the seeds of everyone that a training has seen
@@ -20,10 +20,15 @@ class LoadPocketModel(io.ComfyNode):
             display_name="Load Pocket Model",
             category="sliders/pocket",
             search_aliases=["pocket", "demo model", "tiny model"],
-            description="A small model that comes with the pack and draws 64 x 64 portraits in a second: for trying "
-            "sliders without a checkpoint. Use it at 64 x 64 pixels, CFG 3, euler, 20 steps. It knows age, smile, "
-            "eyes, hair, skin, face width, glasses, hat, sky, and three drawing styles.",
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+            description="A small model that comes with the pack and draws portraits of 128 x 128 pixels in a second: "
+            "for trying sliders without a checkpoint. Use it at that size, CFG 3, euler, 20 steps. It knows age, "
+            "smile, eyes, hair, skin, face width, glasses, hat, sky, and three drawing styles.",
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(),
+                io.Vae.Output(),
+                io.ClipVision.Output(tooltip="Sees what the text encoder says: for CLIP scores and for discovery."),
+            ],
         )
 
     @classmethod
@@ -60,7 +65,7 @@ class DrawPortrait(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(tooltip="64 x 64 pixels each."),
+                io.Image.Output(tooltip="128 x 128 pixels each."),
                 io.String.Output(display_name="caption", tooltip="What the first of them shows."),
             ],
         )
@@ -73,6 +78,6 @@ class DrawPortrait(io.ComfyNode):
                 f"Draw Portrait: a caption can leave out {', '.join(LEFT_UNSAID)}; got {', '.join(unknown)}."
             )
         people = portraits(count, seed=_UNSEEN + seed)
-        images = np.stack([draw(person) for person in people])  # (count, 64, 64, 3) of 0..255
+        images = np.stack([draw(person) for person in people])  # (count, 128, 128, 3) of 0..255
         text = caption(people[0], np.random.default_rng(seed), names)
         return io.NodeOutput(torch.from_numpy(images).float() / 255, text)

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..sliders.formats.slider_files import load_slider
-from ..training.recipe import EncoderRecipe, TextualRecipe, recipe_from
-from .model_folders import find_slider, slider_names
+from ..training.recipe import EncoderRecipe, Recipe, TextualRecipe, recipe_from
+from .model_folders import find_slider, slider_names, stamp
+from .report import REPORTS, Report
 from .sockets import SliderConcept, SliderRecipe
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
@@ -42,11 +43,12 @@ class LoadRecipe(io.ComfyNode):
                 SliderConcept.Output(display_name="concept", tooltip="What it was trained on, if from prompts."),
                 io.String.Output(display_name="text", tooltip="The recipe as JSON."),
             ],
+            **REPORTS,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, slider: str) -> int:
-        return _file(slider).stat().st_mtime_ns
+    def fingerprint_inputs(cls, slider: str) -> tuple[int, ...]:
+        return stamp(_file(slider))
 
     @classmethod
     def execute(cls, slider: str) -> io.NodeOutput:
@@ -55,7 +57,17 @@ class LoadRecipe(io.ComfyNode):
         recipe = recipe_from(values)
         concept = recipe.concepts if isinstance(recipe, (TextualRecipe, EncoderRecipe)) else None
         text = json.dumps({**values, **about}, indent=1, ensure_ascii=False)
-        return io.NodeOutput(recipe, concept, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(recipe, concept, text, ui=_summary(recipe).on_node())
+
+
+def _summary(recipe: Recipe) -> Report:
+    """Report what a recipe trains, in a few lines; the whole of it is an output."""
+    less, more = recipe.ends
+    return Report().fact(
+        f"from {less or 'less'} to {more or 'more'}",
+        f"{recipe.steps} steps at rank {recipe.rank}, learning rate {recipe.learning_rate:g}",
+        f"layers: {recipe.layers}",
+    )
 
 
 def shipped_names() -> list[str]:

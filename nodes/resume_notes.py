@@ -32,21 +32,25 @@ def node_id_of(node: type[io.ComfyNode]) -> str | None:
     return node.hidden.unique_id if node.hidden else None
 
 
-def note_stopped(name: str, node_id: str | None, done: int, steps: int) -> None:
+def note_stopped(name: str, node_id: str | None, done: int, steps: int) -> str:
     """Write the note that a run of this node ended after `done` of `steps` steps.
 
     name: the slider's, or what the notes of this kind of run are called.
     node_id: None, outside a graph, writes nothing.
-    A note that cannot be written is logged: what the run has made is not lost for it.
+    Returns what the user should know, which is logged too: "", or why the note cannot be written. What the run has
+    made is not lost for it.
     """
     if node_id is None:
-        return
+        return ""
     note = checkpoint_folder() / f"{plain_name(name)}{_of_node(node_id)}"
     try:
         with written_atomically(note) as partial:
             partial.write_text(f"stopped after step {done} of {steps}, {time.time_ns()}", encoding="utf-8")
     except OSError as error:
-        log.warning("That a run was stopped cannot be noted, so the same graph will not resume it: %s", error)
+        problem = f"That the run was stopped cannot be noted, so the same graph will not resume it: {error}"
+        log.warning(problem)
+        return problem
+    return ""
 
 
 def fingerprint(name: str | None, node_id: str | None) -> str:

@@ -13,11 +13,14 @@ from comfy_api.latest import io
 from ..comfy_host.latents import fit_latent, to_model_scale
 from ..comfy_host.text_encoders import encode_prompts
 from ..sliders.stack import Stack
+from ..training.automatic import told_outcome, warn_outcome
 from ..training.concept import Concept
 from ..training.pairs.image_sets import ImagePairs
 from ..training.recipe import VISUAL_METHODS, EncoderRecipe, Recipe, TextualRecipe, VisualRecipe
 from ..training.run import RunOptions, Trained, train_text_encoder, train_textual, train_visual
 from ..training.visual_samples import encode_sets
+from ..training.words import check_words
+from .report import REPORTS
 from .resume_notes import fingerprint, node_id_of, note_stopped
 from .run_progress import told, watch_training
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
@@ -85,7 +88,7 @@ class TrainSlider(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Share of the rollouts that are sampled with the slider on, as trained so far. From "
-                    "them it learns what to preserve in images that it has changed itself. Published: 0.",
+                    "them it learns what to preserve in images that it has changed. The paper: 0; its code: 1.",
                 ),
                 io.Boolean.Input(
                     "preserve_in_target",
@@ -93,7 +96,7 @@ class TrainSlider(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Join the phrases to preserve to the target as well, so that what they name stays at "
-                    "even odds. Published: off. Without phrases it changes nothing.",
+                    "even odds. The paper: off; its code has them in every prompt. It changes nothing without them.",
                 ),
                 *layer_inputs(),
                 *run_inputs(),
@@ -118,6 +121,7 @@ class TrainSlider(io.ComfyNode):
             ],
             outputs=[Sliders.Output(display_name="sliders")],
             hidden=[io.Hidden.unique_id],
+            **REPORTS,
         )
 
     @classmethod
@@ -139,8 +143,9 @@ class TrainSlider(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         recipe = of_kind(TextualRecipe, recipe or TextualRecipe(concepts=concept, **settings))
+        known = check_words(clip, recipe.concepts)
         conditionings = encode_prompts(clip, recipe.prompts())
-        options = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls))
+        options = watch_training(model, recipe, vae, checkpoint_every, clip_vision, node_id_of(cls), known)
         trained = train_textual(
             model, conditionings, recipe, fit_latent(model, latent), name.strip() or DEFAULT_NAME, options
         )
@@ -183,6 +188,7 @@ class TrainVisualSlider(io.ComfyNode):
             ],
             outputs=[Sliders.Output(display_name="sliders")],
             hidden=[io.Hidden.unique_id],
+            **REPORTS,
         )
 
     @classmethod
@@ -241,6 +247,7 @@ class TrainTextEncoderSlider(io.ComfyNode):
             ],
             outputs=[Sliders.Output(display_name="sliders")],
             hidden=[io.Hidden.unique_id],
+            **REPORTS,
         )
 
     @classmethod
@@ -288,7 +295,10 @@ def trained_output(
     """
     if trained is None:
         raise InterruptProcessingException()
-    node_id = node_id_of(node)
+    node_id, not_noted = node_id_of(node), ""
     if trained.progress.stopped and options.checkpoints:  # without checkpoints there is nothing to resume from
-        note_stopped(name, node_id, trained.progress.steps, recipe.steps)
-    return io.NodeOutput(Stack.of(trained.slider), ui=told(trained.progress, recipe.steps, node_id))
+        not_noted = note_stopped(name, node_id, trained.progress.steps, recipe.steps)
+    record = trained.slider.info.recipe
+    report = told(trained.progress, recipe.steps, is_kept=options.checkpoints is not None)
+    report = report.fact(*told_outcome(record)).warn(*trained.warnings, warn_outcome(record), not_noted)
+    return io.NodeOutput(Stack.of(trained.slider), ui=report.on_node())

@@ -17,18 +17,20 @@ def slider_inputs(steps: int) -> list[io.Input]:
         io.Int.Input("rank", default=4, min=1, max=128, tooltip="Rank of the slider; 4 is the published one."),
         io.Float.Input(
             "learning_rate",
-            default=5e-4,
-            min=1e-7,
+            default=0.0,
+            min=0.0,
             max=1.0,
             step=1e-5,
             round=False,
-            tooltip="Learning rate of AdamW. Published: 2e-4 for 1000 steps.",
+            tooltip="Learning rate of AdamW, the same for all layers. 0: automatic, in units of each layer's "
+            "weights. Published: 2e-4 for 1000 steps.",
         ),
         io.Combo.Input(
             "layers",
             options=list(CHOICES),
             default=CHOICES[0],
-            tooltip="Which layers the slider changes.",
+            tooltip="Which layers the slider changes. By role: from 'all but cross-attention' to 'all'. By the names "
+            "of the published trainer, with its layers: from 'noxattn', its default, to 'noxattn-hspace-last'.",
         ),
         io.Int.Input(
             "seed",
@@ -83,7 +85,7 @@ def layer_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="The slider is trained at a scale of alpha / rank, as LoRA files are. 0: a scale of 1. "
-            "Published: 1 at rank 4. A smaller scale learns more slowly.",
+            "Published: 1 at rank 4. With a learning rate by hand, a smaller scale learns more slowly.",
         ),
         io.Boolean.Input(
             "convolutions",

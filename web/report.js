@@ -1,0 +1,92 @@
+// Shows what the pack's nodes report: when they have run, while they run, and again after the page was reloaded.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { add, write } from "./report_box.js";
+
+const REPORT = "concept_sliders_report"; // in what a node puts out for its own display: [{kind, text}]
+const PROGRESS = "concept_sliders.progress"; // a message of the server: {node, text}
+const LATE_WARNING = "concept_sliders.warning"; // another: what comes out about a node that has reported already
+const LAST_PROMPT = "concept_sliders.prompt "; // and a graph's id: where the id of its last prompt is kept
+
+const working = new Set(); // nodes that tell how far they are
+
+app.registerExtension({
+    name: "ConceptSliders.Report",
+    init() {
+        const style = document.createElement("link");
+        Object.assign(style, { rel: "stylesheet", href: new URL("report.css", import.meta.url).href });
+        document.head.append(style);
+    },
+    setup() {
+        api.addEventListener("executed", ({ detail }) => {
+            if (showOutput(detail.display_node ?? detail.node, detail.output)) remember(detail.prompt_id);
+        });
+        api.addEventListener(PROGRESS, ({ detail }) => {
+            const node = packNode(detail.node);
+            if (!node) return;
+            working.add(node);
+            write(node, [{ kind: "progress", text: detail.text }]);
+        });
+        api.addEventListener(LATE_WARNING, ({ detail }) => {
+            const node = packNode(detail.node);
+            if (node) add(node, { kind: "warning", text: detail.text });
+        });
+        for (const end of ["execution_error", "execution_interrupted"]) api.addEventListener(end, clearProgress);
+        api.addEventListener("execution_success", recall); // of nodes that ran before the page was reloaded
+    },
+    afterConfigureGraph: recall,
+    onNodeOutputsUpdated(outputs) {
+        for (const [id, output] of Object.entries(outputs)) showOutput(id, output);
+    },
+});
+
+// Show the report in a node's output. Returns false if there is none.
+function showOutput(id, output) {
+    const lines = output?.[REPORT];
+    const node = lines && packNode(id);
+    if (!node) return false;
+    working.delete(node);
+    write(node, lines);
+    return true;
+}
+
+// Find a node of the pack by its id. In a subgraph it comes after the ids of the nodes that lead to it, or after the
+// subgraph's own, with colons between.
+function packNode(id) {
+    let graph = root();
+    let node = null;
+    for (const part of String(id).split(":")) {
+        const inside = graph?.subgraphs?.get(part);
+        node = inside ? null : (graph?.getNodeById(part) ?? graph?.getNodeById(Number(part)));
+        graph = inside ?? node?.subgraph;
+    }
+    return node?.comfyClass?.startsWith("ConceptSliders") ? node : null;
+}
+
+function clearProgress() {
+    for (const node of working) write(node, []);
+    working.clear();
+}
+
+function root() {
+    return app.rootGraph ?? app.graph;
+}
+
+function remember(promptId) {
+    sessionStorage.setItem(LAST_PROMPT + root().id, promptId);
+}
+
+// Show the reports of the last prompt of this graph, which the server keeps.
+async function recall() {
+    const graph = root();
+    const promptId = sessionStorage.getItem(LAST_PROMPT + graph.id);
+    if (!promptId) return;
+    const answer = await api.fetchApi(`/history/${promptId}`);
+    const entry = answer.ok && (await answer.json())[promptId]; // none while it runs, or once the server was restarted
+    if (!entry || root() !== graph) return;
+    const nodes = entry.prompt[2];
+    for (const [id, output] of Object.entries(entry.outputs)) {
+        if (packNode(id)?.comfyClass === nodes[id]?.class_type) showOutput(id, output);
+    }
+}
