@@ -19,6 +19,7 @@ import comfy.sample
 import comfy.supported_models
 import comfy.utils
 import torch
+from _unets import SD15, SDXL, UNET
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.equation.layer_kinds import weight_shape
 from concept_sliders.comfy_host.match import layer_names
@@ -27,49 +28,9 @@ from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 
-UNET = {
-    "use_checkpoint": False,
-    "image_size": 32,
-    "out_channels": 4,
-    "use_spatial_transformer": True,
-    "legacy": False,
-    "in_channels": 4,
-    "model_channels": 320,
-    "use_temporal_attention": False,
-    "use_temporal_resblock": False,
-}
 SIZES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
-    "sd15": (
-        comfy.supported_models.SD15,
-        {
-            "adm_in_channels": None,
-            "num_res_blocks": [2, 2, 2, 2],
-            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-            "channel_mult": [1, 2, 4, 4],
-            "transformer_depth_middle": 1,
-            "use_linear_in_transformer": False,
-            "context_dim": 768,
-            "num_heads": 8,
-            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-        },
-        {},
-    ),
-    "sdxl": (
-        comfy.supported_models.SDXL,
-        {
-            "num_classes": "sequential",
-            "adm_in_channels": 2816,
-            "num_res_blocks": [2, 2, 2],
-            "transformer_depth": [0, 0, 2, 2, 10, 10],
-            "channel_mult": [1, 2, 4],
-            "transformer_depth_middle": 10,
-            "use_linear_in_transformer": True,
-            "context_dim": 2048,
-            "num_head_channels": 64,
-            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-        },
-        {"pooled_output": torch.zeros(1, 1280)},
-    ),
+    "sd15": (comfy.supported_models.SD15, SD15, {}),
+    "sdxl": (comfy.supported_models.SDXL, SDXL, {"pooled_output": torch.zeros(1, 1280)}),
 }
 
 

@@ -19,10 +19,10 @@ import nodes
 import torch
 from concept_sliders.nodes.image_strip import draw_strip
 from concept_sliders.comfy_host.text_encoders import encode_prompts
-from concept_sliders.pocket.draw_pairs import as_images
-from concept_sliders.pocket.drawing import draw
-from concept_sliders.pocket.model import load_pocket
-from concept_sliders.pocket.probe import load_probe
+from concept_sliders.pocket.world.shirt_pairs import as_images
+from concept_sliders.pocket.world.drawing import draw
+from concept_sliders.pocket.models.loading import load_pocket
+from concept_sliders.pocket.measuring.probe import load_probe
 from concept_sliders.pocket.world.portrait import BINARY, CONTINUOUS, portraits
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
@@ -47,7 +47,7 @@ AGE = Concept(
 )
 CROOKED = replace(AGE, more="portrait of a very old man", less="portrait of a very young woman")
 USUAL = TextualRecipe(concepts=(AGE,), steps=200, learning_rate=2e-3, seed=0)
-PUBLISHED = replace(USUAL, on_policy_rollouts=0.0, preserve_in_target=False)
+PAPER = replace(USUAL, on_policy_rollouts=0.0, preserve_in_target=False)
 DRAWN = VisualRecipe(less="young", more="old", method="ADDifT", steps=60, learning_rate=2e-3, seed=0)
 READ = (*CONTINUOUS, *BINARY)
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -89,7 +89,7 @@ SHEETS = {  # steps first, and rising: a longer run goes on from a shorter one
             replace(_with_eta(0.45, ()), steps=300),
             32,
         ),
-        Choice("preserve_published", "preserved the published way", replace(PUBLISHED, steps=300), 32),
+        Choice("preserve_paper", "preserved as the paper has it", replace(PAPER, steps=300), 32),
         Choice(
             "preserve_on_policy",
             "preserved on on-policy rollouts",
@@ -125,6 +125,8 @@ SHEETS = {  # steps first, and rising: a longer run goes on from a shorter one
         Choice("layers_cross", "cross-attention alone", replace(USUAL, layers="cross-attention")),
         Choice("layers_linear", "all but cross-attention, no convolutions", replace(USUAL, convolutions=False)),
         Choice(RIGHT, "all but cross-attention"),
+        Choice("layers_noxattn", "noxattn, the published choice", replace(USUAL, layers="noxattn")),
+        Choice("layers_full", "full, of the published trainer", replace(USUAL, layers="full")),
         Choice("layers_all", "all", replace(USUAL, layers="all")),
     ),
 }
@@ -136,7 +138,7 @@ class Studio:
     def __init__(self, folder: Path):
         self.folder = folder
         with torch.inference_mode():
-            self.model, self.clip, self.vae = load_pocket()
+            self.model, self.clip, self.vae, _ = load_pocket()
         self.probe = load_probe()
 
     def slider(self, choice: Choice) -> Slider:
@@ -152,7 +154,7 @@ class Studio:
     def _trained(self, recipe: TextualRecipe | VisualRecipe) -> Slider:
         run_options = RunOptions(preview_every=0, checkpoints=self.folder)  # a longer run goes on from a shorter one
         if isinstance(recipe, TextualRecipe):
-            latents = torch.zeros(BATCH, 24, 16, 16)
+            latents = torch.zeros(BATCH, 8, 16, 16)
             return train_textual(self.model, self._said(recipe.prompts()), recipe, latents, "age", run_options).slider
         sets = encode_sets(drawn_pairs(), self.vae.encode, self.model.model.process_latent_in)
         recipe = replace(recipe, sets=len(sets))
@@ -163,7 +165,7 @@ class Studio:
         """(people, strengths, H, W, 3): the same people in every column."""
         columns = len(STRENGTHS)
         latent = {
-            "samples": torch.zeros(people * columns, 24, 16, 16),
+            "samples": torch.zeros(people * columns, 8, 16, 16),
             "batch_index": [person for person in range(people) for _ in range(columns)],
         }
         said = self._said([PERSON, ""])
@@ -186,7 +188,7 @@ def drawn_pairs():
     """Six people as children and as old ones, drawn alike in everything else."""
     people = [person.with_(spoiled=False) for person in portraits(6, seed=11)]
     less, more = (as_images([draw(person.with_(age=age)) for person in people]) for age in (0.1, 0.9))
-    return [prepare(pair, 64) for pair in pairs_from_batches(less, more, None, PERSON)]
+    return [prepare(pair, 128) for pair in pairs_from_batches(less, more, None, PERSON)]
 
 
 def row(choice: Choice, figures: Tensor) -> str:

@@ -16,9 +16,9 @@ import _models  # noqa: F401  (makes ComfyUI importable)
 import nodes
 import torch
 from concept_sliders.comfy_host.text_encoders import encode_prompts
-from concept_sliders.pocket import draw_pairs
-from concept_sliders.pocket.model import load_pocket
-from concept_sliders.pocket.probe import COLUMNS, load_probe
+from concept_sliders.pocket.world import shirt_pairs
+from concept_sliders.pocket.models.loading import load_pocket
+from concept_sliders.pocket.measuring.probe import COLUMNS, load_probe
 from concept_sliders.pocket.world.portrait import BINARY, CONTINUOUS
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.sliders.slider import Slider
@@ -44,26 +44,26 @@ class Studio:
     def __init__(self, people: int):
         self.people, self.probe = people, load_probe()
         with torch.inference_mode():
-            self.model, self.clip, self.vae = load_pocket()
+            self.model, self.clip, self.vae, _ = load_pocket()
 
     @torch.inference_mode()
     def textual(self, recipe: TextualRecipe) -> Trained:
-        latents = torch.zeros(BATCH, 24, 16, 16)
+        latents = torch.zeros(BATCH, 8, 16, 16)
         return whole(train_textual(self.model, self._said(recipe.prompts()), recipe, latents, "words"))
 
     @torch.inference_mode()
     def visual(self, recipe: VisualRecipe) -> Trained:
         sets = encode_sets(
-            read_pairs(draw_pairs.FOLDER / "pocket_shirt"), self.vae.encode, self.model.model.process_latent_in
+            read_pairs(shirt_pairs.FOLDER / "pocket_shirt"), self.vae.encode, self.model.model.process_latent_in
         )
-        return whole(train_visual(self.model, self._said([draw_pairs.PROMPT]), recipe, sets, "pairs"))
+        return whole(train_visual(self.model, self._said([shirt_pairs.PROMPT]), recipe, sets, "pairs"))
 
     @torch.inference_mode()
     def sweep(self, slider: Slider, prompt: str, strengths: Sequence[float]) -> Tensor:
         """(people * strengths, H, W, 3), person by person."""
         columns, said = len(strengths), self._said([prompt, ""])
         rows = self.people * columns
-        latent = {"samples": torch.zeros(rows, 24, 16, 16), "batch_index": [row // columns for row in range(rows)]}
+        latent = {"samples": torch.zeros(rows, 8, 16, 16), "batch_index": [row // columns for row in range(rows)]}
         model = apply_sliders(self.model, Stack.of(slider).swept(0, strengths, self.people))
         (made,) = nodes.common_ksampler(
             model, FIRST_SEED, SAMPLING_STEPS, GUIDANCE, "euler", "simple", said[prompt], said[""], latent
@@ -95,7 +95,7 @@ def whole(trained: Trained | None) -> Trained:
 
 
 def repair(studio: Studio) -> None:
-    recipe = read_recipe(draw_pairs.FOLDER.parents[1] / "recipes" / "pocket_repair.json")
+    recipe = read_recipe(shirt_pairs.FOLDER.parents[1] / "recipes" / "pocket_repair.json")
     assert isinstance(recipe, TextualRecipe)
     slider = studio.textual(recipe).slider
     for prompt in recipe.concepts[0].prompts():  # of good images, and of spoiled ones
@@ -103,9 +103,9 @@ def repair(studio: Studio) -> None:
 
 
 def shirt(studio: Studio) -> None:
-    recipe = VisualRecipe(method="ADDifT", steps=120, learning_rate=2e-3, sets=draw_pairs.COUNT)
+    recipe = VisualRecipe(method="ADDifT", steps=120, learning_rate=2e-3, sets=shirt_pairs.COUNT)
     slider = studio.visual(recipe).slider
-    studio.tell("redness of the shirt", slider, draw_pairs.PROMPT, (-2.0, -1.0, 0.0, 1.0, 2.0), draw_pairs.redness)
+    studio.tell("redness of the shirt", slider, shirt_pairs.PROMPT, (-2.0, -1.0, 0.0, 1.0, 2.0), shirt_pairs.redness)
 
 
 def stop(studio: Studio) -> None:

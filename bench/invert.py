@@ -28,7 +28,7 @@ from concept_sliders.inversion import inversion_run
 from concept_sliders.inversion.null_text import Embedding, GuidedStep, optimise_embedding
 from concept_sliders.inversion.settings import InversionSettings
 from concept_sliders.inversion.inversion_run import invert
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.autograd import differentiable
 from concept_sliders.comfy_host.borrow import borrowed
@@ -43,7 +43,7 @@ from concept_sliders.comfy_host.borrow import for_autograd
 
 log = logging.getLogger("bench")
 BOUND = 2.5  # times the floor, the aim
-CONCEPT = Concept("person", "old person", "young person")
+CONCEPT = Concept("person", "old person", "young person", eta=4.0)
 
 
 class OneSample:
@@ -70,8 +70,8 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         with torch.inference_mode():
             if name == "pocket":
-                model, clip, _ = load_pocket()
-                self.shape = (1, 24, 16, 16)
+                model, clip, *_ = load_pocket()
+                self.shape = (1, 8, 16, 16)
                 self.prompts = [
                     clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("portrait of a person", "")
                 ]
@@ -166,7 +166,7 @@ class Bench:
             invert(self.model, self.latents, positive, negative, settings)
         inverting = peak.bytes
         recipe = TextualRecipe(concepts=(CONCEPT,), steps=2, rollout_steps=2, samples_per_rollout=2)
-        prompts = dict.fromkeys((*CONCEPT.prompts(), ""), self.prompts[0])
+        prompts = {prompt: self.prompts[n % 2] for n, prompt in enumerate((*CONCEPT.prompts(), ""))}
         with torch.inference_mode(), peak_memory(self.model.load_device) as peak:
             train_textual(self.model, prompts, recipe, self.latents, "memory", RunOptions(preview_every=0))
         return {

@@ -24,7 +24,7 @@ from concept_sliders.training.recipe import GRADIENT_CHECKPOINTING, TextualRecip
 from concept_sliders.training.run import RunOptions, train_textual
 
 log = logging.getLogger("bench")
-CONCEPT = Concept("person", "old person", "young person")
+CONCEPT = Concept("person", "old person", "young person", eta=4.0)
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "memory.md"
 # (title, images a step, settings of the recipe)
 SETTINGS = [

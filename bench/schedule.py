@@ -4,7 +4,7 @@
 
 Equal iterations, equal everything but where training samples come from. Reports the span along age and the movement
 of everything else, as mean and spread over training seeds, and draws a curve for every training. Ours runs twice:
-as the nodes' defaults have it, and without the two things it does differently from the paper (`SCHEDULES`). Every
+as the nodes' defaults have it, and without two things that the paper has not (`SCHEDULES`). Every
 training is kept in the output folder with its figures, so that a bench that was stopped goes on.
 """
 
@@ -17,15 +17,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import _models
-import nodes
 import numpy as np
 import torch
+from _people import MEASURED, read
 from _published import PublishedSamples
 from concept_sliders.comfy_host.text_encoders import encode_prompts
-from concept_sliders.pocket.measure import Effect, effect
-from concept_sliders.pocket.model import load_pocket
-from concept_sliders.pocket.probe import COLUMNS, load_probe
-from concept_sliders.pocket.world.portrait import STYLES
+from concept_sliders.pocket.measuring.effect import Effect, effect
+from concept_sliders.pocket.models.loading import load_pocket
+from concept_sliders.pocket.measuring.probe import load_probe
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.comfy_host.apply import apply_sliders
@@ -46,8 +45,7 @@ AGE = Concept(
     eta=0.45,
 )
 STRENGTHS = (-1.5, -0.75, 0.0, 0.75, 1.5)
-MEASURED = tuple(name for name in COLUMNS if name not in STYLES)
-GATE, SAMPLING_STEPS, GUIDANCE, FIRST_SEED = Gate(0.1), 20, 3.0, 70_000
+GATE, LATENT = Gate(0.1), (8, 16, 16)
 # (where samples come from, settings of the recipe). "ours, as the paper" predicts the target without the preserved
 # phrases, and rolls out with the bare model alone.
 SCHEDULES = {
@@ -71,12 +69,12 @@ class Studio:
 
     def __init__(self, people: int, batch: int):
         with torch.inference_mode():
-            self.model, self.clip, self.vae = load_pocket()
+            self.model, self.clip, self.vae, _ = load_pocket()
             self.conditionings = encode_prompts(self.clip, (*AGE.prompts(), ""))
         self.probe, self.people, self.batch = load_probe(), people, batch
 
     def train(self, schedule: str, recipe: TextualRecipe) -> tuple[Slider, float]:
-        shape, began = (self.batch, 24, 16, 16), _models.now()
+        shape, began = (self.batch, *LATENT), _models.now()
         samples, settings = SCHEDULES[schedule]
         recipe = replace(recipe, **settings)
         with torch.inference_mode():
@@ -97,27 +95,10 @@ class Studio:
         old, young = (self._read(self.model, text, 1)[..., MEASURED.index("age")].mean() for text in AGE.ends()[0])
         return effect(readings, STRENGTHS, MEASURED, "age", float(old - young))
 
-    @torch.inference_mode()
     def _read(self, model, prompt: str, columns: int) -> np.ndarray:
         """(people, columns, attributes): the same people in every column."""
-        encode = nodes.CLIPTextEncode().encode
-        latent = {
-            "samples": torch.zeros(self.people * columns, 24, 16, 16),
-            "batch_index": [person for person in range(self.people) for _ in range(columns)],
-        }
-        (made,) = nodes.common_ksampler(
-            model,
-            FIRST_SEED,
-            SAMPLING_STEPS,
-            GUIDANCE,
-            "euler",
-            "simple",
-            encode(self.clip, prompt)[0],
-            encode(self.clip, "")[0],
-            latent,
-        )
-        images = self.vae.decode(made["samples"])
-        return self.probe.read(images).values[:, : len(MEASURED)].unflatten(0, (-1, columns)).numpy()
+        latent = torch.zeros(1, *LATENT)
+        return read(model, self.clip, self.vae, self.probe, prompt, latent, self.people, columns).numpy()
 
 
 def made(studio: Studio, schedule: str, seed: int, settings: dict, folder: Path) -> Result:

@@ -1,6 +1,6 @@
 """A thousand sampling runs with random stacks on one small model: is anything left behind?
 
-    python3 dev.py bench soak [--runs 1000]
+    python3 dev.py bench soak [--runs 1000] [--minutes 60]
 
 Stacks of low-rank sliders, of LoHa, DoRA and differences; turned one by one or all at once; gated, ramped, swept, on
 cond or uncond alone; unmerged, merged, or in mode auto; some runs cancelled in the middle, and the model unloaded now
@@ -16,6 +16,7 @@ import gc
 import logging
 import os
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -134,8 +135,13 @@ def megabytes() -> float:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def soak(runs: int) -> tuple[float, float, bool]:
-    """Megabytes grown after the first tenth; how far a result was from a fresh model; weights unchanged?."""
+def soak(runs: int, seconds: float) -> tuple[float, float, bool]:
+    """Run up to `runs` times, for so many seconds at most, and look at the memory after each tenth of either.
+
+    Returns the megabytes grown since the first look, how far a result was from that of a fresh model at most, and
+    True if the model's own weights are unchanged.
+    """
+    began = time.monotonic()
     model, sampler = small_model(), _models.Sampler("sd15", 8, STEPS)
     own = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
     names = _models.some_layers(model, LAYERS)
@@ -151,9 +157,12 @@ def soak(runs: int) -> tuple[float, float, bool]:
             fresh = run_of(small_model(), drawn, sampler, run)
             assert fresh is not None
             worst = max(worst, ((result - fresh).norm() / fresh.norm()).item())
-        if run % max(1, runs // 10) == 0:
+        done = max(run / runs, (time.monotonic() - began) / seconds)
+        if 10 * done >= len(sizes) + 1:
             sizes.append(megabytes())
             log.info("%5d runs: %.0f MB, %.1e from a model without history", run, sizes[-1], worst)
+        if done >= 1:
+            break
     log.info("of them: %s", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
     comfy.model_management.unload_all_models()
     untouched = all(torch.equal(tensor, own[name]) for name, tensor in model.model.state_dict().items())
@@ -175,11 +184,14 @@ def _kinds_of(drawn: Drawn) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=1000, help="default: 1000")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end sooner, after so many minutes")
     options = parser.parse_args()
+    if options.runs < 1 or not options.minutes > 0:
+        parser.error("--runs is at least 1, and --minutes above 0")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    grown, worst, untouched = soak(options.runs)
+    grown, worst, untouched = soak(options.runs, 60 * options.minutes)
     failures = [] if untouched else ["the model's own weights have changed"]
     if grown > GROWTH_MB:
         failures.append(f"memory grew by {grown:.0f} MB; {GROWTH_MB} are allowed")

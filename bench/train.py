@@ -25,7 +25,7 @@ import _models
 import comfy.model_management
 import torch
 from _published import STEPS, PublishedSamples, PublishedTraining, PublishedVisualTraining
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.autograd import differentiable
 from concept_sliders.comfy_host.borrow import borrowed
@@ -38,7 +38,7 @@ from concept_sliders.training.textual_samples import POOL, TextualSamples
 from concept_sliders.training.visual_samples import LatentSet, VisualSamples
 
 log = logging.getLogger("bench")
-CONCEPT = Concept("person", "old person", "young person")
+CONCEPT = Concept("person", "old person", "young person", eta=4.0)
 PHRASES = ("male", "female", "with glasses", "without glasses", "smiling", "frowning")
 TRAININGS = ("textual", "visual", "memory")
 
@@ -57,9 +57,9 @@ class Bench:
         self.name, prompts = name, (*replace(CONCEPT, preserve=PHRASES).prompts(), *CONCEPT.prompts(), "")
         with torch.inference_mode():
             if name == "pocket":
-                self.model, clip, vae = load_pocket()
-                self.shape = (1, 24, 16, 16)
-                self.encode = lambda: vae.encode(torch.zeros(1, 64, 64, 3))
+                self.model, clip, vae, _ = load_pocket()
+                self.shape = (1, 8, 16, 16)
+                self.encode = lambda: vae.encode(torch.zeros(1, 128, 128, 3))
                 encode = clip.encode_from_tokens_scheduled
                 self.conditionings = {p: encode(clip.tokenize(p)) for p in prompts}
             else:
