@@ -4,6 +4,8 @@
     python3 dev.py demo                 train a slider in the real ComfyUI and turn it
     python3 dev.py train RECIPE [...]    train a slider by a recipe: a slider's file, or JSON
     python3 dev.py test [tier ...]      the tests: unit, host, server, browser; without a tier, the checks too
+    python3 dev.py test --host 0.24.0   the server tier on another version of ComfyUI
+    python3 dev.py test --all           all of it, on all versions and front ends
     python3 dev.py check                style, types and what the Comfy registry checks
     python3 dev.py bench NAME [...]     one of the benchmarks in bench/
     python3 dev.py serve                a running ComfyUI with this pack in it
@@ -23,7 +25,7 @@ import signal
 import subprocess
 import sys
 
-from devtools import checks, host, server
+from devtools import checks, host, pins, server, variants
 from devtools.problem import Problem
 
 say = functools.partial(print, flush=True)
@@ -43,6 +45,10 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def test(options: argparse.Namespace) -> int:
+    if options.all:
+        return checks.run_all(host.find(say), options.rest, say)
+    if options.host:
+        return checks.run(variants.find(options.host, say), options.tiers or ["server"], options.rest, say)
     return checks.run(host.find(say), options.tiers, options.rest, say)
 
 
@@ -95,6 +101,12 @@ def parser() -> argparse.ArgumentParser:
     command("train", train, "train a slider by a recipe: a slider's file, or JSON", passes_on=True)
     testing = command("test", test, "run the tests; arguments after -- go to pytest")
     testing.add_argument("tiers", nargs="*", metavar="tier", help=f"of {', '.join(checks.TIERS)}; default: all")
+    where = testing.add_mutually_exclusive_group()
+    versions = ", ".join(release.version for release in pins.RELEASES)
+    where.add_argument("--host", metavar="VERSION", help=f"of ComfyUI: {versions}; default tier: server")
+    where.add_argument(
+        "--all", action="store_true", help="before a release: other versions and front ends, all kinds of change"
+    )
     command("check", check, "check style, types and what the Comfy registry checks")
     benching = command("bench", bench, "run one of the benchmarks in bench/", passes_on=True)
     benching.add_argument("name")

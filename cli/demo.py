@@ -18,8 +18,8 @@ from PIL import Image
 
 from ..devtools import host, server, workflow
 from ..devtools.problem import Problem
-from ..pocket.measure import Effect, effect
-from ..pocket.probe import COLUMNS, load_probe
+from ..pocket.measuring.effect import Effect, effect
+from ..pocket.measuring.probe import COLUMNS, load_probe
 from . import live, report
 
 say = functools.partial(print, flush=True)
@@ -27,10 +27,11 @@ EXAMPLES = host.ROOT / "example_workflows"
 OUTPUT = host.ROOT / "output" / "demo"
 MORE, LESS = "portrait of a very old person", "portrait of a very young person"
 STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-PRESERVED = "with glasses\nwithout glasses"
+PRESERVED = "with glasses\nwithout glasses\nwith a hat\nwithout a hat"
 FIRST_SEED = 50_000  # training draws from seed 0
 PEOPLE = 8  # in one batch
 SHOWN = 5  # people in the strip
+TIED = ("glasses", "hair_shade")  # to age, in the world that is drawn
 MEASURED = tuple(name for name in COLUMNS if name not in ("flat colour", "ink sketch", "pastel"))
 
 
@@ -50,11 +51,11 @@ class Studio:
         if steps:
             workflow.change(prompt, "Train Slider", steps=steps)
         entry = self._run(prompt)
-        (text,) = entry["outputs"][workflow.named(prompt, "Save Slider")[0]]["text"]
-        return text.removeprefix("Saved ")
+        (file,) = server.saved_as(entry)
+        return file
 
     def sweep(self, slider: str, people: int) -> torch.Tensor:
-        """Return (people, strengths, 64, 64, 3) images of a slider at all strengths, by the example workflow."""
+        """Return (people, strengths, 128, 128, 3) images of a slider at all strengths, by the example workflow."""
         parts = []
         for first in range(0, people, PEOPLE):
             prompt = self._prompt("use_sliders")
@@ -65,7 +66,7 @@ class Studio:
         return torch.cat(parts).unflatten(0, (-1, len(STRENGTHS)))
 
     def prompted(self, text: str, slider: str, people: int) -> torch.Tensor:
-        """Return (people, 64, 64, 3) images of the bare model for a prompt: the same workflow, the slider at zero."""
+        """Return (people, 128, 128, 3) images of the bare model for a prompt: that workflow, the slider at zero."""
         prompt = self._prompt("use_sliders")
         workflow.change(prompt, "Load Slider", slider=slider)
         workflow.change(prompt, "Prompt", text=text)
@@ -113,9 +114,17 @@ class Telling:
 
 
 def measured(images: torch.Tensor, distance: float) -> Effect:
-    """Measure the effect on age and on everything else. images: (people, strengths, 64, 64, 3)."""
+    """Measure the effect on age and on everything else. images: (people, strengths, 128, 128, 3)."""
     readings = load_probe().read(images.flatten(0, 1)).values[:, : len(MEASURED)]
-    return effect(readings.unflatten(0, images.shape[:2]).numpy(), STRENGTHS, MEASURED, "age", distance)
+    return effect(readings.unflatten(0, images.shape[:2]).numpy(), STRENGTHS, MEASURED, "age", distance, TIED)
+
+
+def unchanged(images: torch.Tensor) -> float:
+    """Return the share of images off zero with the woman or man, hat and style of strength 0. images: as above."""
+    probe, middle = load_probe(), STRENGTHS.index(0.0)
+    before = probe.read(images[:, middle])
+    same = [before.same_person(probe.read(images[:, i])) for i in range(len(STRENGTHS)) if i != middle]
+    return float(torch.stack(same).float().mean())
 
 
 def prompt_distance(studio: Studio, slider: str, people: int) -> float:
@@ -142,9 +151,10 @@ def run(options: argparse.Namespace) -> None:
             say("the same slider with nothing preserved, for comparison ...")
             free = studio.train("demo_age_free", "", options.steps)
             effects["free"] = measured(studio.sweep(free, options.seeds), distance)
-        report.write(folder, images[:SHOWN], effects, options.seeds, time.monotonic() - started)
+        same = unchanged(images)
+        report.write(folder, images[:SHOWN], effects, same, options.seeds, time.monotonic() - started)
         (folder / "demo_age.safetensors").write_bytes((base / "models" / "loras" / preserving).read_bytes())
-    say(report.summary(effects))
+    say(report.summary(effects, same))
     say(f"\nlook at {folder / 'strip.png'} and {folder / 'report.md'} ({time.monotonic() - started:.0f} s)")
 
 

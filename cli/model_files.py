@@ -14,7 +14,7 @@ import comfy.utils
 from safetensors import SafetensorError
 
 from ..comfy_host.errors import is_out_of_memory
-from ..pocket.model import load_pocket
+from ..pocket.models.loading import load_pocket
 from ..training.recipe import EncoderRecipe, Recipe, VisualRecipe
 
 _OLD_CLIP = "transformer.resblocks.0.ln_1.weight"  # of CLIP by its first names, which ComfyUI converts
@@ -36,7 +36,7 @@ def load_models(options: argparse.Namespace, recipe: Recipe):
     Raises ValueError, saying which, for a part that is needed and not there.
     """
     if not (options.checkpoint or options.unet or options.clip or options.vae):
-        return load_pocket()
+        return load_pocket()[:3]
     model = clip = vae = None
     if options.checkpoint:
         with _named(options.checkpoint, "checkpoint"):

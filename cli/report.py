@@ -10,32 +10,40 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pocket.measure import Effect
+from ..pocket.measuring.effect import Effect
 
 CELL, GAP, HEAD = 144, 4, 46
 PAPER, TEXT, FAINT = (250, 250, 248), (40, 40, 46), (120, 120, 128)
 
 
-def write(folder: Path, images: torch.Tensor, effects: dict[str, Effect], people: int, seconds: float) -> None:
-    """Write strip.png, report.md and report.json. images: (rows, strengths, H, W, 3) in [0, 1]."""
+def write(
+    folder: Path, images: torch.Tensor, effects: dict[str, Effect], same: float, people: int, seconds: float
+) -> None:
+    """Write strip.png, report.md and report.json.
+
+    images: (rows, strengths, H, W, 3) in [0, 1]. same: the share of unchanged people.
+    """
     strip(images, effects["preserving"]).save(folder / "strip.png")
-    text = ["# The demo's age slider", "", "![strip](strip.png)", "", summary(effects), "", table(effects), ""]
+    text = ["# The demo's age slider", "", "![strip](strip.png)", "", summary(effects, same), "", table(effects), ""]
     text.append(f"{people} people that training has not seen; {seconds:.0f} s in all.")
     (folder / "report.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     numbers = {name: {**asdict(e), "means": e.means.tolist()} for name, e in effects.items()}
     (folder / "report.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
 
 
-def summary(effects: dict[str, Effect]) -> str:
-    """Return the figures of the slider, one a line, each with its aim."""
+def summary(effects: dict[str, Effect], same: float) -> str:
+    """Return the figures of the slider, one a line, each with its aim. same: the share of unchanged people."""
     slider = effects["preserving"]
     lines = [
         f"age along the strengths: {' '.join(f'{v:.2f}' for v in _column(slider, 'age'))}",
         f"Spearman of the means: {slider.spearman:.3f} (aim: at least 0.95)",
         f"span: {slider.span:.2f}, {slider.span / slider.reach:.0%} of the {slider.reach:.2f} between opposing "
-        "prompts (aim: at least 50 %)",
-        f"movement of the others, on average: {slider.mean_movement:.1%} of their range (aim: under 10 %)",
-        f"movement of glasses: {slider.movements['glasses']:.1%}",
+        "prompts (aim: at least 75 %)",
+        f"movement of the others, on average: {slider.mean_movement:.1%} of their range (aim: at most 6 %), of each "
+        f"image {slider.mean_movement_of_each:.1%} (aim: at most 10 %)",
+        f"of what comes with age in the world drawn, glasses {slider.movements['glasses']:.1%} (aim: under 15 %), "
+        f"hair shade {slider.movements['hair_shade']:.1%}",
+        f"woman or man, hat and style unchanged: {same:.0%} of all images (aim: at least 95 %)",
     ]
     if free := effects.get("free"):
         lines.append(

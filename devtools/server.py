@@ -23,6 +23,7 @@ from .problem import Problem
 PACK = "ComfyUI-ConceptSliders"
 FOLDERS = ("custom_nodes", "user", "input", "output", "temp", "models")
 START_SECONDS = 180
+REPORT = "concept_sliders_report"  # what the pack's nodes report, in a history entry
 
 # Runs main.py in a process that ends when we do, however we end: its standard input is a pipe from us.
 BOUND_TO_US = """
@@ -118,6 +119,17 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def reported(entry: dict[str, Any], node: str) -> list[str]:
+    """Return the lines that a node of the pack reported, facts and warnings alike, from a history entry."""
+    return [line["text"] for line in entry["outputs"].get(node, {}).get(REPORT, ())]
+
+
+def saved_as(entry: dict[str, Any]) -> list[str]:
+    """Return the files that Save nodes of the pack say they have written, from a history entry."""
+    lines = [line for node in entry["outputs"] for line in reported(entry, node)]
+    return [found[1] for line in lines if (found := re.search("saved as (.+)$", line))]
 
 
 def refusal(body: str) -> str:

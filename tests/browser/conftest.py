@@ -1,5 +1,6 @@
 """The real front end in a real browser, on a server of its own. Left out where there is no Chromium."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,10 @@ QUIET = (
     "--disable-sync",
 )
 SECONDS = 180  # to wait for the front end on a busy machine
+SETTINGS = {  # of someone who has been here before: no gallery of moving pictures lies over the workflow
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+}
 READY = "() => Boolean(window.app && window.LiteGraph?.registered_node_types.ConceptSlidersApplySliders)"
 
 
@@ -41,7 +46,11 @@ def server(browser, tmp_path_factory):
     found = host.ready()
     if found is None:
         pytest.fail("there is no ComfyUI to run: start the tests with `python3 dev.py test browser`")
-    with servers.running(found, tmp_path_factory.mktemp("comfyui")) as running:
+    base = tmp_path_factory.mktemp("comfyui")
+    of_user = base / "user" / "default"
+    of_user.mkdir(parents=True)
+    (of_user / "comfy.settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
+    with servers.running(found, base) as running:
         yield running
 
 

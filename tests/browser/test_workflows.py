@@ -4,22 +4,9 @@ from pathlib import Path
 
 import pytest
 from concept_sliders.devtools.workflow import read_workflow, to_prompt
+from concept_sliders.tests.browser.reading import OPEN
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "example_workflows").glob("*.json"))
-OPEN = """async (graph) => {
-    const loaded = () => app.graph.nodes.length === graph.nodes.length;
-    for (let tries = 0; tries < 20; tries++) {  // the first workflow of the session may come in between
-        await app.loadGraphData(structuredClone(graph));
-        if (loaded()) break;
-        await new Promise((resolve) => setTimeout(resolve, 500));
-    }
-    return {
-        loaded: loaded(),
-        missing: app.graph.nodes.map((node) => node.type).filter((type) => !LiteGraph.registered_node_types[type]),
-        widgets: Object.fromEntries(app.graph.nodes.map((node) => [node.id, node.widgets?.length ?? 0])),
-        prompt: (await app.graphToPrompt()).output,
-    };
-}"""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -22,7 +22,7 @@ import folder_paths  # noqa: E402
 sys.argv = own_arguments
 
 from concept_sliders.cli import train as command  # noqa: E402
-from concept_sliders.pocket.model import load_pocket  # noqa: E402
+from concept_sliders.pocket.models.loading import load_pocket  # noqa: E402
 from concept_sliders.tests.support.inverting import EncodedImages, inverted  # noqa: E402
 from concept_sliders.tests.support.tiny import traces  # noqa: E402
 
@@ -31,7 +31,7 @@ from concept_sliders.tests.support.tiny import traces  # noqa: E402
 def pocket():
     """MODEL, CLIP and VAE, loaded in inference mode as nodes load them."""
     with torch.inference_mode():
-        return load_pocket()
+        return load_pocket()[:3]
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,14 @@ FEW = {
         "Invert Image (Null-Text)": {"steps": 3, "inner_steps": 2},
         "Sweep Sliders": {"values": "-1, 0, 1"},
     },
+    "measure_a_slider": {"Measure Slider": {"seeds": "0, 1", "strengths": "-1, 1", "steps": 2}},
+    "calibrate_a_slider": {"Calibrate Slider": {"seeds": "0:3", "limit": 2.0, "steps": 2, "steps_a_side": 2}},
+    "report_on_sliders": {"Before": {"seeds": "0, 1", "steps": 2}, "After": {"seeds": "2, 3", "steps": 2}},
+    "discover_sliders": {
+        **SMALL_SWEEP,
+        "People to Sweep Over": {"batch_size": 1},
+        "Discover Sliders": {"directions": 2, "samples": 8, "steps": 3, "sampling_steps": 2},
+    },
     "ten_sliders": {"People": {"batch_size": 2}, "KSampler": {"steps": 2}},
 }
 

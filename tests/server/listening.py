@@ -3,32 +3,33 @@
 import asyncio
 import contextlib
 import json
-import struct
 import threading
 from dataclasses import dataclass, field
 
 import aiohttp
 
-TEXT = 3  # the host's kind of message for text on a node
+PROGRESS = "concept_sliders.progress"  # how far a node of the pack is, in words
+LATE_WARNING = "concept_sliders.warning"  # what comes out about it after its report
 
 
 @dataclass
 class Heard:
-    """texts: (node, text) shown on nodes. progress: (node, done, of) of their bars."""
+    """texts: (node, text) shown on nodes. warnings: (node, text) of late ones. progress: (node, done, of) of bars."""
 
     texts: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
     progress: list[tuple[str, int, int]] = field(default_factory=list)
 
     def take(self, message):
-        if message.type is aiohttp.WSMsgType.BINARY:
-            kind, length = struct.unpack(">II", message.data[:8])
-            if kind == TEXT:
-                self.texts.append((message.data[8 : 8 + length].decode(), message.data[8 + length :].decode()))
-        elif message.type is aiohttp.WSMsgType.TEXT:
+        if message.type is aiohttp.WSMsgType.TEXT:
             said = json.loads(message.data)
             if said["type"] == "progress":
                 data = said["data"]
                 self.progress.append((data["node"], data["value"], data["max"]))
+            elif said["type"] == PROGRESS:
+                self.texts.append((said["data"]["node"], said["data"]["text"]))
+            elif said["type"] == LATE_WARNING:
+                self.warnings.append((said["data"]["node"], said["data"]["text"]))
 
 
 @contextlib.contextmanager

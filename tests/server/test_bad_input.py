@@ -103,3 +103,9 @@ def test_a_name_that_leads_out_of_the_folder(server, example, stranger):
     prompt = loaded_and_saved(example, stranger, name="../../outside")
     refused(server, prompt, r"ConceptSlidersSaveSlider.*leads out of")
     assert not (server.base / "outside.safetensors").exists()
+
+
+def test_a_name_that_is_too_long_is_refused_before_anything_runs(server, example, stranger):
+    prompt = loaded_and_saved(example, stranger, name="x" * 300)
+    with pytest.raises(ServerError, match="is too long for a file in"):
+        server.post(prompt)

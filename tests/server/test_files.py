@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 import torch
 from concept_sliders.devtools.host import ROOT
+from concept_sliders.devtools.server import reported
 from concept_sliders.devtools.workflow import add
 from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
@@ -57,7 +58,7 @@ def test_load_slider_says_which_of_two_it_is(server):
         load = add(prompt, "ConceptSlidersLoadSlider", slider=file, strength=1.0)
         add(prompt, "ConceptSlidersSaveSlider", sliders=[load, 0], name="server/copy", precision="float32")
         entry = server.wait(server.post(prompt))
-        assert entry["outputs"][load]["text"][0].startswith(f"{name}: ")
+        assert reported(entry, load)[0].startswith(f"{name}: ")
 
 
 @pytest.mark.usefixtures("slider")
@@ -77,6 +78,6 @@ def test_apply_sliders_names_what_is_not_there(server):
     picture = add(prompt, "VAEDecode", samples=[sampled, 0], vae=[model, 2])
     add(prompt, "PreviewImage", images=[picture, 0])
     entry = server.wait(server.post(prompt))
-    first, missing = entry["outputs"][apply]["text"][0].splitlines()
+    first, missing = reported(entry, apply)
     assert first.endswith("layers, 1 text encoder layer not applied: connect CLIP")
     assert missing == "not in this model: " + ", ".join(f"lora_unet_odd_{i}" for i in range(5))

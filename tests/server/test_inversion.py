@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from concept_sliders.cli.live import run_live
-from concept_sliders.devtools.server import ServerError
+from concept_sliders.devtools.server import ServerError, reported, saved_as
 from concept_sliders.devtools.workflow import add, change, named
 from concept_sliders.inversion.inversion_files import load_inversion
 from concept_sliders.tests.server.listening import listening
@@ -44,8 +44,8 @@ def test_previews_show_the_picture_that_it_heads_for(edited):
 def test_a_picture_is_inverted_and_a_slider_turned_on_it(server, edited):
     prompt, entry, _ = edited
     assert strip(server, prompt, entry).width == 3 * (CELL + GAP) + GAP
-    (report,) = entry["outputs"][named(prompt, NODE)[0]]["text"]
-    assert report.startswith("1 image, null-text, 3 steps of simple, cfg 3") and "step 3: loss" in report
+    settings, error = reported(entry, named(prompt, NODE)[0])
+    assert settings == "1 image, null-text, 3 steps of simple, cfg 3" and error.startswith("reconstruction error")
 
 
 def test_the_saved_inversion_makes_the_same_strip(server, example, edited):
@@ -99,12 +99,7 @@ def inverting(name, seed=1):
 
 
 def saved(server, entry):
-    (file,) = [
-        text.removeprefix("Saved ")
-        for out in entry["outputs"].values()
-        for text in out.get("text", ())
-        if text.startswith("Saved ")
-    ]
+    (file,) = saved_as(entry)
     return load_inversion(server.base / "models" / "inversions" / file)
 
 
@@ -121,7 +116,11 @@ def test_a_cancelled_inversion_queued_again_goes_on_and_a_finished_one_is_kept(s
     assert 1 <= part.done < STEPS
 
     with listening(server, "inverting") as heard:
-        whole = saved(server, server.wait(server.post(prompt, "inverting")))
+        entry = server.wait(server.post(prompt, "inverting"))
+        whole = saved(server, entry)
+    went_on, *_ = reported(entry, node)
+    assert went_on.startswith("went on at ") and f"step {part.done + 1} of {STEPS}" in went_on
+    assert heard.texts[0] == (node, went_on.removeprefix("went on at "))
     assert whole.done == STEPS and torch.equal(whole.embeddings[: part.done], part.embeddings[: part.done])
     assert min(done for at, done, _ in heard.progress if at == node and done) > STEPS + part.done
 

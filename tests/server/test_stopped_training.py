@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from concept_sliders.devtools.server import reported, saved_as
 from concept_sliders.devtools.workflow import add
 from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.tests.server.listening import listening
@@ -50,12 +51,7 @@ def graph():
 
 
 def steps_done(server, entry):
-    (file,) = [
-        text.removeprefix("Saved ")
-        for out in entry["outputs"].values()
-        for text in out.get("text", ())
-        if text.startswith("Saved ")
-    ]
+    (file,) = saved_as(entry)
     return load_slider(server.base / "models" / "loras" / file).info.recipe["steps_done"]
 
 
@@ -74,11 +70,16 @@ def test_a_cancelled_training_queued_again_goes_on_and_a_finished_one_is_kept(se
     assert 1 <= part < STEPS
     assert {node for node, _ in heard.texts} == {train}
     assert heard.texts[0][1].startswith(f"step 1 of {STEPS}, loss ")
+    end, *_ = reported(stopped, train)
+    assert end.startswith(f"stopped at step {part} of {STEPS}; loss ") and "queued again, goes on from there" in end
 
     with listening(server, "told") as heard:
         whole = server.wait(server.post(prompt, "told"))
     assert steps_done(server, whole) == STEPS
-    assert heard.texts[0][1].startswith(f"step {part + 1} of {STEPS}")  # it went on, and did not begin anew
+    assert heard.texts[0][1].startswith(f"went on from step {part}: step {part + 1} of {STEPS}")
+    went_on, end, *_ = reported(whole, train)
+    assert went_on == f"went on from step {part}" and end.startswith(f"{STEPS} of {STEPS} steps; loss ")
 
     again = server.wait(server.post(prompt, "told"))
     assert set(dict(again["status"]["messages"])["execution_cached"]["nodes"]) == set(prompt)
+    assert again["outputs"] == whole["outputs"]  # what is not run again reports again

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from concept_sliders.cli.live import run_live
-from concept_sliders.devtools.server import PACK
+from concept_sliders.devtools.server import PACK, reported, saved_as
 from concept_sliders.devtools.workflow import add, change, named
 from concept_sliders.sliders.formats.slider_files import load_slider
 from PIL import Image
@@ -27,8 +27,8 @@ def shown(server, prompt, entry, node):
 
 
 def saved_file(prompt, entry):
-    (text,) = entry["outputs"][named(prompt, "Save Slider")[0]]["text"]
-    return text.removeprefix("Saved ")
+    (file,) = saved_as({"outputs": {node: entry["outputs"][node] for node in named(prompt, "Save Slider")}})
+    return file
 
 
 def cancel_after_a_step(server, moment):
@@ -140,7 +140,7 @@ def test_ten_sliders_at_once_and_a_second_run_with_one_turned(server, example):
     prompt = example("ten_sliders")
     first = server.wait(server.post(prompt))
     (applied,) = named(prompt, "Apply Sliders")
-    assert len(first["outputs"][applied]["text"][0].splitlines()) == 10
+    assert len(reported(first, applied)) == 10
     assert shown(server, prompt, first, "Ten Sliders: Strip").width == 2 * (CELL + GAP) + GAP
     change(prompt, "Smile", strength=-1.0)
     turned = server.wait(server.post(prompt))
@@ -157,10 +157,43 @@ def test_a_visual_slider_from_the_pairs_of_the_pack(server, example):
     assert shown(server, prompt, entry, "Image Pairs from Folder").size
 
 
+def test_a_slider_is_calibrated_and_saved_with_its_units(server, example):
+    prompt = example("calibrate_a_slider")
+    entry = server.wait(server.post(prompt))
+    lines = reported(entry, *named(prompt, "Calibrate Slider"))
+    assert lines[0].startswith("pocket age: ") and shown(server, prompt, entry, "Calibrate Slider").width == 2 * 720
+    file = saved_file(prompt, entry)
+    assert file == "sliders/pocket_age_calibrated.safetensors"
+    calibration = load_slider(loras(server) / file).info.calibration
+    assert calibration.measured_by == "age" and calibration.high == 100
+
+
+def test_sliders_are_reported_on_before_and_after_they_are_mixed(server, example):
+    prompt = example("report_on_sliders")
+    entry = server.wait(server.post(prompt))
+    before, after = (reported(entry, *named(prompt, title)) for title in ("Before", "After"))
+    assert before[0].startswith("pocket age ") and after[0].startswith("pocket age ")
+    assert before[-1] == "Saved as measurements/before.json" and after[-1] == "Saved as measurements/after.json"
+    mixed = reported(entry, *named(prompt, "Orthogonalised"))
+    assert mixed[0] == "Orthogonalised by effect:" and mixed[1].startswith("pocket age: itself")
+    assert shown(server, prompt, entry, "Before").height == shown(server, prompt, entry, "After").height
+
+
+def test_directions_are_found_and_the_one_that_is_picked_is_saved(server, example):
+    prompt = example("discover_sliders")
+    entry = server.wait(server.post(prompt))
+    (picked,) = reported(entry, *named(prompt, "Pick Slider"))
+    assert picked.startswith("pocket_direction 1 ")
+    slider = load_slider(loras(server) / saved_file(prompt, entry))
+    assert slider.info.recipe["kind"] == "direction" and slider.info.recipe["directions"] == 2
+    assert shown(server, prompt, entry, "Discover Sliders").width == 5 * (CELL + GAP) + GAP
+    assert shown(server, prompt, entry, "Slider Strip").width == 3 * (CELL + GAP) + GAP
+
+
 def test_a_repair_slider_by_its_recipe_cancelled(server, example):
     prompt = example("train_a_repair_slider")
     entry = run_live(server, prompt, partial(cancel_after_a_step, server))
     recipe = load_slider(loras(server) / saved_file(prompt, entry)).info.recipe
     assert recipe["concepts"][0]["less"] == "portrait of a person, badly drawn, distorted features"
-    assert recipe["steps"] == 120 and 1 <= recipe["steps_done"] < 120
+    assert recipe["steps"] == 200 and 1 <= recipe["steps_done"] < 200
     assert shown(server, prompt, entry, "Slider Strip").width == 3 * (CELL + GAP) + GAP

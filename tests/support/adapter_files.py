@@ -2,7 +2,7 @@
 
 import comfy.lora
 import torch
-from concept_sliders.comfy_host.match import tensors_by_key
+from concept_sliders.comfy_host.weight_adapters import tensors_by_key
 
 
 def random(*size):

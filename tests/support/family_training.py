@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EARLY_OUT = "all but early layers"
 CLOSE = 1e-4  # relative, of predictions in float32
 APART = 1e-5  # of those at both ends of a concept: LTX 2 with random weights hardly hears its prompts
-CONCEPT = Concept("a person", "an old person", "a young person")
+CONCEPT = Concept("a person", "an old person", "a young person", eta=4.0)
 RECIPE = TextualRecipe(
     concepts=(CONCEPT,), rank=2, steps=2, learning_rate=1e-3, layers="all", rollout_steps=2, samples_per_rollout=2
 )

@@ -11,7 +11,7 @@ from concept_sliders.training.trainable_layers import TrainableLayers
 
 PROMPT = "portrait of a person"
 
-RECIPE = TextualRecipe(concepts=(Concept(PROMPT, "old person", "young person"),), rank=2, layers="all")
+RECIPE = TextualRecipe(concepts=(Concept(PROMPT, "old person", "young person", eta=4.0),), rank=2, layers="all")
 
 
 class Samples:

@@ -7,7 +7,7 @@ from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from concept_sliders.inversion.conditioning import negative_conditioning
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.inversion.settings import InversionSettings
-from concept_sliders.pocket.drawing import draw
+from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.world.portrait import portraits
 
 import nodes

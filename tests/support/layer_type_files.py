@@ -30,6 +30,7 @@ def convolution_parts(kind: str, shape: tuple[int, ...]) -> dict[str, torch.Tens
     ones, flat = (1,) * len(kernel), inner * int(torch.tensor(kernel).prod())
     low = {"lora_up.weight": random(out, 2, *ones), "lora_down.weight": random(2, inner, *kernel)}
     return {
+        "LoRA": low,
         "DoRA": {**low, "dora_scale": 1 + random(out, 1, *ones).abs()},
         "LoCon": {
             "lora_up.weight": random(out, 2, *ones),

@@ -47,7 +47,7 @@ def trained(model, family, run_options=None, **settings):
         "learning_rate": 1e-3,
         **settings,
     }
-    recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young"),), **settings)
+    recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young", eta=4.0),), **settings)
     conditionings = {p: condition(family, seed) for seed, p in enumerate(recipe.prompts())}
     with torch.inference_mode():
         latents = torch.zeros(2, FAMILIES[family][2], 8, 8)

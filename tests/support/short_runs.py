@@ -13,7 +13,7 @@ from concept_sliders.training.run import Trained, TrainingData
 from concept_sliders.training.textual_samples import TextualSamples
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
-LATENTS = torch.zeros(1, 24, 8, 8)
+LATENTS = torch.zeros(1, 8, 8, 8)
 
 
 def train_on(model: ModelPatcher, clip: CLIP) -> Callable[..., Trained | None]:

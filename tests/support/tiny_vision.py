@@ -1,6 +1,7 @@
-"""A tiny CLIP vision of ComfyUI's own class with random weights."""
+"""A tiny CLIP vision of ComfyUI's own class with random weights; and one that sees nothing."""
 
 import json
+from copy import deepcopy
 
 import comfy.clip_vision
 import torch
@@ -29,3 +30,19 @@ def tiny_vision(folder, seed: int = 0) -> comfy.clip_vision.ClipVisionModel:
     for parameter in vision.model.parameters():
         parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return vision
+
+
+@torch.inference_mode()
+def blinded(vision: comfy.clip_vision.ClipVisionModel) -> comfy.clip_vision.ClipVisionModel:
+    """Return a copy whose patches are all read as the same, so that every image has the same embedding."""
+    blind = deepcopy(vision)
+    blind.model.vision_model.embeddings.patch_embedding.weight.zero_()
+    return blind
+
+
+@torch.inference_mode()
+def flattened(vision: comfy.clip_vision.ClipVisionModel, dimensions: int) -> comfy.clip_vision.ClipVisionModel:
+    """Return a copy whose embeddings have so many numbers that are not 0, the last."""
+    flat = deepcopy(vision)
+    flat.model.visual_projection.weight[:-dimensions] = 0
+    return flat

@@ -3,11 +3,11 @@
 import json
 
 import torch
-from concept_sliders.pocket.drawing import draw
+from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.world.portrait import portraits
 from PIL import Image
 
-CONCEPT = {"target": "portrait of a person", "more": "very old person", "less": "very young person"}
+CONCEPT = {"target": "portrait of a person", "more": "very old person", "less": "very young person", "eta": 4.0}
 
 SMALL = {"steps": 3, "rollout_steps": 2, "rank": 2}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 KOHYA = "lora_down.weight", "lora_up.weight"
 PEFT = "lora_A.weight", "lora_B.weight"
 DIFFUSERS = "lora.down.weight", "lora.up.weight"
+NAMED = "lora_A.default.weight", "lora_B.default.weight"
 LINEAR = "lora_linear_layer.down.weight", "lora_linear_layer.up.weight"
 
 Target = str | tuple[str, int, int]  # a weight of ComfyUI, or (weight, first row, rows)
@@ -117,6 +118,42 @@ Z_IMAGE = {
     "layers.0.feed_forward.w1": "layers.0.feed_forward.w1",
     "layers.0.adaLN_modulation.0": "layers.0.adaLN_modulation.0",
 }
+WAN = {
+    f"blocks.0.{name}": f"blocks.0.{name}"
+    for name in ("self_attn.q", "self_attn.o", "cross_attn.k", "cross_attn.v_img", "ffn.0", "ffn.2")
+}
+WAN_IN_DIFFUSERS = {
+    "blocks.0.attn1.to_q": "blocks.0.self_attn.q",
+    "blocks.0.attn1.to_out.0": "blocks.0.self_attn.o",
+    "blocks.0.attn2.to_k": "blocks.0.cross_attn.k",
+    "blocks.0.attn2.add_v_proj": "blocks.0.cross_attn.v_img",
+    "blocks.0.ffn.net.0.proj": "blocks.0.ffn.0",
+    "blocks.0.ffn.net.2": "blocks.0.ffn.2",
+    "condition_embedder.time_proj": "time_projection.1",
+}
+_REFINER, _REFINED = "context_embedder.token_refiner.refiner_blocks.0", "txt_in.individual_token_refiner.blocks.0"
+HUNYUAN = {
+    "double_blocks.0.img_attn_qkv": "double_blocks.0.img_attn.qkv",
+    "double_blocks.0.img_mlp.fc1": "double_blocks.0.img_mlp.0",
+    "double_blocks.0.txt_mod.linear": "double_blocks.0.txt_mod.lin",
+    "single_blocks.0.linear1": "single_blocks.0.linear1",
+    "single_blocks.0.modulation.linear": "single_blocks.0.modulation.lin",
+}
+HUNYUAN_IN_DIFFUSERS = {
+    "transformer_blocks.0.attn.to_k": ("double_blocks.0.img_attn.qkv", 64, 64),
+    "transformer_blocks.0.attn.add_v_proj": ("double_blocks.0.txt_attn.qkv", 128, 64),
+    "transformer_blocks.0.attn.to_out.0": "double_blocks.0.img_attn.proj",
+    "transformer_blocks.0.attn.to_add_out": "double_blocks.0.txt_attn.proj",
+    "transformer_blocks.0.ff.net.0.proj": "double_blocks.0.img_mlp.0",
+    "transformer_blocks.0.ff_context.net.2": "double_blocks.0.txt_mlp.2",
+    "transformer_blocks.0.norm1_context.linear": "double_blocks.0.txt_mod.lin",
+    "single_transformer_blocks.0.attn.to_q": ("single_blocks.0.linear1", 0, 64),
+    "single_transformer_blocks.0.proj_mlp": ("single_blocks.0.linear1", 192, 128),
+    "single_transformer_blocks.0.proj_out": "single_blocks.0.linear2",
+    f"{_REFINER}.attn.to_v": (f"{_REFINED}.self_attn.qkv", 128, 64),
+    f"{_REFINER}.ff.net.2": f"{_REFINED}.mlp.2",
+    "context_embedder.proj_in": "txt_in.input_embedder",
+}
 
 
 def underscored(names: Mapping[str, Target], prefix: str = "lora_unet_") -> dict[str, Target]:
@@ -134,6 +171,7 @@ def own(names: Mapping[str, Target]) -> dict[str, Target]:
 
 _RAW = "base_model.model."
 _CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["to_q"], "bias": "none"}
+_WAN = "Wan 2.1 image to video"
 LAYOUTS: dict[str, Layout] = {
     "concept sliders, SD 1": Layout("SD 1", underscored(SD1), KOHYA, 4, 1.0, 0.25),
     "concept sliders, SD 1, half precision": Layout(
@@ -164,5 +202,24 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "raw PEFT, named adapter": Layout(
         "SD 1", dotted(SD1, _RAW), ("lora_A.age.weight", "lora_B.age.weight"), 4, None, 2.0, config=_CONFIG
+    ),
+    "kohya and musubi-tuner, Z-Image": Layout("Z-Image", underscored(Z_IMAGE), KOHYA, 4, 2.0, 0.5),
+    "SimpleTuner, Flux": Layout("Flux", dotted(FLUX, "transformer.base_model.model."), PEFT, 4, None, 1.0),
+    "SimpleTuner of old, Flux": Layout(
+        "Flux", dotted(FLUX, "transformer.base_model.model."), DIFFUSERS, 4, None, 1.0
+    ),
+    "a joiner at the end, Flux": Layout(
+        "Flux", {f"{name}_": target for name, target in underscored(FLUX).items()}, KOHYA, 4, 2.0, 0.5
+    ),
+    "DiffSynth, Wan": Layout(_WAN, WAN, NAMED, 4, None, 1.0),
+    "DiffSynth with its pipeline, Wan": Layout(_WAN, dotted(WAN, "pipe.dit."), NAMED, 4, None, 1.0),
+    "diffusers, Wan": Layout(_WAN, dotted(WAN_IN_DIFFUSERS, "transformer."), PEFT, 4, None, 1.0),
+    "raw PEFT without its prefix, Wan": Layout(_WAN, WAN, PEFT, 4, None, 2.0, config=_CONFIG),
+    "musubi-tuner, HunyuanVideo": Layout("HunyuanVideo", underscored(HUNYUAN), KOHYA, 4, 2.0, 0.5),
+    "OneTrainer, HunyuanVideo": Layout(
+        "HunyuanVideo", underscored(HUNYUAN_IN_DIFFUSERS, "lora_transformer_"), KOHYA, 4, 2.0, 0.5
+    ),
+    "diffusers, HunyuanVideo": Layout(
+        "HunyuanVideo", dotted(HUNYUAN_IN_DIFFUSERS, "transformer."), PEFT, 4, None, 1.0
     ),
 }

@@ -12,11 +12,13 @@ BELOW = {  # the rooms that a room may import, beside itself
     "comfy_host": ("sliders",),
     "training": ("comfy_host", "sliders"),
     "inversion": ("comfy_host", "sliders"),
-    "nodes": ("training", "inversion", "comfy_host", "sliders", "pocket"),
+    "evaluation": ("comfy_host", "sliders"),
+    "discovery": ("training", "evaluation", "comfy_host", "sliders"),
+    "nodes": ("training", "inversion", "evaluation", "discovery", "comfy_host", "sliders", "pocket"),
     "cli": ("devtools", "training", "inversion", "comfy_host", "sliders", "pocket"),
     "devtools": (),
 }
-WITHOUT_COMFYUI = ("sliders", "training", "inversion", "devtools")
+WITHOUT_COMFYUI = ("sliders", "training", "inversion", "evaluation", "discovery", "devtools")
 OURS = "concept_sliders"
 
 

@@ -103,7 +103,7 @@ def test_a_size_of_another_familys_latents_is_not_taken_over(train_command, tmp_
     monkeypatch.setattr(command, "SIZE", 96)
     made = tmp_path / "made.safetensors"
     assert train_command(recipe_file(tmp_path, concepts=[CONCEPT], **SMALL), "--out", made)[0] == 0
-    assert load_slider(made).info.recipe["latent_shape"] == [24, 16, 16]
+    assert load_slider(made).info.recipe["latent_shape"] == [8, 16, 16]
     family = load_slider(made).info.family
     text = tmp_path / "text.json"  # as Load Recipe shows it
     text.write_text(json.dumps({**load_slider(made).info.recipe, "family": family, "base_model_hash": "h"}))

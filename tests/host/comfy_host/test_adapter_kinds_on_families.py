@@ -115,6 +115,35 @@ def test_a_part_of_a_joint_weight_and_of_its_bias(kind, flux):
     assert difference(expected, flux.sampled(flux.model, steps=1)) > 1e-4
 
 
+def decomposed(weight: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """m V / |V| - W, V = W + (alpha / rank) up @ down, as PEFT has it."""
+    whole = weight + parts["alpha"] / 4 * parts["lora_up.weight"] @ parts["lora_down.weight"]
+    return whole * (parts["lora_magnitude_vector"] / whole.norm(dim=1))[:, None] - weight
+
+
+@pytest.mark.parametrize(
+    ("layer", "key", "rows", "reorder"),
+    [
+        (PART, QKV, slice(64, 128), None),
+        ("transformer.norm_out.linear", "diffusion_model.final_layer.adaLN_modulation.1", slice(None), 2),
+    ],
+)
+def test_magnitudes_of_peft_on_parts_and_on_reordered_outputs(layer, key, rows, reorder, flux):
+    """By a difference of the joint weight that is worked out by hand."""
+    torch.manual_seed(6)
+    weight = flux.model.model.get_submodule(key).weight.detach()
+    theirs = torch.cat(weight.chunk(2)[::-1]) if reorder else weight[rows]  # in the order of the file
+    magnitudes = theirs.norm(dim=1) * (1 + random(len(theirs)))
+    parts = {**parts_of("LoRA", *theirs.shape), "lora_magnitude_vector": magnitudes}
+    change = decomposed(theirs, parts)
+    whole = torch.zeros_like(weight)
+    whole[rows] = torch.cat(change.chunk(2)[::-1]) if reorder else change
+    slider, expected = Slider("x", {layer: Adapter(parts)}), flux.stock({f"{key}.diff": whole}, steps=1)
+    assert difference(expected, flux.sampled(flux.model, steps=1)) > 1e-4
+    for mode in ("unmerged", "merged"):
+        assert difference(flux.acting(Stack.of(slider, STRENGTH), mode, steps=1), expected) < 1e-4
+
+
 def test_a_part_whose_outputs_comfyui_reorders(flux):
     torch.manual_seed(4)
     bias = random(128)

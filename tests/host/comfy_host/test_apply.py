@@ -126,7 +126,10 @@ def test_together_with_stock_patches(tmp_path):
 
 def test_slider_of_another_family():
     slider = random_slider(tiny_model("Flux"))
-    message = "None of the .* layers of slider 'random 1'.*diffusion_model.*lora_unet.*another family"
+    message = (
+        "None of the .* layers of slider 'random 1' is in this diffusion model.*such as (diffusion_model[^ ]*, ){1}"
+        "diffusion_model[^ ]* and diffusion_model.*the model such as .* and .*made for another family"
+    )
     with pytest.raises(ValueError, match=message):
         apply_sliders(tiny_model("SD15"), Stack.of(slider))
 

@@ -1,6 +1,8 @@
 """Gates against sampling in parts: the bare model for some sigmas, the changed one for the rest."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import comfy.lora
 import comfy.sample
@@ -16,7 +18,7 @@ from concept_sliders.comfy_host.batch_entries import Evaluation
 from concept_sliders.comfy_host.match import match_slider
 from concept_sliders.comfy_host.mode_choice import MODES
 from concept_sliders.comfy_host.model_state import Run, state_of
-from concept_sliders.sliders.gate import Gate
+from concept_sliders.sliders.gate import Gate, percent_of
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import STEPS, condition, difference, random_slider, sample, tiny_model, traces
@@ -67,7 +69,7 @@ def changing_over(model: ModelPatcher, slider: Slider, window: Gate) -> tuple[Mo
     sigma_start, sigma_end = sigma_at(window.start), sigma_at(window.end)
 
     def by_sigma(apply_model, args):
-        seen.append(bool(sigma_end <= args["timestep"][0] <= sigma_start))
+        seen.append(bool(sigma_end < args["timestep"][0] <= sigma_start))
         run = other.model.apply_model if seen[-1] else apply_model
         return run(args["input"], args["timestep"], **args["c"])
 
@@ -112,7 +114,7 @@ def test_gate_equals_split_sampling(name, bare_steps, run_of):
 
 @pytest.mark.parametrize("family", ["SD15", "Flux"])
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.37), (0.41, 1.0), (0.2, 0.8), (0.0, 1.0)])
-def test_window_is_that_of_conditioning_ranges(family, start, end):
+def test_window_is_that_of_conditioning_ranges_but_for_the_lower_border(family, start, end):
     """On every step of every schedule, and on the borders themselves."""
     model = tiny_model(family)
     acting = acting_on(apply_sliders(model, Stack.of(random_slider(model), 1.0, Gate(start, end))))
@@ -122,7 +124,37 @@ def test_window_is_that_of_conditioning_ranges(family, start, end):
     entry = {"timestep_start": borders[0], "timestep_end": borders[1], "model_conds": {}, "uuid": None}
     for sigma in torch.cat([*sigmas, torch.tensor(borders)]).unsqueeze(1):
         expected = comfy.samplers.get_area_and_mult(entry, x, sigma) is not None
+        expected = expected and (end == 1.0 or float(sigma) != torch.tensor(borders[1]))
         assert bool(acting.strengths(Evaluation(model.model, x, sigma, {"sigmas": sigma}, Run())).item()) == expected
+
+
+@contextmanager
+def strengths_of(acted: ModelPatcher) -> Iterator[list[torch.Tensor]]:
+    """The strengths of each evaluation, (batch entries, sliders)."""
+    acting, found = acting_on(acted), []
+    real = acting.strengths
+    acting.strengths = lambda evaluation: found.append(real(evaluation)) or found[-1]  # type: ignore[method-assign]
+    yield found
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "dpmpp_2s_ancestral"])
+@pytest.mark.parametrize("family", ["SD15", "Flux"])
+def test_of_two_gates_that_meet_one_acts_in_every_evaluation(family, sampler):
+    """Each border on a step's own sigma. Samplers of second order also evaluate between the steps."""
+    model, steps = tiny_model(family), 8
+    sampling = model.model.model_sampling
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
+    slider, sigma_at = random_slider(model), Run().percent_to_sigma(sampling, sigmas.dtype)
+    borders = [percent_of(float(sigma), sigma_at) for sigma in sigmas[:-1]]
+    firsts = []  # how many evaluations the first of the two had
+    for border in (border for border in borders if 0.0 < border < 1.0):
+        acted = apply_sliders(model, Stack.of(slider, 1.0, Gate(0.0, border)) + Stack.of(slider, 1.0, Gate(border)))
+        with strengths_of(acted) as found:
+            sample(acted, family, sampler=sampler, steps=steps)
+        assert all(float(each.sum()) == 1.0 for each in found)
+        firsts.append(sum(bool(each[0, 0]) for each in found))
+    assert firsts == sorted(firsts)
+    assert len(set(firsts)) > 4
 
 
 def test_closed_gate_is_the_bare_model():

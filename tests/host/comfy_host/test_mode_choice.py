@@ -71,10 +71,12 @@ def custom(model, sigmas):
 @pytest.mark.parametrize("refuse", ["paged", "hooks", "quantised"])
 def test_asked_for_merged_and_not_merged_is_said_once(model, monkeypatch, caplog, refuse):
     reasons = {"paged": "pages", "hooks": "hooks", "quantised": "quantised"}
-    acted = apply_sliders(model, Stack.of(random_slider(model), 0.7), "merged")
+    told = []
+    acted = apply_sliders(model, Stack.of(random_slider(model), 0.7), "merged", told.append)
     monkeypatch.setattr(mode_choice, "OBSTACLES", (mode_choice.Obstacle(lambda at: True, reasons[refuse]),))
     sample(acted, FAMILY)
-    assert caplog.text.count(f"although they are to be merged: {reasons[refuse]}") == 1
+    assert told == [f"Sliders act unmerged although they are to be merged: {reasons[refuse]}."]
+    assert caplog.text.count(told[0]) == 1
 
 
 def on_a_gpu():
@@ -86,9 +88,12 @@ def test_out_of_memory_while_building(model, monkeypatch, caplog, no_room):
     stack = Stack.of(random_slider(model))
     expected = sample(apply_sliders(model, stack, "unmerged"), FAMILY)
     monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: no_room())
-    acted = apply_sliders(model, stack, "merged")
+    told = []
+    acted = apply_sliders(model, stack, "merged", told.append)
     assert difference(sample(acted, FAMILY), expected) < 1e-6
-    assert caplog.text.count("no memory for merged weights") == 1  # a run does not try again in every step
+    assert len(told) == caplog.text.count("no memory for merged weights") == 1  # not tried again in every step
+    automatic = apply_sliders(model, stack, "auto", told.append)
+    assert difference(sample(automatic, FAMILY), expected) < 1e-6 and len(told) == 1  # nobody asked for merging
     assert merged_of(model).size_bytes == 0
     monkeypatch.undo()
     assert difference(sample(acted, FAMILY), expected) < 1e-4

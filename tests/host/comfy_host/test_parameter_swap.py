@@ -21,6 +21,7 @@ from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.support.every_module import changed
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.family_checks import STRENGTH, Subject
 from concept_sliders.tests.support.paging import DynamicOnTheCpu, paging_cast
@@ -63,22 +64,6 @@ def slider_of(subject: Subject, differences: dict[str, Tensor]) -> Slider:
     path = subject.folder / "differences.safetensors"
     save_file(tensors, path)
     return load_slider(path)
-
-
-@contextmanager
-def changed(subject: Subject, differences: dict[str, Tensor], strength: float = STRENGTH) -> Iterator[ModelPatcher]:
-    """The model with its own numbers changed."""
-    own = dict(subject.model.model.named_parameters())
-    kept = {name: own[name].clone() for name in differences}
-    try:
-        with torch.inference_mode():
-            for name, by in differences.items():
-                own[name].add_(by, alpha=strength)
-        yield subject.model
-    finally:
-        with torch.inference_mode():
-            for name, number in kept.items():
-                own[name].copy_(number)
 
 
 def by_hand(subject: Subject, differences: dict[str, Tensor], strength: float = STRENGTH, steps: int = 1) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.comfy_host.prompt_layers import prepares_prompts
+from concept_sliders.sliders.changes import Adapter
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack
@@ -28,7 +29,8 @@ def test_a_slider_of_these_layers_alone_acts_as_in_the_stock_loader(subject, of_
     assert difference(expected, subject.bare) > 1e-3
     for mode in ("unmerged", "merged"):
         assert difference(subject.acting(Stack.of(of_early_layers, STRENGTH), mode), expected) < 1e-4, mode
-    assert torch.equal(subject.acting(Stack.of(of_early_layers, 0.0)), subject.bare)
+    off = apply_sliders(subject.model, Stack.of(of_early_layers, 0.0))
+    assert torch.equal(subject.sampled(off), subject.bare) and not off.patches  # ComfyUI has nothing to patch
     subject.sampled(subject.model)  # ComfyUI gives patched weights back when the next model runs
     subject.assert_untouched()
 
@@ -54,6 +56,21 @@ def test_changing_strengths_leave_them_out_and_say_so(subject, of_early_layers, 
     assert "prepare the prompts, before sampling begins" in caplog.text
     assert next(iter(of_early_layers.layers)) in caplog.text
     assert not model.patches
+
+
+@pytest.mark.parametrize("family", ["LTX 2", "LTX 2.3"])
+def test_parameters_of_blocks_are_left_out_and_named(family, tmp_path, caplog):
+    """ComfyUI patches no parameters of modules that have others in them."""
+    subject = Subject(family, tmp_path)
+    name = "diffusion_model.video_embeddings_connector.learnable_registers"
+    registers = Adapter({"diff": torch.ones_like(subject.model.model.get_parameter(name))})
+    layer = next(path for path in subject.in_sampling.layers)
+    slider = Slider("registers", {name: registers, layer: subject.in_sampling.layers[layer]})
+    acted = subject.sampled(apply_sliders(subject.model, Stack.of(slider)), steps=1)
+    assert "are left out as parameters of whole blocks" in caplog.text
+    assert name.rpartition(".")[0] in caplog.text
+    alone = Slider("alone", {layer: subject.in_sampling.layers[layer]})
+    assert torch.equal(acted, subject.acting(Stack.of(alone), steps=1))
 
 
 def test_every_layer_that_comfyui_runs_early_is_known(subject):

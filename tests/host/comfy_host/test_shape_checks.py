@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.comfy_host.match import ComfyPatch, patch_values
+from concept_sliders.comfy_host.layer_changes import patch_values
+from concept_sliders.comfy_host.weight_adapters import ComfyPatch
 from concept_sliders.sliders.adapters.shape_checks import check_fits
 from concept_sliders.sliders.changes import Adapter, LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider

@@ -59,11 +59,6 @@ def test_gates_and_cond_or_uncond_do_not_reach_the_text_and_that_is_said(clip, s
     assert not caplog.text
 
 
-def test_a_sweep_cannot_reach_the_text(clip, slider):
-    with pytest.raises(ValueError, match=r"'words' changes the text encoder.*cannot be swept"):
-        apply_to_clip(clip, Stack.of(slider).swept(0, (0.0, 1.0)))
-
-
 def test_a_slider_for_another_encoder(clip):
     other = Slider("t5", {"lora_te_block_0_attn": LowRank(torch.ones(2, 3), torch.ones(4, 2))})
     with pytest.raises(ValueError, match="None of the 1 layers of slider 't5' is in this text encoder"):

@@ -21,10 +21,10 @@ def spoiled(latents, at, value):
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
-        (torch.zeros(1, 24, 16, 16), "latent is empty. Wire in an image"),
-        (torch.ones(1, 4, 8, 8), r"takes latents of 24 channels in 4 dimensions; got the shape \(1, 4, 8, 8\)"),
-        (torch.ones(24, 16, 16), "in 4 dimensions; got the shape"),
-        (spoiled(torch.ones(1, 24, 16, 16), 7, float("nan")), "latent holds numbers that are not finite"),
+        (torch.zeros(1, 8, 16, 16), "latent is empty. Wire in an image"),
+        (torch.ones(1, 4, 8, 8), r"takes latents of 8 channels in 4 dimensions; got the shape \(1, 4, 8, 8\)"),
+        (torch.ones(8, 16, 16), "in 4 dimensions; got the shape"),
+        (spoiled(torch.ones(1, 8, 16, 16), 7, float("nan")), "latent holds numbers that are not finite"),
     ],
 )
 def test_latents_that_are_no_image_of_the_model_are_refused(pocket, images, latents, message):
@@ -33,8 +33,8 @@ def test_latents_that_are_no_image_of_the_model_are_refused(pocket, images, late
 
 
 def test_a_size_that_the_model_cannot_take_is_named(pocket, images):
-    with pytest.raises(ValueError, match=r"cannot take latents of the shape \(1, 24, 0, 16\)"):
-        invert(pocket[0], torch.ones(1, 24, 0, 16), images.positive, images.negative, quick_settings())
+    with pytest.raises(ValueError, match=r"cannot take latents of the shape \(1, 8, 0, 16\)"):
+        invert(pocket[0], torch.ones(1, 8, 0, 16), images.positive, images.negative, quick_settings())
 
 
 def test_prompts_that_do_not_fit_the_images_are_refused(pocket, images):

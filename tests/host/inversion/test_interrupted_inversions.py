@@ -8,7 +8,7 @@ from concept_sliders.comfy_host.gradient_checkpointing import checkpointed
 from concept_sliders.inversion import inversion_run, predictions
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.inversion.run_state import was_cancelled
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.tests.support.inverting import STEPS, by_sampler_custom, inverted, quick_settings
 
 pytestmark = pytest.mark.usefixtures("untouched")

@@ -1,5 +1,7 @@
 """Convert Slider and Merge Sliders: the same change under other names, and one slider for many."""
 
+import os
+
 import comfy.lora
 import comfy.sd
 import pytest
@@ -9,6 +11,7 @@ from concept_sliders.comfy_host.layer_conversion import converted_layers
 from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.comfy_host.model_weights import ComfyModelWeights
 from concept_sliders.nodes.converting import ConvertSlider, MergeSliders
+from concept_sliders.nodes.inverting import SaveInversion
 from concept_sliders.nodes.loading import SaveSlider
 from concept_sliders.nodes.model_folders import free_path
 from concept_sliders.sliders.changes import Adapter, LowRank
@@ -18,7 +21,10 @@ from concept_sliders.sliders.merge_sliders import merged_stack
 from concept_sliders.sliders.slider import Slider, SliderInfo
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support import tiny
+from concept_sliders.tests.support.reports import shown, warned
 from concept_sliders.tests.support.tiny import difference, random_slider, sample, tiny_model
+from concept_sliders.training.concept import Concept
+from concept_sliders.training.recipe import TextualRecipe
 from safetensors.torch import load_file, save_file
 
 # Flux's real ratio: only then do the parts that ComfyUI knows make up the whole of its joint weights
@@ -170,21 +176,34 @@ def test_dora_and_biases_for_diffusers(loras):
     torch.manual_seed(0)
     parts = {"lora_down.weight": torch.randn(2, 5), "lora_up.weight": torch.randn(6, 2), "alpha": torch.tensor(1.0)}
     name = "lora_unet_mid_block_attentions_0_proj_in"
-    slider = Slider("a", {name: Adapter({**parts, "dora_scale": torch.ones(6, 1), "diff_b": torch.ones(6)})})
+    magnitudes = 1 + torch.rand(6)
+    slider = Slider("a", {name: Adapter({**parts, "lora_magnitude_vector": magnitudes, "diff_b": torch.ones(6)})})
     _, file = ConvertSlider.execute(Stack.of(slider), "diffusers", "a", "float32").args
     written = {
         key.removeprefix("unet.mid_block.attentions.0.proj_in."): t for key, t in load_file(loras / file).items()
     }
     assert written.keys() == {"lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector.weight"}
     assert torch.equal(written["lora_B.weight"], 0.5 * parts["lora_up.weight"])
-    assert written["lora_magnitude_vector.weight"].shape == (6,)
     back = load_slider(loras / file).layers[name].parts
-    assert back["dora_scale"].shape == (6, 1) and torch.equal(back["diff_b"], torch.ones(6))
+    assert torch.equal(back["lora_magnitude_vector"], magnitudes) and torch.equal(back["diff_b"], torch.ones(6))
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/etc/x", "..\\x", "a/../../../x.safetensors", "", " ", "a/", "a\0b"]
+    ("magnitudes", "convention", "message"),
+    [
+        ({"dora_scale": torch.ones(6, 1)}, "diffusers", r"attentions.0.proj_in is a DoRA .*another change"),
+        ({"lora_magnitude_vector": torch.ones(6)}, "kohya", r"attentions_0_proj_in is a DoRA .*leave out"),
+    ],
 )
+def test_magnitudes_that_would_be_another_change(magnitudes, convention, message, loras):
+    parts = {"lora_down.weight": torch.ones(2, 5), "lora_up.weight": torch.ones(6, 2), **magnitudes}
+    slider = Slider("a", {"lora_unet_mid_block_attentions_0_proj_in": Adapter(parts)})
+    with pytest.raises(ValueError, match=message):
+        ConvertSlider.execute(Stack.of(slider), convention, "a", "float32")
+    assert list(loras.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "..\\x", "a/../../../x.safetensors", "a/", "a\0b"])
 @pytest.mark.parametrize("node", ["Save Slider", "Convert Slider"])
 def test_names_that_lead_elsewhere(name, node, loras):
     stack = Stack.of(random_slider(tiny_model("SD15")))
@@ -197,12 +216,52 @@ def test_names_that_lead_elsewhere(name, node, loras):
     assert sorted(loras.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["", "  "])
+def test_without_a_name_a_slider_is_saved_under_its_own(name, loras):
+    """The trainer's name and the file's are one, unless told otherwise."""
+    layers = random_slider(tiny_model("SD15")).layers
+    for own, file in (("my smile", "my smile"), ("my smile", "my smile_2"), ("../age: 1/2", "___age_ 1_2")):
+        out = SaveSlider.execute(Stack.of(Slider(own, layers)), name, "float16")
+        assert out.args[1] == f"sliders/{file}.safetensors" and shown(out) == [f"saved as {out.args[1]}"]
+        assert load_slider(loras / out.args[1]).name == file
+    out = ConvertSlider.execute(Stack.of(Slider("laugh", layers)), "kohya", name, "float16")
+    assert out.args[1] == "sliders/laugh.safetensors"
+    assert free_path(loras, "told otherwise", "Save Slider").stem == "told otherwise"
+    with pytest.raises(ValueError, match="Save Slider needs a file name"):
+        free_path(loras, name, "Save Slider")
+
+
+def test_saving_says_that_the_training_was_stopped(loras):
+    layers = random_slider(tiny_model("SD15")).layers
+    recipe = {**TextualRecipe(concepts=(Concept("a", "b", "c"),), steps=120).as_dict(), "steps_done": 85}
+    out = SaveSlider.execute(Stack.of(Slider("age", layers, SliderInfo(recipe=recipe))), "", "float16")
+    assert warned(out) == ["stopped at step 85 of 120, saved as sliders/age.safetensors"]
+
+
 def test_names_below_the_folder(loras):
     for name in ("a/b/c", "a\\b\\c", "..a", "x.safetensors"):
         assert free_path(loras, name, "Save Slider").resolve().is_relative_to(loras)
     (loras / "out").symlink_to(loras.parent)
     with pytest.raises(ValueError, match="leads out of"):
         free_path(loras, "out/x", "Save Slider")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\N{GRINNING FACE}" * 70, "a/" + "x" * 300, "x" * 300 + "/a"])
+@pytest.mark.parametrize("node", [SaveSlider, ConvertSlider, SaveInversion])
+def test_names_that_are_too_long_are_refused_before_anything_runs(name, node):
+    said = node.validate_inputs(name=name)
+    assert "is too long for a file in" in said and name.strip("a/")[:20] in said
+    assert node.validate_inputs(name="x" * 200) is True is node.validate_inputs()
+
+
+def test_a_name_as_long_as_the_file_system_takes(loras):
+    longest = "x" * (os.pathconf(loras, "PC_NAME_MAX") - len(".safetensors"))
+    stack = Stack.of(random_slider(tiny_model("SD15")))
+    SaveSlider.execute(stack, longest, "float16")
+    assert [file.name for file in loras.iterdir()] == [f"{longest}.safetensors"]
+    assert "is too long" in SaveSlider.validate_inputs(name=longest)  # with the number that a second one gets
+    with pytest.raises(ValueError, match="is too long for a file in"):
+        SaveSlider.execute(stack, longest, "float16")
 
 
 @pytest.mark.parametrize("rank", [0, 3, 4])
@@ -252,9 +311,9 @@ def test_the_node_says_what_it_has_not_compressed():
     low = LowRank(torch.randn(4, 7), torch.randn(9, 4))
     norm = Adapter({"w_norm": torch.ones(9), "b_norm": torch.ones(9)})
     stack = Stack.of(Slider("a", {"x": low, "y": Adapter({"diff_b": torch.ones(9)}), "n": norm}), 0.5)
-    (text,) = MergeSliders.execute(stack, 2, "x").ui.as_dict()["text"]
+    (text,) = warned(MergeSliders.execute(stack, 2, "x"))
     assert text.endswith("not in the error: 2 of the layers, which are no low-rank products (bias, norm): y, n")
-    (text,) = MergeSliders.execute(stack, 0, "x").ui.as_dict()["text"]
+    (text,) = shown(MergeSliders.execute(stack, 0, "x"))
     assert text == "1 sliders in 3 layers, rank 4, exact"
 
 

@@ -11,11 +11,13 @@ from concept_sliders.nodes import run_progress
 from concept_sliders.nodes.resume_notes import fingerprint, note_stopped
 from concept_sliders.nodes.training import TrainSlider
 from concept_sliders.tests.support.full_disk import full_disk
+from concept_sliders.tests.support.reports import warned
 from concept_sliders.tests.support.short_runs import CONCEPT, LATENTS, same, train_on
 from concept_sliders.training import loop, resume
 from concept_sliders.training.run import RunOptions
 
 NODE = "7"
+NOT_NOTED = "That the run was stopped cannot be noted, so the same graph will not resume it: "
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def output(tmp_path, monkeypatch):
 
 @pytest.fixture
 def train_node(pocket, monkeypatch):
-    """The node as it runs in a graph, without a server; the slider that it puts out."""
+    """The node as it runs in a graph, without a server; the slider that it puts out, and what it warns of."""
     monkeypatch.setattr(run_progress, "say", lambda text, node_id: None)
 
     def run():
@@ -71,7 +73,7 @@ def train_node(pocket, monkeypatch):
         }
         with torch.inference_mode():
             out = InAGraph.execute(*pocket[:2], (CONCEPT,), {"samples": LATENTS}, checkpoint_every=2, **settings)
-        return out.args[0].sliders[0].slider
+        return out.args[0].sliders[0].slider, warned(out)
 
     yield run
     comfy.utils.set_progress_bar_global_hook(None)
@@ -81,20 +83,22 @@ def test_a_cancelled_run_that_cannot_be_noted_hands_on_the_slider_so_far(train_n
     comfy.utils.set_progress_bar_global_hook(
         lambda done, *_, **__: comfy.model_management.interrupt_current_processing(done == 1)
     )
-    assert train_node().info.recipe["steps_done"] == 1  # of later steps ComfyUI's bar does not tell at once
-    assert "That a run was stopped cannot be noted" in caplog.text
+    slider, warnings = train_node()
+    assert slider.info.recipe["steps_done"] == 1  # of later steps ComfyUI's bar does not tell at once
+    assert any(line.startswith(NOT_NOTED) for line in warnings) and NOT_NOTED in caplog.text
     assert [path.name for path in output.iterdir()] == ["slider_checkpoints"]
 
 
 def test_so_does_one_that_breaks_down(train_node, output, monkeypatch, caplog):
     monkeypatch.setattr(loop, "is_broken", lambda loss, norm, earlier, scale: len(earlier) == 4)
-    assert train_node().info.recipe["steps_done"] == 3
-    assert "That a run was stopped cannot be noted" in caplog.text
+    slider, warnings = train_node()
+    assert slider.info.recipe["steps_done"] == 3
+    assert any(line.startswith(NOT_NOTED) for line in warnings) and NOT_NOTED in caplog.text
 
 
 def test_a_note_on_a_full_disk_leaves_none(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     with full_disk(0):
-        note_stopped("age", NODE, 3, 8)
-    assert "cannot be noted" in caplog.text
+        said = note_stopped("age", NODE, 3, 8)
+    assert said.startswith(NOT_NOTED) and said in caplog.text
     assert fingerprint("age", NODE) == "" and list((tmp_path / "slider_checkpoints").iterdir()) == []

@@ -5,8 +5,9 @@ import pytest
 import torch
 from concept_sliders.nodes.image_strip import contact_sheet
 from concept_sliders.nodes.pairs import ImagePairsFromFolder, ImagePairsNode
-from concept_sliders.pocket.drawing import draw
+from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.world.portrait import portraits
+from concept_sliders.tests.support.reports import warned
 from concept_sliders.training.pairs.image_sets import ImagePairs, ImageSet
 from PIL import Image
 
@@ -60,6 +61,17 @@ def test_pairs_of_several_sizes_are_put_one_after_the_other(input_folder):
     mask = torch.ones(1, 96, 200)
     pairs = ImagePairsNode.execute(torch.rand(1, 96, 200, 3), torch.rand(1, 96, 200, 3), "", 128, 64, mask, first)
     assert [one.size for one in pairs.result[0]] == [(64, 64)] * 3 + [(64, 128)]
+
+
+def test_files_that_are_not_read_are_named_on_the_node(input_folder):
+    assert warned(ImagePairsFromFolder.execute("smiles", "", 64)) == []
+    (input_folder / "smiles" / "more" / "0.png").rename(input_folder / "smiles" / "more" / "0.tiff")
+    Image.open(input_folder / "smiles" / "less" / "0.png").save(input_folder / "smiles" / "less" / "0.gif")
+    (input_folder / "smiles" / "less" / "0.png").rename(input_folder / "smiles" / "less" / "0.heic")
+    out = ImagePairsFromFolder.execute("smiles", "", 64)
+    assert len(out.result[0]) == 3 and out.ui["images"]
+    (line,) = warned(out)
+    assert line == "left out, since they are no images that can be read here: less/0.heic"
 
 
 def test_strengths_of_names_and_the_strongest(input_folder):

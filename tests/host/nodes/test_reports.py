@@ -1,21 +1,27 @@
 """What Load, Save and Apply Sliders say: what a file holds, what it cannot, and what of it a model has."""
 
+import inspect
 import os
 
 import folder_paths
 import pytest
 import torch
+from concept_sliders.nodes import NODES
 from concept_sliders.nodes.applying import ApplySliders
 from concept_sliders.nodes.converting import ConvertSlider
 from concept_sliders.nodes.loading import LoadSlider, SaveSlider
 from concept_sliders.nodes.model_folders import find_slider, slider_names
+from concept_sliders.nodes.report import FACT, KEY, WARNING, Report
+from concept_sliders.nodes.run_progress import told
 from concept_sliders.sliders.changes import LowRank
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.slider import Slider, SliderInfo
 from concept_sliders.sliders.stack import Stack
+from concept_sliders.tests.support.reports import shown, warned
 from concept_sliders.tests.support.tiny import random_slider, tiny_model
 from concept_sliders.tests.support.tiny_clip import LAYER, tiny_clip
+from concept_sliders.training.progress import Progress
 from safetensors.torch import save_file
 
 NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -38,11 +44,6 @@ def folders(tmp_path, monkeypatch):
 @pytest.fixture
 def loras(folders):
     return folders[0]
-
-
-def shown(output):
-    (text,) = output.ui.as_dict()["text"]
-    return text.splitlines()
 
 
 def layer(rank=4, alpha=True):
@@ -71,7 +72,9 @@ def test_load_slider_tells_what_it_left_out_and_renamed(loras):
     name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k"
     tensors = {f"{name}.lora_A.weight": torch.ones(4, 3), f"{name}.lora_B.weight": torch.ones(5, 4)}
     save_file({**layer(), **tensors, "bundle_emb.x": torch.ones(2)}, loras / "age.safetensors")
-    assert shown(LoadSlider.execute("age.safetensors", 1.0))[2:] == [
+    out = LoadSlider.execute("age.safetensors", 1.0)
+    assert warned(out) == ["a key of no slider layer, left out: bundle_emb.x"]
+    assert shown(out)[2:] == [
         "2 x LoRA; rank 4, alpha 1 or none",
         "float16, float32, 0.00 MB",
         "1 layers have another name here than in the file",
@@ -110,12 +113,16 @@ def test_what_a_file_cannot_hold_is_said(node, loras):
     slider = Slider("age", {NAME: LowRank(torch.ones(2, 3), torch.ones(4, 2))}, SliderInfo(gate=Gate(0.9)))
     two = Stack.of(slider).gated(Gate(0.2)).gated(Gate(0.0, 0.7))
     out = saved(two)
-    assert len(shown(out)) == 1
+    assert len(shown(out)) == 1 and warned(out) == []
     assert load_slider(loras / out.args[1]).info.gate == Gate(0.2, 0.7)
     out = saved(two.gated(Gate(0.1, 1.0, 0.4)).restricted_to("cond"))
-    assert shown(out)[1] == (
-        "Not stored, set it again after loading: its 3 gates (0.2 to 1 with ramp 0 and 0 to 0.7 with ramp 0 and "
-        "0.1 to 1 with ramp 0.4), which are not one gate together; that it acts on cond only"
+    assert (
+        warned(out)
+        == shown(out)[1:]
+        == [
+            "Not stored, set it again after loading: its 3 gates (0.2 to 1 with ramp 0 and 0 to 0.7 with ramp 0 and "
+            "0.1 to 1 with ramp 0.4), which are not one gate together; that it acts on cond only"
+        ]
     )
     assert load_slider(loras / out.args[1]).info.gate == Gate()
 
@@ -155,21 +162,37 @@ def words(count=2):
 def test_apply_says_what_of_a_slider_is_there_and_what_is_not(model):
     clip, own = tiny_clip(), random_slider(model).layers
     slider = Slider("age", {**own, **words(3)})
-    (line,) = shown(ApplySliders.execute(model, Stack.of(slider)))
+    (line,) = warned(ApplySliders.execute(model, Stack.of(slider)))
     assert line == f"age: {len(own)} of {len(own)} layers, 3 text encoder layers not applied: connect CLIP"
-    assert shown(ApplySliders.execute(model, Stack.of(slider), clip=clip)) == [
+    assert warned(ApplySliders.execute(model, Stack.of(slider), clip=clip)) == [
         f"age: {len(own)} of {len(own)} layers, 2 of 3 text encoder layers",
         f"not in these text encoders: {LAYER.format(2)}",
     ]
-    (line,) = shown(ApplySliders.execute(model, Stack.of(Slider("words", words(1))), clip=clip))
-    assert line == "words: 1 of 1 text encoder layer"
+    out = ApplySliders.execute(model, Stack.of(Slider("words", words(1))), clip=clip)
+    (line,) = shown(out)
+    assert warned(out) == [] and line == "words: 1 of 1 text encoder layer"
+
+
+@pytest.mark.parametrize(("strengths", "beyond"), [((2.0,), ""), ((-2.5,), "-2.5"), ((-3.0, 0.0, 2.0, 3.0), "-3, 3")])
+def test_apply_warns_where_a_slider_of_the_text_encoder_may_turn_back(model, strengths, beyond):
+    clip = tiny_clip()
+    trained = SliderInfo(useful_range=(-2.0, 2.0), recipe={"kind": "encoder"})
+    stack = Stack.of(Slider("words", words(1), trained), strengths)
+    said = f"strength {beyond} is beyond -2 to 2, for which its layers of the text encoder were trained: "
+    lines = warned(ApplySliders.execute(model, stack, clip=clip))
+    assert lines == ([f"{said}it may turn back there"] if beyond else [])
+    another = Stack.of(Slider("words", words(1)), strengths)  # of a file that says nothing of a range
+    assert warned(ApplySliders.execute(model, another, clip=clip)) == []
 
 
 @pytest.mark.parametrize("count", [1, 4, 60])
 def test_apply_names_the_layers_that_are_not_there(count, model):
     odd = {f"lora_unet_odd_{i}": LowRank(torch.ones(2, 3), torch.ones(4, 2)) for i in range(count)}
     own = random_slider(model).layers
-    line, missing = shown(ApplySliders.execute(model, Stack.of(Slider("age", {**own, **odd}))))
+    whole = Slider("whole", own)
+    out = ApplySliders.execute(model, Stack.of(Slider("age", {**own, **odd})) + Stack.of(whole))
+    line, missing = warned(out)
+    assert shown(out)[2:] == [f"whole: {len(own)} of {len(own)} layers"]
     assert line == f"age: {len(own)} of {len(own) + count} layers"
     names = ", ".join(list(odd)[:50]) + (" and 10 more" if count == 60 else "")
     assert missing == f"not in this model: {names}"
@@ -193,3 +216,65 @@ def test_a_configuration_beside_a_file_is_watched_with_it(loras):
     before = LoadSlider.fingerprint_inputs("plain.safetensors", 1.0)
     (loras / "adapter_config.json").unlink()
     assert LoadSlider.fingerprint_inputs("plain.safetensors", 1.0) == before  # it was of another file
+
+
+def test_a_report_keeps_its_order_and_stands_beside_images():
+    class Image:
+        def as_dict(self):
+            return {"images": [{"filename": "a.png"}], "animated": (False,)}
+
+    report = Report().fact("a").warn("", "b") + Report().fact("c")
+    assert report.on_node(Image()) == {
+        "images": [{"filename": "a.png"}],
+        "animated": [False],
+        KEY: [{"kind": "fact", "text": "a"}, {"kind": "warning", "text": "b"}, {"kind": "fact", "text": "c"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("progress", "is_kept", "facts", "warnings"),
+    [
+        (Progress([0.5] * 120), True, ["120 of 120 steps; loss 0.5"], []),
+        (Progress([0.5] * 85, stopped=True), False, [], ["stopped at step 85 of 120; loss 0.5"]),
+        (
+            Progress([0.5] * 85, stopped=True),
+            True,
+            [],
+            ["stopped at step 85 of 120; loss 0.5; the same training, queued again, goes on from there"],
+        ),
+        (
+            Progress([0.5] * 120, resumed_from=85, notes=["Training: there is little memory"]),
+            True,
+            ["went on from step 85", "120 of 120 steps; loss 0.5"],
+            ["Training: there is little memory"],
+        ),
+        (
+            Progress([0.5], converged=True),
+            True,
+            ["1 of 120 steps; loss 0.5; it ended early, as its effect no longer grew"],
+            [],
+        ),
+        (Progress([0.5] * 3, failure="It broke."), True, [], ["It broke. The slider is as it was after step 3."]),
+    ],
+)  # fmt: skip
+def test_what_training_nodes_say_at_the_end(progress, is_kept, facts, warnings):
+    report = told(progress, 120, is_kept)
+    assert [text for kind, text in report.lines if kind == FACT] == facts
+    assert [text for kind, text in report.lines if kind == WARNING] == warnings
+
+
+def test_nodes_that_report_send_their_reports_again_in_runs_from_the_cache():
+    """Without it ComfyUI sends nothing for a node that it does not run again."""
+    flagged = {node for node in NODES if node.GET_SCHEMA().has_intermediate_output}
+    assert flagged == {node for node in NODES if "**REPORTS" in inspect.getsource(node)}
+    modules = {inspect.getmodule(node) for node in NODES}
+    assert {inspect.getmodule(node) for node in flagged} == {each for each in modules if hasattr(each, "REPORTS")}
+
+
+def test_apply_says_what_does_not_keep_to_its_gate(model):
+    """An encoding has no gates, and is neither cond nor uncond."""
+    gated = Stack.of(Slider("words", words(1))).gated(Gate(0.5))
+    for stack in (gated, Stack.of(Slider("words", words(1))).restricted_to("cond")):
+        (beyond,) = warned(ApplySliders.execute(model, stack, clip=tiny_clip()))
+        assert beyond.startswith("its 1 layers of the text encoder act from the first step on")
+    assert warned(ApplySliders.execute(model, Stack.of(Slider("words", words(1))), clip=tiny_clip())) == []

@@ -9,10 +9,8 @@ from concept_sliders.pocket.measuring.probe import load_probe
 from concept_sliders.pocket.measuring.report import Models, drawings, of_the_vae
 from concept_sliders.pocket.measuring.sampling import Sampling, sampled
 from concept_sliders.pocket.models.loading import load_pocket, weights_of
-from concept_sliders.pocket.training.probe import held_out_figures
 from concept_sliders.pocket.world.captions import caption
-from concept_sliders.pocket.world.portrait import BINARY, CONTINUOUS, STYLES, portraits
-from concept_sliders.pocket.world.unnamed import Unnamed
+from concept_sliders.pocket.world.portrait import CONTINUOUS, STYLES, portraits
 
 import nodes
 
@@ -33,9 +31,10 @@ def models():
 
 def test_the_vae_keeps_drawings(models):
     figures = of_the_vae(models, count=96)
-    assert figures["dB"] >= 31
-    assert min(figures[f"dB, {style}"] for style in STYLES) >= 29
-    assert max(figures[f"moved: {name}"] for name in CONTINUOUS) < 0.04
+    assert figures["dB"] >= 34
+    assert min(figures[f"dB, {style}"] for style in STYLES) >= 31
+    assert figures["dB lost to disturbed latents"] < 1
+    assert max(figures[f"moved: {name}"] for name in CONTINUOUS) < 0.03
 
 
 def test_pictures_of_other_sizes_go_through_comfyuis_nodes(models):
@@ -44,15 +43,6 @@ def test_pictures_of_other_sizes_go_through_comfyuis_nodes(models):
     assert latents["samples"].shape == (2, 8, 16, 32)
     (back,) = nodes.VAEDecode().decode(models.vae, latents)
     assert back.shape == images.shape and psnr(images, back).min() > 24
-
-
-def test_the_probe_reads_drawings_it_has_not_seen(models):
-    people = portraits(512, seed=3)
-    numbers = torch.tensor(np.stack([[*p.numbers(), Unnamed.of(p.seed).brow] for p in people]))
-    figures = held_out_figures(models.read(drawings(people)), numbers)
-    assert {name for name in CONTINUOUS if figures[name] < 0.965} == set()
-    assert figures["brow"] > 0.78  # often behind glasses or under a hat
-    assert {name for name in (*BINARY, "style") if figures[name] < 0.99} == set()
 
 
 def test_drawings_find_their_captions(models):
@@ -73,13 +63,16 @@ def test_comfyuis_clip_vision_node_sees_what_training_saw(models):
     torch.testing.assert_close(embeddings, models.features_of(images), atol=2e-3, rtol=0)
 
 
-def test_samples_follow_opposing_prompts(models):
-    sampling = Sampling(steps=12)
-    night, noon = (f"portrait of a person, {sky} sky" for sky in ("night", "noon"))
-    images = sampled(models.pocket, [night] * 4 + [noon] * 4, sampling)
-    assert images.shape == (8, 128, 128, 3) and images.isfinite().all()
-    sky = models.read(images)["sky"]
-    assert sky[4:].mean() - sky[:4].mean() > 0.6
+@pytest.mark.parametrize(("column", "low", "high", "apart"), [
+    ("sky", "portrait of a person, night sky", "portrait of a person, noon sky", 0.75),
+    ("smile", "portrait of a frowning person", "portrait of a laughing person", 0.6),
+    ("age", "portrait of a very young person", "portrait of a very old person", 0.6),
+])  # fmt: skip
+def test_samples_follow_opposing_prompts(models, column, low, high, apart):
+    images = sampled(models.pocket, [low] * 6 + [high] * 6, Sampling(steps=12))
+    assert images.shape == (12, 128, 128, 3) and images.isfinite().all()
+    read = models.read(images)[column]
+    assert read[6:].mean() - read[:6].mean() > apart
 
 
 def test_missing_weights_are_named(tmp_path):

@@ -2,19 +2,28 @@
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object
 from comfy.sd import load_lora_for_models
 from comfy.utils import load_torch_file
-from concept_sliders.pocket.models.loading import load_pocket, weights_of
+from concept_sliders.pocket.measuring.sampling import conditioning
+from concept_sliders.pocket.models.autoencoder import Autoencoder
+from concept_sliders.pocket.models.loading import FOLDER, LORAS, TURBO, load_pocket, weights_of
 from concept_sliders.pocket.models.unet import TIMESTEPS, build_unet, noise_levels
 from concept_sliders.pocket.train import STAGES, Maker
-from concept_sliders.pocket.training import turbo, unet
+from concept_sliders.pocket.training import run, turbo, unet
+from concept_sliders.pocket.training.group_norm import with_row_group_norm
+from concept_sliders.pocket.training.muon import orthogonal
+from concept_sliders.pocket.training.places import place_weights
 from concept_sliders.pocket.training.run import Plan, fit
 from concept_sliders.pocket.world import pool
+from concept_sliders.pocket.world.captions import caption_of_any_length
+from concept_sliders.pocket.world.portrait import portraits
 from torch import nn
 
 PLAN = Plan(steps=6, batch=4, rate=1e-2, warm_up=2, save=2)
@@ -33,8 +42,11 @@ def layer() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.BatchNorm1d(1))
 
 
-def test_a_run_that_was_interrupted_goes_on_bit_for_bit(tmp_path):
-    straight = fit(layer(), batch, loss, PLAN, tmp_path / "straight.pt", seed=1)
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_run_that_was_interrupted_goes_on_bit_for_bit(tmp_path, muon, monkeypatch):
+    monkeypatch.setattr(run, "NARROW", 0)  # for a layer of one channel
+    plan = replace(PLAN, muon=muon)
+    straight = fit(layer(), batch, loss, plan, tmp_path / "straight.pt", seed=1)
     calls = iter(range(5))
 
     def interrupted(model, x):
@@ -42,8 +54,8 @@ def test_a_run_that_was_interrupted_goes_on_bit_for_bit(tmp_path):
         return loss(model, x)
 
     with pytest.raises(StopIteration):
-        fit(layer(), batch, interrupted, PLAN, tmp_path / "resumed.pt", seed=1)
-    resumed = fit(layer(), batch, loss, PLAN, tmp_path / "resumed.pt", seed=1)
+        fit(layer(), batch, interrupted, plan, tmp_path / "resumed.pt", seed=1)
+    resumed = fit(layer(), batch, loss, plan, tmp_path / "resumed.pt", seed=1)
     for one, other in zip(straight.state_dict().values(), resumed.state_dict().values()):
         assert torch.equal(one, other)
 
@@ -68,7 +80,7 @@ def test_the_loss_is_zero_for_a_network_that_knows_v():
     class Knowing(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.sigmas = sigmas
+            self.sigmas, self.places = sigmas, torch.ones(1, 1, 1, 1)
 
         def forward(self, noisy, timesteps, ids):
             return noisy / sigmas[timesteps][:, None, None, None]  # alpha / sigma = 1 / level
@@ -77,14 +89,52 @@ def test_the_loss_is_zero_for_a_network_that_knows_v():
     assert unet.v_loss(Knowing(), torch.zeros(3, 8, 4, 4), timesteps, None) < 1e-10
 
 
-@pytest.fixture
-def made(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_group_norm_by_rows_is_group_norm(layout):
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(4, 8).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = (2 * torch.randn(3, 8, 5, 4, dtype=torch.float64) + 0.5).contiguous(memory_format=layout).requires_grad_()
+    asked = torch.randn_like(x)
+
+    def answers():
+        result = norm(x)
+        return result, *torch.autograd.grad(result, (x, norm.weight, norm.bias), asked)
+
+    expected = answers()
+    for value, reference in zip(with_row_group_norm(norm) and answers(), expected):
+        torch.testing.assert_close(value, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_places_that_tell_of_attributes_weigh_more():
+    vae = Autoencoder()
+    vae.load_state_dict(weights_of(FOLDER, "vae"))
+    weights = place_weights(vae, seed=1, people=6)
+    assert weights.shape == (1, 1, 16, 16) and weights.mean().item() == pytest.approx(1)
+    assert weights.min() >= 0.5 and weights[..., 4:12, 4:12].mean() > 1.5 * weights[..., :4, :].mean()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """The folder of a run of two steps a stage."""
+    tmp_path = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return _made(tmp_path, monkeypatch)
+
+
+def _made(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "SHARD", 64)
     monkeypatch.setattr(pool, "ProcessPoolExecutor", ThreadPoolExecutor)  # shares the smaller shard
     monkeypatch.setattr("concept_sliders.pocket.train.HELD_OUT", 64)
     options = argparse.Namespace(
-        folder=tmp_path, weights=tmp_path / "weights", pool=tmp_path / "pool", seed=1, steps=2, drawings=64
+        folder=tmp_path,
+        weights=tmp_path / "weights",
+        pool=tmp_path / "pool",
+        seed=1,
+        steps=2,
+        drawings=64,
+        go_on=False,
     )
     for stage in STAGES:
         getattr(Maker(options), stage)()
@@ -92,14 +142,14 @@ def made(tmp_path, monkeypatch):
 
 
 def test_every_stage_stores_weights_that_load(made):
-    for part in ("vae", "text", "vision", "probe", "unet", "turbo"):
+    for part in ("vae", "text", "vision", "probe", "unet", f"{LORAS}/pocket_turbo"):
         assert all(value.isfinite().all() for value in weights_of(made, part).values())
 
 
 def test_comfyuis_lora_loader_applies_the_students_lora_to_every_layer(made):
     with torch.inference_mode():
         model, clip, *_ = load_pocket(made)
-        lora = load_torch_file(str(made / "turbo.safetensors"))
+        lora = load_torch_file(str(made / LORAS / TURBO))
         patched, _ = load_lora_for_models(model, clip, lora, 1.0, 0.0)
     layers = [n for n, m in model.model.diffusion_model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     assert set(patched.patches) == {f"diffusion_model.{name}.weight" for name in layers}
@@ -117,16 +167,79 @@ def test_sigmas_between_timesteps_are_comfyuis():
     torch.testing.assert_close(turbo.sigma_at(timesteps), model.model_sampling.sigma(timesteps))
 
 
+class Knowing(nn.Module):
+    """Knows the clean latents, (4, 8, 16, 16), whatever it is asked."""
+
+    def __init__(self, clean: torch.Tensor):
+        super().__init__()
+        self.clean = clean
+
+    def forward(self, inputs, timesteps, ids):
+        sigma = turbo.sigma_at(timesteps)
+        x = inputs * (1 + sigma.square()).sqrt()[:, None, None, None]
+        return turbo.v_of(x, self.clean.repeat(len(x) // 4, 1, 1, 1), sigma)
+
+
 def test_the_student_is_right_where_one_step_lands_as_the_teachers_several_do():
     """A teacher that knows the clean latents walks along a straight line, so the student's v is the true one."""
-    clean = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    clean = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    latents, ids = turbo.walk_for(Knowing(clean), portraits(4, seed=0), (1, 0), 4)
+    torch.testing.assert_close(latents[:, -1].float(), clean, atol=2e-3, rtol=2e-3)
+    trained, walked = SimpleNamespace(student=Knowing(clean)), latents.float()
+    part = torch.arange(4)
+    here, there = walked[part, part], walked[part, part + 1]
+    assert turbo.distillation_loss(trained, here, there, part, ids) < 1e-4
+    assert turbo.distillation_loss(trained, here, there + 1, part, ids) > 1e-2
 
-    class Knowing(nn.Module):
-        def forward(self, inputs, timesteps, ids):
-            sigma = turbo.sigma_at(timesteps)
-            x = inputs * (1 + sigma.square()).sqrt()[:, None, None, None]
-            return turbo.v_of(x, clean.repeat(len(x) // 4, 1, 1, 1), sigma)
 
-    trained = SimpleNamespace(teacher=Knowing(), student=Knowing())
-    ids = torch.zeros(4, 1)
-    assert turbo.distillation_loss(trained, clean, torch.arange(4), ids, ids) < 1e-4
+def test_walks_are_those_of_comfyuis_sampler():
+    """Sixteen steps of Euler over `sgm_uniform`, guided."""
+    with torch.inference_mode():
+        model, clip, *_ = load_pocket()
+    teacher = unet.build_student(weights_of(FOLDER, "text"), 0, weights_of(FOLDER, "unet"))
+    people = portraits(3, seed=0)
+    walked, _ = turbo.walk_for(teacher, people, (1, 0), 2)
+    rng = np.random.default_rng((1, 0))
+    texts = [caption_of_any_length(people[i], rng) for i in rng.integers(len(people), size=2)]
+    noise = torch.from_numpy(rng.standard_normal((2, 8, 16, 16), np.float32))
+    with torch.inference_mode():
+        sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "sgm_uniform", 16)
+        guider = CFGGuider(model)
+        guider.set_conds(conditioning(clip, texts), conditioning(clip, [""]))
+        guider.set_cfg(turbo.CFG)
+        made = guider.sample(noise, torch.zeros_like(noise), sampler_object("euler"), sigmas)
+    torch.testing.assert_close(walked[:, -1].float(), made, atol=0.02, rtol=0.02)
+
+
+def test_walks_that_are_kept_are_not_walked_again(tmp_path):
+    clean = torch.zeros(4, 8, 16, 16)
+    people = portraits(4, seed=0)
+    first = turbo.kept_walks(Knowing(clean), people, tmp_path, 1, 4)
+    again = turbo.kept_walks(None, people, tmp_path, 1, 4)  # nobody to walk
+    assert torch.equal(first.latents, again.latents) and torch.equal(first.ids, again.ids)
+
+
+def test_an_orthogonal_matrix_has_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((48, 64), (96, 32)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)).double())
+        assert values.min() > 0.6 and values.max() < 1.25
+
+
+def test_muon_moves_every_direction_alike(tmp_path):
+    """One step, of a gradient that is ten times as large along one row as along the others."""
+    torch.manual_seed(0)
+    network = nn.Linear(64, 24)
+    begun = network.weight.detach().clone()
+
+    def inputs(rng, size):
+        return (torch.from_numpy(rng.standard_normal((size, 64), np.float32)),)
+
+    def mostly_one_row(model, x):
+        return (model(x) * torch.tensor([10**0.5] + [1.0] * 23)).square().mean()
+
+    plan = replace(PLAN, batch=256, steps=1, weight_decay=0.0, muon=True)
+    fit(network, inputs, mostly_one_row, plan, tmp_path / "run.pt", seed=1)
+    moved = torch.linalg.svdvals(network.weight.detach() - begun)
+    size = plan.learning_rate(0) * 0.2 * 64**0.5  # so that the root mean square is AdamW's 0.2 learning rates
+    assert 0.6 * size < moved.min() and moved.max() < 1.25 * size

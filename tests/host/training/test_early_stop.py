@@ -5,7 +5,7 @@ import pytest
 import torch
 from concept_sliders.nodes.run_progress import watch_training
 from concept_sliders.nodes.training import TrainSlider
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.tests.support.reports import warned
 from concept_sliders.tests.support.tiny_vision import tiny_vision
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.early_stop import EarlyStop
@@ -13,13 +13,7 @@ from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import EVALUATED, RunOptions, train_textual
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
-LATENTS = torch.zeros(1, 24, 8, 8)
-
-
-@pytest.fixture(scope="module")
-def pocket():
-    with torch.inference_mode():
-        return load_pocket()
+LATENTS = torch.zeros(1, 8, 8, 8)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +54,14 @@ def test_it_ends_after_so_many_evaluations_without_growth():
     assert readings([*rounding[:2], 0.01, 0.02], 2) is None
 
 
-def test_a_slider_that_learns_nothing_ends_early_and_one_that_learns_does_not(train):
+def test_a_slider_that_learns_nothing_ends_early_and_one_that_learns_does_not(train, evaluated_often):
     still = train(learning_rate=1e-9, patience=2).progress
-    assert still.converged and not still.stopped and still.steps == 60
-    learning = train(learning_rate=2e-3, patience=2, steps=60).progress
-    assert learning.steps == 60 and not learning.converged
+    assert still.converged and not still.stopped and still.steps == 15
+    learning = train(learning_rate=5e-4, patience=2, steps=15).progress
+    assert learning.steps == 15 and not learning.converged
 
 
-def test_the_effect_grows_with_the_slider(train):
+def test_the_effect_grows_with_the_slider(train, evaluated_often):
     effects = []
 
     class Looking(EarlyStop):
@@ -79,18 +73,19 @@ def test_the_effect_grows_with_the_slider(train):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "EarlyStop", Looking)
-        train(learning_rate=2e-3, patience=50, steps=60)
+        train(learning_rate=4e-4, patience=50, steps=15)
     assert len(effects) == 3 and 0 < effects[0] < effects[1] < effects[2]
 
 
 def test_a_run_that_ended_early_has_ended_when_it_is_taken_up_again(train, tmp_path):
+    """After twice as many steps as lie between two evaluations in use."""
     settings = {"learning_rate": 1e-9, "patience": 1}
     first = train(RunOptions(checkpoints=tmp_path), **settings)
     again = train(RunOptions(checkpoints=tmp_path), **settings)
     assert first.progress.steps == again.progress.steps == 40 and again.progress.converged
 
 
-def test_the_early_stop_sees_images_through_clip_vision(pocket, tmp_path):
+def test_the_early_stop_sees_images_through_clip_vision(pocket, tmp_path, evaluated_often):
     model, clip, vae = pocket
     vision = tiny_vision(tmp_path)
     with torch.inference_mode():
@@ -101,21 +96,23 @@ def test_the_early_stop_sees_images_through_clip_vision(pocket, tmp_path):
         with pytest.raises(ValueError, match="connect a VAE"):
             TrainSlider.execute(**given, **settings, patience=1, clip_vision=vision)
         (sliders, *_) = TrainSlider.execute(**given, **settings, vae=vae, patience=1, clip_vision=vision).args
-    assert sliders.sliders[0].slider.info.recipe["steps_done"] == 40
+    assert sliders.sliders[0].slider.info.recipe["steps_done"] == 10
     # at both strengths, twice, decoded, in [0, 1]; a slider of nothing shows the same at both
-    assert [tuple(images.shape) for images in seen] == 4 * [(EVALUATED, 32, 32, 3)]
+    assert [tuple(images.shape) for images in seen] == 4 * [(EVALUATED, 64, 64, 3)]
     assert all(0 <= float(images.min()) < float(images.max()) <= 1 for images in seen)
     torch.testing.assert_close(seen[0], seen[1], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("with_vae", [False, True])
-def test_clip_vision_without_an_early_stop_is_not_used_and_that_is_said(pocket, tmp_path, with_vae, caplog):
+def test_clip_vision_without_an_early_stop_is_not_used_and_that_is_said(
+    pocket, tmp_path, with_vae, caplog, evaluated_often
+):
     model, clip, vae = pocket
     vision, seen = tiny_vision(tmp_path), []
     vision.encode_image = seen.append
-    settings = {"start_percent": 0.0, "end_percent": 1.0, "steps": 21, "rollout_steps": 2, "patience": 0}
+    settings = {"start_percent": 0.0, "end_percent": 1.0, "steps": 6, "rollout_steps": 2, "patience": 0}
     with torch.inference_mode():
-        TrainSlider.execute(
+        out = TrainSlider.execute(
             model,
             clip,
             (CONCEPT,),
@@ -125,10 +122,11 @@ def test_clip_vision_without_an_early_stop_is_not_used_and_that_is_said(pocket, 
             clip_vision=vision,
             **settings,
         )
-    assert not seen and caplog.text.count("CLIP vision is only used by the early stop: set patience") == 1
+    said = "CLIP vision is only used by the early stop: set patience, or do without it."
+    assert not seen and caplog.text.count(said) == warned(out).count(said) == 1
 
 
-def test_what_is_seen_decides_and_not_the_latents(train):
+def test_what_is_seen_decides_and_not_the_latents(train, evaluated_often):
     """A viewer that sees no change ends the run of a slider that learns; one that sees some lets any go on."""
     seen = []
 
@@ -141,9 +139,9 @@ def test_what_is_seen_decides_and_not_the_latents(train):
         angle = torch.tensor(0.1 * len(seen) * (len(seen) % 2))
         return torch.stack([angle.cos(), angle.sin()]).expand(len(latents), 2)
 
-    learning = {"learning_rate": 2e-3, "patience": 2, "steps": 60}
+    learning = {"learning_rate": 5e-4, "patience": 2, "steps": 15}
     assert not train(**learning).progress.converged
-    assert train(RunOptions(embed=blind), **{**learning, "steps": 80}).progress.steps == 60
+    assert train(RunOptions(embed=blind), **{**learning, "steps": 20}).progress.steps == 15
     assert not train(RunOptions(embed=turning), **{**learning, "learning_rate": 1e-9}).progress.converged
     assert len(seen) == 6 and seen[0].shape == (EVALUATED, *LATENTS.shape[1:])
 

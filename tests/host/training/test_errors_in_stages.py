@@ -7,7 +7,7 @@ import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.denoiser import Denoiser
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.tests.support.tiny import difference
@@ -24,7 +24,7 @@ from concept_sliders.training.trainable_layers import TrainableLayers
 import nodes
 
 CONCEPT = Concept("portrait of a person", "very old person", "very young person", eta=2.0)
-LATENTS = torch.zeros(1, 24, 8, 8)
+LATENTS = torch.zeros(1, 8, 8, 8)
 
 
 class Injected(Exception):
@@ -34,7 +34,7 @@ class Injected(Exception):
 @pytest.fixture(scope="module")
 def pocket():
     with torch.inference_mode():
-        model, clip, _ = load_pocket()
+        model, clip, *_ = load_pocket()
         prompts = (*CONCEPT.prompts(), "")
         return model, {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 

@@ -9,7 +9,7 @@ from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.text_encoders import TextEncoder
 from concept_sliders.nodes import run_progress
 from concept_sliders.nodes.training import TrainSlider, TrainTextEncoderSlider, TrainVisualSlider
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.training import loop
 from concept_sliders.training import run as training_run
 from concept_sliders.training.concept import Concept
@@ -30,11 +30,11 @@ class Injected(Exception):
 @pytest.fixture(scope="module")
 def pocket():
     with torch.inference_mode():
-        return load_pocket()
+        return load_pocket()[:3]
 
 
 def textual(pocket, **settings):
-    latent = {"samples": torch.zeros(2, 24, 8, 8)}
+    latent = {"samples": torch.zeros(2, 8, 8, 8)}
     settings = {"rollout_steps": 2, "steps": 21, "rank": 1, "patience": 9, **settings}
     return TrainSlider.execute(*pocket[:2], (CONCEPT,), latent, "age", **settings)
 

@@ -10,7 +10,7 @@ from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.gradient_checkpointing import blocks_of, checkpointed
 from concept_sliders.comfy_host.latents import packed
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.sliders.equation.layer_kinds import can_act_on
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.gradients import PROMPT, RECIPE, Samples, close, gradients
@@ -20,7 +20,7 @@ from concept_sliders.training.trainable_layers import TrainableLayers
 @pytest.fixture(scope="module")
 def pocket():
     with torch.inference_mode():
-        model, clip, _ = load_pocket()
+        model, clip, *_ = load_pocket()
         return model, {PROMPT: clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))}
 
 
@@ -50,7 +50,7 @@ class Room:
 @pytest.mark.parametrize(("room", "asked"), [(4, [4]), (3, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])
 def test_fewer_images_at_once_give_the_same_gradient(pocket, caplog, room, asked, full):
     model, conditionings = pocket
-    samples = Samples(4, (24, 8, 8))
+    samples = Samples(4, (8, 8, 8))
     whole, _ = gradients(model, conditionings, samples)
     short = Room(model, room, full=full)
     try:
@@ -65,7 +65,7 @@ def test_fewer_images_at_once_give_the_same_gradient(pocket, caplog, room, asked
 
 def test_blocks_are_run_twice_before_giving_up(pocket, caplog):
     model, conditionings = pocket
-    samples = Samples(2, (24, 8, 8))
+    samples = Samples(2, (8, 8, 8))
     whole, _ = gradients(model, conditionings, samples)
     short = Room(model, 0, times=2)  # two images, then one, then with blocks run twice
     try:
@@ -82,7 +82,7 @@ def test_a_single_image_without_room_is_an_error(pocket):
     short = Room(model, 0)
     try:
         with pytest.raises(torch.OutOfMemoryError):
-            gradients(model, conditionings, Samples(2, (24, 8, 8)))
+            gradients(model, conditionings, Samples(2, (8, 8, 8)))
     finally:
         short.handle.remove()
     assert not any("forward" in vars(module) for module in model.model.modules())
@@ -91,7 +91,7 @@ def test_a_single_image_without_room_is_an_error(pocket):
 @pytest.mark.parametrize("full", [full_device, full_cpu])
 def test_questions_are_asked_in_fewer_at_once_too(pocket, full):
     model, conditionings = pocket
-    x = torch.randn(3, 24, 8, 8, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(3, 8, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma = torch.tensor(0.5)
     with borrowed(model):
         layers = TrainableLayers(model, RECIPE, torch.Generator().manual_seed(1))
@@ -110,13 +110,19 @@ def test_questions_are_asked_in_fewer_at_once_too(pocket, full):
     assert not torch.allclose(whole[0, 0], whole[0, 1], atol=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    """A family and its model, which no test changes."""
+    with torch.inference_mode():
+        return FAMILIES[request.param], FAMILIES[request.param].build()
+
+
 def test_blocks_run_twice_give_the_same_gradient_on(family):
     """Also where blocks write to their inputs or to the options they are given."""
+    of, model = family
     with torch.inference_mode():
-        model = FAMILIES[family].build()
-        conditionings = {PROMPT: FAMILIES[family].conditioning(1)}
-        latents, shapes = packed(FAMILIES[family].empty(1))
+        conditionings = {PROMPT: of.conditioning(1)}
+        latents, shapes = packed(of.empty(1))
     samples = Samples(2, latents.shape[1:])
     whole, _ = gradients(model, conditionings, samples, shapes=shapes)
 
@@ -127,11 +133,9 @@ def test_blocks_run_twice_give_the_same_gradient_on(family):
     close(whole, twice)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_that_run_twice_are_found_on(family):
     """Or running them twice would save nothing there. Of these models many have a single block, and large ends."""
-    with torch.inference_mode():
-        network = FAMILIES[family].build().model.diffusion_model
+    network = family[1].model.diffusion_model
     inside = {module for block in blocks_of(network) for module in block.modules()}
     layers = [module for module in network.modules() if can_act_on(module)]
     assert sum(layer in inside for layer in layers) > len(layers) / 4
@@ -142,7 +146,7 @@ def test_blocks_run_twice_keep_less_for_backward(pocket):
     kept = {}
     with borrowed(model):
         layers = TrainableLayers(model, RECIPE, torch.Generator().manual_seed(1))
-        denoiser, x = Denoiser(model, conditionings), torch.randn(1, 24, 16, 16)
+        denoiser, x = Denoiser(model, conditionings), torch.randn(1, 8, 16, 16)
         for name in ("once", "twice"):
             sizes = {}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from concept_sliders.comfy_host.latents import to_model_scale
 from concept_sliders.nodes.training import TrainVisualSlider
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny_vae import image_vae, video_vae
 from concept_sliders.training.pairs.image_sets import ImagePairs, ImageSet
@@ -24,8 +24,8 @@ def built(family):
 
 def test_the_node_says_so():
     with torch.inference_mode():
-        model, clip, _ = load_pocket()
-        with pytest.raises(ValueError, match=f"{BELONGS}4 channels in 4 dimensions.* takes 24 channels in 4 dim"):
+        model, clip, *_ = load_pocket()
+        with pytest.raises(ValueError, match=f"{BELONGS}4 channels in 4 dimensions.* takes 8 channels in 4 dim"):
             TrainVisualSlider.execute(model, clip, image_vae(4), ImagePairs((PAIR,)), "smile", steps=1, rank=1)
 
 

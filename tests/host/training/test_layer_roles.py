@@ -1,12 +1,18 @@
 """Layers by their role mean the same on every family."""
 
+import re
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
 from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.comfy_host.match import layer_names
 from concept_sliders.tests.support.families import FAMILIES
-from concept_sliders.training.layer_choice import CHOICES, choose_layers
+from concept_sliders.tests.support.whole_unets import WHOLE_UNETS, c3lier_layers, whole_unet
+from concept_sliders.training.layer_choice import BY_ROLE, PUBLISHED, choose_layers
+from concept_sliders.training.recipe import Recipe
 
 # They attend to the prompt and to the image in one
 JOINT = (
@@ -38,12 +44,17 @@ JOINT = (
 )
 
 
+@cache
+def paths_of(family):
+    with torch.inference_mode():
+        return tuple(layer_names(FAMILIES[family].build()))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_roles(family):
-    with torch.inference_mode():
-        paths = list(layer_names(FAMILIES[family].build()))
+    paths = paths_of(family)
     taken = {}
-    for choice in CHOICES:
+    for choice in BY_ROLE:
         if choice == "cross-attention" and family.startswith(JOINT) and family != "Hunyuan3D 2.1":
             with pytest.raises(ValueError, match="attends to the prompt and to the image at once"):
                 choose_layers(paths, choice)
@@ -54,8 +65,84 @@ def test_roles(family):
     assert taken["self-attention"] | taken["cross-attention"] == taken["attention"]
     assert not taken["self-attention"] & taken["cross-attention"]
     left = taken["all"] - taken["all but cross-attention"] - taken["cross-attention"]
-    assert all(any(word in path for word in ("time", "t_embedder", "t_block", "tmlp")) for path in left)
+    assert all(any(word in path for word in ("time", "t_embedder", "t_block", "tmlp", "label_emb")) for path in left)
     assert len(taken["attention"]) >= 2  # in and out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_published_methods(family):
+    """Beyond UNets, for which alone the published trainer has rules, they are attention by its roles."""
+    paths = paths_of(family)
+    taken = {choice: set(choose_layers(paths, choice)) for choice in ("noxattn", "selfattn", "xattn", "full")}
+    attention, own = set(choose_layers(paths, "attention")), set(choose_layers(paths, "self-attention"))
+    resnets = taken["full"] - attention
+    joint = own == attention
+    assert taken["selfattn"] == own and taken["noxattn"] == own | resnets == set(choose_layers(paths, "innoxattn"))
+    assert taken["xattn"] == (attention if joint else attention - own)
+    assert taken["full"] == taken["noxattn"] | taken["xattn"]
+    strict = set(choose_layers(paths, "xattn-strict"))
+    assert strict and strict <= taken["xattn"]
+    assert bool(resnets) == any(".input_blocks." in path for path in paths)
+    assert not any("embed" in path or "label_emb" in path for path in resnets)
+    if not resnets:
+        with pytest.raises(ValueError, match="layers is 'noxattn-hspace'"):
+            choose_layers(paths, "noxattn-hspace")
+
+
+# How many layers each method takes of the whole SD 1.5 and SDXL
+COUNTS = {
+    "noxattn": (150, 346),
+    "innoxattn": (150, 346),
+    "selfattn": (64, 280),
+    "xattn": (64, 280),
+    "xattn-strict": (48, 210),
+    "xattn-up": (72, 288),
+    "xattn-mid": (8, 80),
+    "xattn-down": (48, 192),
+    "full": (214, 626),
+    "noxattn-hspace": (10, 46),
+    "noxattn-hspace-last": (1, 1),
+}
+
+
+def test_the_page_on_the_published_method_has_these_counts():
+    page = (Path(__file__).parents[3] / "docs" / "published.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\S+`|`xattn-up`.+?|\*.+?\*) \| ([\d, ]+) \| ([\d, ]+) \|", page, flags=re.MULTILINE)
+    said = {}
+    for names, *counts in rows:
+        split = [re.findall(r"\d+", count) for count in counts]
+        said |= zip(re.findall(r"[`*]([^`*]+)[`*]", names), zip(*(map(int, each) for each in split)))
+    assert {method: said.pop(method) for method in COUNTS} == COUNTS
+    sizes = [list(layer_names(whole_unet(size))) for size in WHOLE_UNETS]
+    assert said == {
+        role: tuple(len(choose_layers(paths, role)) for paths in sizes) for role in ("all but cross-attention", "all")
+    }
+
+
+@pytest.mark.parametrize("size", WHOLE_UNETS)
+def test_published_methods_take_exactly_their_layers(size):
+    """Those that diffusers' classes have which the published trainer looks for, listed block by block."""
+    names = layer_names(whole_unet(size))
+    layers = c3lier_layers(size)
+    methods = {
+        "noxattn": lambda name: "attn2" not in name,
+        "selfattn": lambda name: "attn1" in name,
+        "xattn": lambda name: "attn2" in name,
+        "xattn-strict": lambda name: "attn2" in name and "to_out" not in name,
+        "xattn-up": lambda name: "attn" in name and "_up_blocks_" in name,
+        "xattn-mid": lambda name: "attn" in name and "_mid_block_" in name,
+        "xattn-down": lambda name: "attn" in name and "_down_blocks_" in name,
+        "full": lambda name: True,
+        "noxattn-hspace": lambda name: "_mid_block_" in name and "attn2" not in name,
+        "noxattn-hspace-last": lambda name: name.endswith("mid_block_resnets_1_conv2"),
+    }
+    methods["innoxattn"] = methods["noxattn"]
+    assert set(methods) == set(PUBLISHED) == set(COUNTS)
+    for method, takes in methods.items():
+        taken = {names[path] for path in choose_layers(names, method)}
+        assert taken == set(filter(takes, layers)), method
+        assert len(taken) == COUNTS[method][list(WHOLE_UNETS).index(size)], method
+    assert not any("label_emb" in path for path in choose_layers(names, Recipe.layers))
 
 
 def inputs_of(model, paths, conditioning, x):

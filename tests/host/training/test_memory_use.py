@@ -6,7 +6,7 @@ import weakref
 import comfy.model_management
 import torch
 from concept_sliders.bench._live import Live, peak_memory
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.tests.support.tiny import FAMILIES, condition
 from concept_sliders.tests.support.typed_models import typed_model
 from concept_sliders.training.concept import Concept
@@ -20,12 +20,12 @@ CPU = torch.device("cpu")
 def pocket():
     """(MODEL, CLIP, the conditionings of the recipe's prompts)."""
     with torch.inference_mode():
-        model, clip, _ = load_pocket()
+        model, clip, *_ = load_pocket()
         prompts = (*CONCEPT.prompts(), "")
         return model, clip, {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts}
 
 
-def train(model, conditionings, run_options=None, latents=(1, 24, 8, 8), **settings):
+def train(model, conditionings, run_options=None, latents=(1, 8, 8, 8), **settings):
     settings = {"steps": 2, "rank": 1, "rollout_steps": 2, "samples_per_rollout": 2, **settings}
     with torch.inference_mode():
         recipe = TextualRecipe(concepts=(CONCEPT,), **settings)

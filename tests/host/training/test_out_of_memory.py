@@ -82,7 +82,7 @@ def test_a_model_that_cannot_be_loaded_again_says_so_whatever_had_its_place(pock
     assert traces(pocket[0]) == []
 
 
-STILL = {"steps": 60, "learning_rate": 1e-9, "patience": 1, "rank": 1}
+STILL = {"steps": 15, "learning_rate": 1e-9, "patience": 1, "rank": 1}
 
 
 def no_room_for_vision(latents):
@@ -101,44 +101,48 @@ def on_the_cpu():
 
 
 @pytest.mark.parametrize("stage", ["seeing", "foreseeing"])
-def test_a_run_whose_early_stop_has_no_memory_goes_on_without(train, tmp_path, monkeypatch, caplog, stage):
+def test_a_run_whose_early_stop_has_no_memory_goes_on_without(
+    train, tmp_path, monkeypatch, caplog, stage, evaluated_often
+):
     assert train(**STILL).progress.converged  # it would end early
-    embed = no_room_for_vision if stage == "seeing" else None
+    embed, predict = no_room_for_vision if stage == "seeing" else None, PreviewSampler.predict
     if stage == "foreseeing":
         monkeypatch.setattr(PreviewSampler, "predict", no_room_for_latents)
     run_options = RunOptions(preview_every=0, checkpoints=tmp_path, embed=embed)
-    trained = train(run_options, **{**STILL, "steps": 42})
-    assert trained.progress.steps == 42 and not trained.progress.converged and not trained.progress.failure
+    trained = train(run_options, **{**STILL, "steps": 12})
+    assert trained.progress.steps == 12 and not trained.progress.converged and not trained.progress.failure
     assert caplog.text.count("goes on without an early stop: there is no memory for its evaluations") == 1
-    monkeypatch.undo()
-    assert train(run_options, **STILL).progress.steps == 60  # it does not begin to evaluate where it goes on
+    monkeypatch.setattr(PreviewSampler, "predict", predict)
+    assert train(run_options, **STILL).progress.steps == 15  # it does not begin to evaluate where it goes on
     assert caplog.text.count("without an early stop") == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError])
-def test_a_run_whose_early_stop_cannot_see_says_so_at_its_first_evaluation_and_goes_on_without(train, caplog, error):
+def test_a_run_whose_early_stop_cannot_see_says_so_at_its_first_evaluation_and_goes_on_without(
+    train, caplog, evaluated_often, error
+):
     """As through a VAE and a CLIP vision that are not made for each other's images."""
 
     def broken(latents):
         raise error("no image of that size")
 
-    trained = train(RunOptions(embed=broken), **{**STILL, "steps": 41})
-    assert trained.progress.steps == 41 and not trained.progress.converged and not trained.progress.failure
+    trained = train(RunOptions(embed=broken), **{**STILL, "steps": 11})
+    assert trained.progress.steps == 11 and not trained.progress.converged and not trained.progress.failure
     assert caplog.text.count(f"without an early stop: evaluation 1 failed ({error.__name__}: ") == 1
     assert "no image of that size" in caplog.text
 
 
 @pytest.mark.parametrize("error", [ModelLost, comfy.model_management.InterruptProcessingException, KeyboardInterrupt])
-def test_what_ends_a_run_ends_it_in_the_early_stop_and_in_a_preview_too(train, error):
+def test_what_ends_a_run_ends_it_in_the_early_stop_and_in_a_preview_too(train, evaluated_often, error):
     def broken(*given):
         if given[-1] is not None:
             raise error("the end")
 
-    for run_options in (RunOptions(embed=broken), RunOptions(progress=broken, preview_every=20)):
-        settings = {**STILL, "steps": 22, "patience": 1 if run_options.embed else 0}
+    for run_options in (RunOptions(embed=broken), RunOptions(progress=broken, preview_every=5)):
+        settings = {**STILL, "steps": 7, "patience": 1 if run_options.embed else 0}
         if error is comfy.model_management.InterruptProcessingException:
             progress = train(run_options, **settings).progress
-            assert progress.stopped and progress.steps == 20
+            assert progress.stopped and progress.steps == 5
         else:
             with pytest.raises(error):
                 train(run_options, **settings)

@@ -28,7 +28,7 @@ def given(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_weights_that_stay_where_they_are(family, settings):
     samples, conditionings = given(family)
-    recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young"),), rank=2, layers="all", **settings)
+    recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young", eta=4.0),), rank=2, layers="all", **settings)
     plain, _ = gradients(tiny_model(family), conditionings, samples, recipe=recipe)
     model = tiny_model(family)
     buffer = paged(model)
@@ -70,7 +70,7 @@ def test_of_weights_that_are_cast_no_copy_is_kept_for_backward():
 
         with torch.inference_mode(), borrowed(model):
             weights = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
-            recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young"),), rank=1)
+            recipe = TextualRecipe(concepts=(Concept(PROMPT, "old", "young", eta=4.0),), rank=1)
             layers = TrainableLayers(model, recipe, torch.Generator().manual_seed(1))
             denoiser = Denoiser(model, {PROMPT: condition(family, 1)})
             hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from concept_sliders.comfy_host.identity import weights_hash
 from concept_sliders.comfy_host.text_encoders import encoder_layer_names
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.tests.support.paged_training import trained
 from concept_sliders.tests.support.paging import CPU, DynamicOnTheCpu, load_all, load_in_part, load_none, page
 from concept_sliders.tests.support.quantised_models import FORMATS, quantised_model

@@ -12,7 +12,7 @@ from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import train_textual
 
 RECIPE = TextualRecipe(
-    concepts=(Concept("a person", "an old person", "a young person"),),
+    concepts=(Concept("a person", "an old person", "a young person", eta=4.0),),
     rank=2,
     steps=3,
     learning_rate=1e-3,

@@ -9,13 +9,13 @@ from concept_sliders.comfy_host.preview_images import decoded_images, rough_imag
 from concept_sliders.nodes.image_strip import draw_strip
 from concept_sliders.nodes.run_progress import IMAGE_WIDTH, Clock
 from concept_sliders.nodes.training import TrainSlider, TrainVisualSlider
-from concept_sliders.pocket.codec import CHANNELS
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.autoencoder import CHANNELS
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.tests.support.families import FAMILIES
 from concept_sliders.tests.support.tiny_vae import image_vae, video_vae
 from concept_sliders.training.concept import Concept
-from concept_sliders.training.loop import Progress
 from concept_sliders.training.pairs.image_sets import pairs_from_batches
+from concept_sliders.training.progress import Progress
 from concept_sliders.training.recipe import TextualRecipe
 from concept_sliders.training.run import RunOptions, train_textual
 
@@ -27,7 +27,7 @@ SETTINGS = {"rank": 1, "start_percent": 0.0, "end_percent": 1.0, "name": "age"}
 @pytest.fixture(scope="module")
 def pocket():
     with torch.inference_mode():
-        return load_pocket()
+        return load_pocket()[:3]
 
 
 @pytest.fixture(scope="module")

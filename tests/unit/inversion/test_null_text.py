@@ -1,5 +1,7 @@
 """Null-text optimisation against the published loop written out, on a model that is a formula."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from concept_sliders.inversion.null_text import GuidedStep, optimise_embedding
@@ -67,6 +69,19 @@ def test_a_tolerance_between_two_images_ends_one_and_not_the_other(toy):
         len(losses) for losses in optimise_embedding(predict, embedding, step, 5, 1e-4, (first + second) / 2).losses
     ]
     assert lengths == ([1, 5] if first < second else [5, 1])
+
+
+def test_an_image_that_is_done_stays_as_it_is_while_another_goes_on(toy):
+    """Adam's momentum would carry its embedding on, beyond where the published loop ends."""
+    predict, step, embedding = toy
+    far = replace(step, target=step.target + torch.tensor([0.0, 100.0]).view(2, 1, 1, 1))
+    first, its_embedding = image_of(far, slice(0, 1)), (embedding[0][:1],)
+    losses, _ = published(predict, first, its_embedding, 6, 0.05, 0.0)
+    tolerance = (losses[4] + losses[5]) / 2
+    found = optimise_embedding(predict, embedding, far, 30, 0.05, tolerance)
+    losses, u = published(predict, first, its_embedding, 30, 0.05, tolerance)
+    assert len(found.losses[0]) == len(losses) == 6 and len(found.losses[1]) == 30
+    torch.testing.assert_close(found.embedding[0][:1], u, rtol=1e-4, atol=1e-5)
 
 
 def test_the_slope_is_the_losses_derivative(toy):

@@ -5,7 +5,6 @@ import torch
 from concept_sliders.pocket.measuring.figures import (
     blurred_to,
     correlation,
-    frechet_distance,
     gradient_energy,
     patches,
     precision_and_recall,
@@ -29,16 +28,6 @@ def test_correlation_is_pearsons(generator):
 
 def test_an_error_of_a_tenth_is_20_decibels():
     assert psnr(torch.zeros(2, 4, 4, 3), torch.full((2, 4, 4, 3), 0.1)).tolist() == pytest.approx([20, 20])
-
-
-def test_frechet_distance_of_a_shift_is_its_square_and_of_a_stretch_what_the_formula_says(generator):
-    x = torch.randn(4000, 3, generator=generator, dtype=torch.float64)
-    shift = torch.tensor([1.0, -2.0, 0.5])
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(x, x + shift) == pytest.approx(5.25, abs=1e-6)
-    # S_b = 9 S_a: tr(S + 9 S - 2 * 3 S) = 4 tr(S)
-    expected = 4 * x.T.cov().trace().item() + 4 * x.mean(0).square().sum().item()
-    assert frechet_distance(x, 3 * x) == pytest.approx(expected, rel=1e-6)
 
 
 def test_precision_falls_with_what_is_made_up_and_recall_with_what_is_missing(generator):

@@ -198,6 +198,18 @@ def test_a_middle_that_would_fill_the_memory(tmp_path):
         load_slider(path)
 
 
+@pytest.mark.parametrize("ending", [".pt", ".bin", ".CKPT", ".pth", ""])
+def test_safetensors_under_other_endings_are_what_they_are(ending, tmp_path):
+    content = CONTENT["safetensors"]
+    (tmp_path / "x.safetensors").write_bytes(content)
+    (tmp_path / f"renamed{ending}").write_bytes(content)
+    expected, renamed = (load_slider(tmp_path / name) for name in ("x.safetensors", f"renamed{ending}"))
+    assert renamed.content_hash == expected.content_hash
+    (tmp_path / f"cut{ending}").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+        load_slider(tmp_path / f"cut{ending}")
+
+
 def test_places_that_are_no_files(tmp_path):
     for name in ("folder.safetensors", "folder.pt", "plain"):
         (tmp_path / name).mkdir()

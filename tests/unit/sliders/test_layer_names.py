@@ -7,7 +7,7 @@ from concept_sliders.sliders.formats.conventions import name_in
 from concept_sliders.sliders.formats.diffusers_names import dotted, encoder_in_diffusers
 from concept_sliders.sliders.formats.keys import split_key
 from concept_sliders.sliders.formats.kohya_names import encoder_in_kohya
-from concept_sliders.sliders.formats.layer_names import comfyui_names, known_name
+from concept_sliders.sliders.formats.layer_names import comfyui_names
 from concept_sliders.sliders.formats.model_family import UNKNOWN, candidates, family_of
 from concept_sliders.sliders.formats.slider_files import read_slider
 from hypothesis import given
@@ -113,6 +113,7 @@ def test_names_that_mean_nothing_stay(names):
         ("x.lora_B.bias", "x", PEFT_BIAS),
         ("x.lora_magnitude_vector", "x", PEFT_MAGNITUDE),
         ("x.lora_magnitude_vector.default.weight", "x", PEFT_MAGNITUDE),
+        ("x.magnitude", "x", PEFT_MAGNITUDE),
         ("x.alpha", "x", ALPHA),
         ("a.b.hada_w1_a", "a.b", "hada_w1_a"),
         ("a.a1.weight", "a", "a1.weight"),
@@ -145,7 +146,7 @@ def test_a_report(tmp_path):
     _, report = read_slider(tmp_path / "x.safetensors")
     assert dict(report.kinds) == {"LoRA": 2, "LoHa": 1}
     assert (report.ranks, report.alphas, report.without_alpha) == ((1, 2, 4), (1.0, 4.0), 1)
-    assert (report.dtypes, report.renamed) == (("float16", "float32"), 1)
+    assert (report.dtypes, len(report.renamed)) == (("float16", "float32"), 1)
 
 
 @pytest.mark.parametrize(
@@ -239,24 +240,3 @@ def test_names_of_encoders():
 )
 def test_conventions_by_the_name_alone(name, convention, new):
     assert name_in(name, convention) == new
-
-
-@pytest.mark.parametrize(
-    ("name", "known"),
-    [
-        ("transformer.transformer_blocks.0.attn1.to_q", "diffusion_model.transformer_blocks.0.attn1.to_q"),  # LTXV
-        ("transformer.layers.0.self_attn.to_qkv", "diffusion_model.transformer.layers.0.self_attn.to_qkv"),
-        ("base_model.model.layers.0.self_attn.q_proj", "diffusion_model.layers.0.self_attn.q_proj"),
-        ("lora_transformer_transformer_blocks_0_attn_to_q", "lora_unet_transformer_blocks_0_attn_to_q"),
-        ("diffusion_model.time_embed.linear_1", "base_model.model.time_embed.linear_1"),  # ACE-Step 1.5
-        ("transformer.x", "transformer.x"),
-        ("transformer.nowhere", None),
-        ("lora_unet_x", None),
-    ],
-)
-def test_a_models_own_names_are_the_last_resort(name, known):
-    models = ("transformer_blocks.0.attn1.to_q", "transformer.layers.0.self_attn.to_qkv", "layers.0.self_attn.q_proj")
-    key_map = {f"diffusion_model.{own}": own for own in (*models, "x")}
-    key_map |= {"transformer.x": "y", "base_model.model.time_embed.linear_1": "t"}
-    key_map |= {"lora_unet_transformer_blocks_0_attn_to_q": "q"}
-    assert known_name(name, key_map) == known

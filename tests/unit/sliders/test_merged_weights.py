@@ -141,6 +141,33 @@ def test_an_update_is_no_rebuild():
         torch.testing.assert_close(model["conv"].weight, before + 1.0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "before", "after", "built"),
+    [
+        (torch.float32, 30.0, 0.01, False),  # 0.01 counts as a half, and 30 is at most 64 times that
+        (torch.float32, 40.0, 0.01, True),
+        (torch.float32, 40.0, 2.0, False),
+        (torch.float16, 0.9, 0.01, False),  # at most twice a half
+        (torch.float16, 1.1, 0.01, True),
+        (torch.float16, -1.1, 0.01, True),
+    ],
+)
+def test_coming_back_from_far_is_a_rebuild_and_turning_a_little_down_is_not(dtype, before, after, built):
+    model = small_model(dtype)
+    layers = changes_of(model, 8, size=0.05)
+    merged, strengths = MergedWeights(), torch.ones(8)
+    merged.prepare(layers)
+    strengths[2] = before
+    with merged.acting(strengths):
+        pass
+    model["conv"].weight.data.add_(1.0)  # unseen by an update, seen by a rebuild
+    strengths[2] = after
+    with merged.acting(strengths):
+        conv = model["conv"].weight.double()
+    of_conv = expected(layers, strengths)[2] - (0.0 if built else 1.0)
+    assert (conv - of_conv).abs().max() < 1e-2
+
+
 def test_a_layer_with_new_weights_is_built_anew():
     model = small_model()
     layers = changes_of(model, 2)

@@ -77,11 +77,29 @@ def test_weights_and_biases_of_other_modules(make):
 
 
 def test_a_weight_by_its_formula_beside_a_parameter_without_one():
-    layer, x, by = nn.RMSNorm(4), torch.randn(3, 4), torch.randn(4)
+    layer, x, by = nn.LayerNorm(4, bias=False), torch.randn(3, 4), torch.randn(4)
     layer.register_parameter("shift", nn.Parameter(torch.zeros(4), requires_grad=False))
     with bank_of(layer, Dense({"weight": by, "shift": by})).acting(at(1.0)):
         assert torch.equal(layer.shift, by)
-        torch.testing.assert_close(layer(x), nn.functional.rms_norm(x, (4,), layer.weight + by))
+        torch.testing.assert_close(layer(x), nn.functional.layer_norm(x, (4,), layer.weight + by))
+
+
+@pytest.mark.parametrize("make", [Block, lambda: nn.RMSNorm(4)])
+def test_changes_that_learn_have_the_gradients_of_the_parameter_itself(make):
+    module, x = make().requires_grad_(False), torch.randn(3, 4)
+    name, own = next(iter(module.named_parameters()))
+    by = torch.randn_like(own).requires_grad_()
+
+    def answer():
+        y = module(x)
+        return (y[0] if isinstance(y, tuple) else y).square().sum()
+
+    with bank_of(module, Dense({name: by})).acting(at(0.5)):
+        (found,) = torch.autograd.grad(answer(), by)
+    assert module._parameters[name] is own
+    module._parameters[name] = changed = (own + 0.5 * by).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(answer(), changed)
+    torch.testing.assert_close(found, 0.5 * expected)
 
 
 def test_strengths_that_differ_between_batch_entries():

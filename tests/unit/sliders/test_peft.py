@@ -89,12 +89,13 @@ def test_a_renamed_peft_file_says_what_is_amiss(tmp_path):
 
 
 def test_peft_biases_and_magnitudes(tmp_path):
-    """PEFT scales the bias with the product, and keeps DoRA's magnitudes without the dimensions of the weight."""
+    """PEFT scales the bias with the product. Its magnitudes are no `dora_scale`, which ComfyUI takes otherwise."""
     name = "base_model.model.blocks.0.attn.q"
     tensors = low_rank(name) | {f"{name}.lora_B.bias": torch.ones(6), f"{name}.lora_magnitude_vector": torch.ones(6)}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 2}')
     parts = load_slider(tmp_path).layers["diffusion_model.blocks.0.attn.q"].parts
-    assert parts["dora_scale"].shape == (6, 1)
+    assert parts["lora_magnitude_vector"].shape == (6,)
+    assert "dora_scale" not in parts
     assert torch.equal(parts["diff_b"], torch.full((6,), 0.5))
     assert parts["alpha"].item() == 2.0

@@ -89,12 +89,27 @@ def test_ramps_ask_for_a_sigma_once(percent, most):
     assert len(asked) <= most
 
 
-def test_window_includes_both_borders():
+def test_window_includes_its_first_sigma_and_not_its_last():
     gate = Gate(0.25, 0.75)
     low, high = percent_to_sigma(0.75), percent_to_sigma(0.25)
-    assert [gate.factor_at(s, percent_to_sigma) for s in (low, high)] == [1.0, 1.0]
-    outside = (math.nextafter(low, 0.0), math.nextafter(high, 99.0))
+    inside, outside = (math.nextafter(low, 99.0), high), (low, math.nextafter(high, 99.0))
+    assert [gate.factor_at(s, percent_to_sigma) for s in inside] == [1.0, 1.0]
     assert [gate.factor_at(s, percent_to_sigma) for s in outside] == [0.0, 0.0]
+
+
+def test_window_to_the_end_includes_every_later_sigma():
+    gate = Gate(0.25)
+    assert [gate.factor_at(s, percent_to_sigma) for s in (percent_to_sigma(1.0), 0.0)] == [1.0, 1.0]
+
+
+@given(percents, st.floats(0.01, 30.0), st.booleans())
+def test_of_two_windows_that_meet_one_acts_everywhere(border, sigma, on_it):
+    if not 0.0 < border < 1.0:
+        return
+    sigma = percent_to_sigma(border) if on_it else sigma
+    factors = [gate.factor_at(sigma, percent_to_sigma) for gate in (Gate(0.0, border), Gate(border))]
+    assert sorted(factors) == [0.0, 1.0]
+    assert sorted(gate.factor(border) for gate in (Gate(0.0, border), Gate(border))) == [0.0, 1.0]
 
 
 def test_ramp_rises_and_falls():
@@ -137,6 +152,15 @@ def test_sweep_of_a_position_that_is_not_there():
             stack.swept(position, (0.0, 1.0))
     with pytest.raises(ValueError, match="0 values"):
         stack.swept(0, ())
+
+
+def test_one_slider_is_picked_with_its_gates_and_a_strength_of_its_own():
+    stack = Stack.of(slider("a"), 0.25) + Stack.of(slider("b"), 0.0, Gate(0.2))
+    (picked,) = stack.picked(1, -1.5)
+    assert (picked.slider, picked.strength, picked.gates) == (stack[1].slider, (-1.5,), (Gate(0.2),))
+    for position in (2, -1):
+        with pytest.raises(ValueError, match=f"no slider {position + 1} to pick.*has 2"):
+            stack.picked(position, 1.0)
 
 
 def test_two_sweeps_of_different_length():

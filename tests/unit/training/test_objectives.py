@@ -10,7 +10,9 @@ from concept_sliders.sliders.equation.hooks import SliderHooks
 from concept_sliders.training.concept import Concept
 from concept_sliders.training.objectives import prediction_loss, textual_change, textual_target
 from concept_sliders.training.recipe import TextualRecipe
-from concept_sliders.training.textual_samples import POOL, TextualSamples, roll_out
+from concept_sliders.training.rollout import roll_out
+from concept_sliders.training.samples import Warnings
+from concept_sliders.training.textual_samples import POOL, TextualSamples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,7 +68,7 @@ def test_a_rollout_follows_the_exact_solution():
 class Affine:
     """A model whose every prediction is known: d = shift of the prompt + sigma, + 0.5 times the slider's strength."""
 
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
     shifts = {"": 0.0, "p": 1.0, "p, a": 3.0, "p, b": 0.0, "m, a": 5.0, "l, a": 2.0, "m, b": 4.0, "l, b": 3.0}
 
     def __init__(self):
@@ -168,7 +170,7 @@ def test_everything_about_a_level_is_asked_in_one_batch_and_no_more_than_is_need
 
 
 def test_concepts_are_met_in_proportion_to_their_weights():
-    concepts = (Concept("p", "m, a", "l, a", weight=3.0), Concept("", "m, b", "l, b", weight=1.0))
+    concepts = (Concept("p", "m, a", "l, a", eta=4.0, weight=3.0), Concept("", "m, b", "l, b", eta=4.0))
     _, met = samples(400, concepts=concepts, rollout_steps=2, samples_per_rollout=1)
     assert 0.65 < sum(sample.prompt == "p" for sample in met) / len(met) < 0.85
     for sample in met[:20]:
@@ -230,8 +232,9 @@ def test_phrases_take_turns_where_not_all_are_asked_about():
 
 def test_some_of_many_phrases_are_asked_about_at_once():
     model = Affine()
-    three = Concept("p", "m", "l", ("a", "b", "c"))
-    model.shifts = {f"{prompt}{phrase}": 0.0 for prompt in "pml" for phrase in ("", ", a", ", b", ", c")} | {"": 0.0}
+    three = Concept("p", "m", "l", ("a", "b", "c"), eta=4.0)
+    phrased = [f"{prompt}{phrase}" for prompt in "pml" for phrase in ("", ", a", ", b", ", c")]
+    model.shifts = {prompt: float(prompt.startswith("m")) for prompt in ("", *phrased)}
     recipe = TextualRecipe(
         concepts=(three,), phrases_per_sigma=2, rollout_steps=60, samples_per_rollout=240, on_policy_rollouts=0.0
     )
@@ -288,3 +291,48 @@ def test_gradients_are_the_differences_of_the_loss():
                         parameter.view(-1)[index] -= step
                 written = (differences[0] - differences[1]) / 2e-5
                 assert parameter.grad.view(-1)[index].item() == pytest.approx(written, rel=1e-5, abs=1e-8)
+
+
+class HardlyTold(Affine):
+    """A model of half precision whose answers to both ends differ by `truth`, and that rounds anew at every call."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, truth, rounding):
+        super().__init__()
+        self.truth, self.rounding = truth, rounding
+
+    def predict(self, x, sigma, prompts, layers=None, strengths=None):
+        self.asked.append(tuple(prompts))
+        noise = torch.randn(len(prompts), *x.shape, generator=torch.Generator().manual_seed(len(self.asked)))
+        ends = torch.tensor([{"m": 0.5, "l": -0.5}.get(prompt, 0.0) for prompt in prompts])
+        answers = 1.0 + self.truth * ends.view(-1, *(1 for _ in x.shape))
+        return answers + self.rounding * noise
+
+
+def first_sample(truth, rounding):
+    model, warnings = HardlyTold(truth, rounding), Warnings()
+    concepts = (Concept("p", "m", "l", eta=4.0),)
+    recipe = TextualRecipe(concepts=concepts, rollout_steps=4, samples_per_rollout=4 * POOL, guidance=1.0)
+    next(TextualSamples(model, model, recipe, (2, 64), torch.Generator().manual_seed(0), warnings))
+    return warnings
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-2])
+def test_ends_that_the_model_answers_alike_are_refused_however_it_rounds(rounding):
+    with pytest.raises(ValueError, match=r"The model answers 'm' and 'l' alike.*nothing to learn"):
+        first_sample(0.0, rounding)
+
+
+@pytest.mark.parametrize(
+    ("truth", "rounding", "said"),
+    [
+        (1e-3, 0.0, "differ by 0.001 of their size."),
+        (1e-2, 1.5e-2, "is rounding."),
+        (1e-2, 1e-3, ""),
+        (0.2, 1e-2, ""),
+    ],
+)
+def test_ends_that_the_model_hardly_tells_apart_are_warned_of(truth, rounding, said):
+    warnings = first_sample(truth, rounding)
+    assert all(said in each for each in warnings) and bool(warnings) == bool(said), warnings

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from concept_sliders.pocket.drawing import draw
+from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.tests.support.image_folders import put
 from concept_sliders.training.pairs.file_names import parse_marks, read_names
@@ -23,7 +23,7 @@ def test_two_folders_with_words(tmp_path):
         (tmp_path / word).mkdir()
         for index, person in enumerate(portraits(2, seed=3)):
             Image.fromarray(draw(person.with_(age=age))).save(tmp_path / word / f"{index}.png")
-    pairs = read_pairs(tmp_path, side=64)
+    pairs = read_pairs(tmp_path, side=128)
     assert [(one.name, one.strengths) for one in pairs] == [("0", (-1, 1)), ("1", (-1, 1))]
     for one, person in zip(pairs, portraits(2, seed=3)):
         for image, age in zip(one.images, (0.1, 0.9)):
@@ -168,7 +168,7 @@ def test_the_cameras_orientation_is_kept(tmp_path):
     assert upright.shape == (80, 40, 3) and upright[:40].min() == 1 and upright[40:].max() == 0
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "avif", "tiff", "gif"])
 def test_files_cut_short_are_named(tmp_path, ending):
     path = tmp_path / f"x.{ending}"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)

@@ -4,7 +4,7 @@ from math import sqrt
 
 import pytest
 import torch
-from concept_sliders.pocket.drawing import draw
+from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.training.pairs.image_sets import (
     ImagePairs,
@@ -118,7 +118,7 @@ def test_the_mask_is_cropped_as_the_images_are():
 
 def test_an_image_that_fits_stays_bit_for_bit():
     one, other = (drawn(person) for person in portraits(2, seed=1))
-    prepared = prepare(ImageSet((one, other), (-1, 1)), 64)
+    prepared = prepare(ImageSet((one, other), (-1, 1)), 128)
     assert torch.equal(prepared.images[0], one) and torch.equal(prepared.images[1], other)
 
 

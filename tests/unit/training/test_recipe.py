@@ -34,7 +34,7 @@ def test_without_phrases_the_ends_stand_alone():
         ({"more": "Old  Person", "less": "old person"}, "same prompt"),
         ({"preserve": ("male", " ")}, "phrase to preserve is empty"),
         ({"preserve": ("male", "Male")}, "there twice"),
-        ({"eta": 0.0}, "above 0, got 0.0"),
+        ({"eta": -1.0}, "above 0, or 0 for automatic; got -1.0"),
         ({"eta": float("nan")}, "above 0"),
     ],
 )
@@ -49,7 +49,8 @@ def test_a_concept_that_cannot_be_learned_is_refused(changes, says):
         ("rank", 0),
         ("rank", 129),
         ("steps", 0),
-        ("learning_rate", 0.0),
+        ("learning_rate", -1e-4),
+        ("rho", 0.0),
         ("learning_rate", float("inf")),
         ("layers", "some"),
         ("rollout_steps", 1),
@@ -142,7 +143,7 @@ def test_runs_that_differ_in_length_alone_share_their_digest():
 
 
 def test_erasing_swaps_the_ends():
-    erasing = TextualRecipe(concepts=(Concept("face", "face with glasses", "face", erase=True),))
+    erasing = TextualRecipe(concepts=(Concept("face", "face with glasses", "face", eta=4.0, erase=True),))
     assert erasing.ends == ("face with glasses", "face") and erasing.concepts[0].signed_eta == -4.0
 
 
@@ -167,9 +168,13 @@ PATHS = [
         ("cross-attention", [2]),
         ("attention", [1, 2]),
         ("all", [0, 1, 2, 3]),
+        ("noxattn", [0, 1]),
+        ("selfattn", [1]),
+        ("xattn", [2]),
+        ("full", [0, 1, 2]),
     ],
 )
-def test_layers_are_chosen_by_their_role(choice, taken):
+def test_layers_are_chosen_by_their_role_or_as_published(choice, taken):
     assert choose_layers(PATHS, choice) == [PATHS[i] for i in taken]
 
 

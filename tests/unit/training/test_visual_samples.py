@@ -36,6 +36,9 @@ class Toy:
     def scale_noise(self, sigma, noise, latents):
         return latents + sigma * noise if self.kind == "eps" else (1 - sigma) * latents + sigma * noise
 
+    def input_scale(self, sigma):
+        return (1 + sigma**2) ** -0.5 if self.kind == "eps" else torch.ones(())
+
     def __call__(self, x, sigma, prompts):
         assert len(prompts) == 1
         first, second = self.layers
@@ -222,11 +225,46 @@ SAME = latents(1).expand(2, *SHAPE)
 
 def test_images_that_are_all_the_same_are_refused_or_where_others_differ_warned_of(caplog):
     twins = LatentSet(SAME, (-1.0, 1.0), name="twins.png")
-    with pytest.raises(ValueError, match=r"set 1 \(twins.png\), 2 are the same, and there is nothing to learn"):
+    with pytest.raises(ValueError, match=r"set 1 \(twins.png\), 2 do not differ, and there is nothing to learn"):
         samples(sets=[twins, LatentSet(SAME, (-1.0, 1.0))])
     assert not caplog.text
     next(samples(sets=[LatentSet(latents(2), (-1.0, 1.0)), twins]))
-    assert "all images of set 2 (twins.png) are the same" in caplog.text
+    assert "The images of set 2 (twins.png) do not differ" in caplog.text
     caplog.clear()
     samples(sets=[LatentSet(torch.cat([SAME, latents(1, 5)]), (-1.0, 0.5, 1.0))])
     assert not caplog.text
+
+
+def test_images_that_differ_by_rounding_or_outside_their_mask_alone_are_refused():
+    left = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    hidden = torch.cat([SAME[:1], SAME[:1] + (1 - left)])
+    for alike, mask in ((SAME + 1e-6 * latents(2), None), (hidden, left), (latents(2), torch.zeros(2, 2))):
+        with pytest.raises(ValueError, match="set 1 do not differ, and there is nothing to learn"):
+            samples(sets=[LatentSet(alike, (-1.0, 1.0), mask=mask)])
+    samples(sets=[LatentSet(hidden, (-1.0, 1.0), mask=1 - left)])
+
+
+def test_images_that_differ_little_are_warned_of_with_by_how_much(caplog):
+    step = torch.stack([-latents(1)[0], latents(1)[0]])  # around it the rms is the image's own
+    for size, said in (
+        (0.004, "There is little to learn from set 1 (pair.png): its images differ by 0.004"),
+        (0.02, ""),
+    ):
+        caplog.clear()
+        samples(sets=[LatentSet(latents(1) + size * step, (-1.0, 1.0), name="pair.png")])
+        assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_addift_weighs_errors_as_a_velocitys_on_every_model(kind):
+    """A wrong estimate D + e costs |e|^2 (1 + sigma^2) / sigma^2 on an eps-model, |e|^2 / sigma^2 on a flow model."""
+    for seed in range(4):
+        sample = next(samples(kind, "ADDifT", seed=seed))
+        error = torch.full_like(sample.target, 0.3)
+        cost = sample.loss(sample.target - error / sample.sigma, torch.arange(len(error)))
+        velocity = 0.3 * ((1 + sample.sigma**2) ** 0.5 if kind == "eps" else 1.0) / sample.sigma
+        torch.testing.assert_close(cost, velocity**2)
+
+
+def test_the_published_loss_has_no_weight():
+    assert all(next(samples("eps", "noise", seed=seed)).weight == 1.0 for seed in range(4))

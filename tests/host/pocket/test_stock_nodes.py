@@ -1,4 +1,4 @@
-"""The pocket model behind the host's stock nodes: it loads, samples, encodes, obeys and takes a LoRA."""
+"""The pocket model behind ComfyUI's stock nodes: it loads, samples, encodes, obeys and takes a LoRA."""
 
 import folder_paths
 import latent_preview
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from concept_sliders.nodes.pocket import DrawPortrait
-from concept_sliders.pocket.codec import CHANNELS
-from concept_sliders.pocket.drawing import draw
-from concept_sliders.pocket.model import load_pocket
-from concept_sliders.pocket.probe import load_probe
+from concept_sliders.pocket.measuring.probe import load_probe
+from concept_sliders.pocket.models.autoencoder import CHANNELS
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.pocket.world.captions import vocabulary
+from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.world.portrait import STYLES, Portrait, portraits
 from safetensors.torch import save_file
 
@@ -30,12 +30,12 @@ def as_a_node():
 @pytest.fixture(scope="module")
 def pocket():
     with torch.inference_mode():
-        return load_pocket()
+        return load_pocket()[:3]
 
 
 @pytest.fixture(scope="module")
 def drawings() -> torch.Tensor:
-    """(24, 64, 64, 3) in [0, 1], eight of each style."""
+    """(24, 128, 128, 3) in [0, 1], eight of each style."""
     people = [p.with_(style=style) for style in STYLES for p in portraits(8, seed=11)]
     return torch.from_numpy(np.stack([draw(p) for p in people])).float() / 255
 
@@ -44,12 +44,12 @@ def encode(clip, text: str):
     return nodes.CLIPTextEncode().encode(clip, text)[0]
 
 
-def sample(pocket, text: str, count=1, seed=5, steps=STEPS, size=(64, 64)) -> torch.Tensor:
-    """(count, 24, h, w) latents by the stock nodes."""
+def sample(pocket, text: str, count=1, seed=5, steps=STEPS, size=(128, 128)) -> torch.Tensor:
+    """(count, 8, h, w) latents by the stock nodes."""
     model, clip, _ = pocket
     latent = nodes.EmptyLatentImage().generate(*size, count)[0]
     positive, negative = encode(clip, text), encode(clip, "")
-    out = nodes.KSampler().sample(model, seed, steps, CFG, "euler", "simple", positive, negative, latent)
+    out = nodes.KSampler().sample(model, seed, steps, CFG, "euler", "normal", positive, negative, latent)
     return out[0]["samples"]
 
 
@@ -57,13 +57,13 @@ def test_sampling_gives_pictures(pocket):
     latents = sample(pocket, "portrait of a smiling old woman, night sky", count=2)
     assert latents.shape == (2, CHANNELS, 16, 16) and latents.isfinite().all()
     (pictures,) = nodes.VAEDecode().decode(pocket[2], {"samples": latents})
-    assert pictures.shape == (2, 64, 64, 3)
+    assert pictures.shape == (2, 128, 128, 3)
     assert pictures.min() >= 0 and pictures.max() <= 1
     assert pictures.std() > 0.1
 
 
 def test_an_empty_latent_of_another_size_is_fitted_too(pocket):
-    assert sample(pocket, "a man", steps=1, size=(128, 64)).shape == (1, CHANNELS, 16, 32)
+    assert sample(pocket, "a man", steps=1, size=(256, 128)).shape == (1, CHANNELS, 16, 32)
 
 
 def test_sampling_is_deterministic(pocket):
@@ -87,8 +87,8 @@ def test_encoding_and_decoding_keep_a_drawing(pocket, drawings):
     assert latent["samples"].shape == (24, CHANNELS, 16, 16)
     (back,) = nodes.VAEDecode().decode(pocket[2], latent)
     psnr = -10 * (back - drawings).square().mean((1, 2, 3)).log10()
-    assert psnr.mean() > 35
-    assert psnr.min() > 30  # gaudy flat colours, whose finest chroma is left out
+    assert psnr.mean() > 34
+    assert psnr.min() > 28
 
 
 def test_a_prompt_becomes_tokens_and_a_pooled_vector(pocket):
@@ -138,8 +138,8 @@ def test_the_stock_lora_loader_reaches_model_and_clip(pocket, tmp_path, monkeypa
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No pocket model at .*nothing\.safetensors: train one"):
-        load_pocket(tmp_path / "nothing.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"No unet of the pocket model at .*unet\.safetensors: train one"):
+        load_pocket(tmp_path)
 
 
 def test_a_drawing_is_refined_like_a_photograph(pocket):
@@ -150,7 +150,7 @@ def test_a_drawing_is_refined_like_a_photograph(pocket):
     (latent,) = nodes.VAEEncode().encode(vae, picture)
     positive, negative = encode(clip, "portrait of a woman with glasses, night sky"), encode(clip, "")
     sampler = nodes.KSampler().sample
-    (out,) = sampler(model, 1, STEPS, 1.0, "euler", "simple", positive, negative, latent, denoise=0.3)
+    (out,) = sampler(model, 1, STEPS, 1.0, "euler", "normal", positive, negative, latent, denoise=0.3)
     (again,) = nodes.VAEDecode().decode(vae, out)
     reading = load_probe().read(again)
     assert reading["sky"].item() < 0.3 and reading["glasses"].item() > 0.5
@@ -160,11 +160,14 @@ def test_a_drawing_is_refined_like_a_photograph(pocket):
 def test_the_preview_resembles_the_picture(pocket, drawings):
     model, _, vae = pocket
     latents = nodes.VAEEncode().encode(vae, drawings)[0]["samples"]
-    factors = model.model.latent_format.latent_rgb_factors
-    preview = latent_preview.Latent2RGBPreviewer(factors).decode_latent_to_preview(latents[:1])
+    latent_format = model.model.latent_format
+    previewer = latent_preview.Latent2RGBPreviewer(
+        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
+    )
+    preview = previewer.decode_latent_to_preview(latents[:1])
     shown = torch.from_numpy(np.array(preview.convert("RGB"))).float() / 255  # (16, 16, 3)
-    small = drawings[0].unfold(0, 4, 4).unfold(1, 4, 4).mean((-1, -2))  # (64, 64, 3) -> (16, 16, 3)
-    assert (shown - small).abs().mean() < 0.03
+    small = drawings[0].unfold(0, 8, 8).unfold(1, 8, 8).mean((-1, -2))  # (128, 128, 3) -> (16, 16, 3)
+    assert (shown - small).abs().mean() < 0.08
 
 
 def test_a_drawings_caption_leaves_out_what_it_is_asked_to():

@@ -142,3 +142,15 @@ def test_words_are_lower_case_and_free_of_punctuation():
         "eyes",
     ]
     assert words_of("") == []
+
+
+def test_captions_of_any_length_are_often_short_and_still_say_what_is_spoiled():
+    rng = np.random.default_rng(0)
+    people = portraits(MANY, seed=5)
+    texts = [captions.caption_of_any_length(p, rng) for p in people]
+    clauses = np.array([len(parts_of(text)[1]) for text in texts])
+    usual = np.array([len(parts_of(caption(p, rng))[1]) for p in people])
+    assert (clauses <= 1).mean() > 3 * (usual <= 1).mean() + 0.05 and clauses.max() >= 6
+    spoiled = [text for p, text in zip(people, texts) if p.spoiled]
+    said = [any(words in text for words in captions.SPOILED) for text in spoiled]
+    assert len(said) > 20 and np.mean(said) > 0.75

@@ -4,8 +4,8 @@ import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.identity import family, weights_hash
-from concept_sliders.pocket.model import load_pocket
-from concept_sliders.pocket.probe import Readings, load_probe
+from concept_sliders.pocket.measuring.probe import Readings, load_probe
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.pocket.train_sliders import BATCH, FOLDER, LESSONS, PERSON
 from concept_sliders.pocket.world.captions import vocabulary
 from concept_sliders.sliders.formats.slider_files import load_slider
@@ -23,7 +23,7 @@ PEOPLE = 6
 @pytest.fixture(scope="module")
 def pocket():
     with torch.inference_mode():
-        return load_pocket()
+        return load_pocket()[:3]
 
 
 def readings(pocket, stack: Stack) -> Readings:
@@ -34,7 +34,7 @@ def readings(pocket, stack: Stack) -> Readings:
         positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (PERSON, ""))
         count = max(PEOPLE, rows)
         batch_index = [row // (count // PEOPLE) for row in range(count)]
-        latent = {"samples": torch.zeros(count, 24, 16, 16), "batch_index": batch_index}
+        latent = {"samples": torch.zeros(count, 8, 16, 16), "batch_index": batch_index}
         acted = apply_sliders(model, stack)
         out = nodes.common_ksampler(acted, 77, 12, 3.0, "euler", "simple", positive, negative, latent)[0]
         return load_probe().read(vae.decode(out["samples"]))

@@ -8,10 +8,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
-from concept_sliders.pocket.drawing import draw
 from concept_sliders.pocket.world import pool
 from concept_sliders.pocket.world import portrait as world
-from concept_sliders.pocket.world.drawing import draw as detailed
+from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.world.portrait import BINARY, CONTINUOUS, STYLES, Portrait, portraits
 from concept_sliders.pocket.world.unnamed import Unnamed
 
@@ -38,12 +37,6 @@ def test_the_same_seed_gives_the_same_people_and_pictures():
     assert all(np.array_equal(draw(a), draw(b)) for a, b in zip(first, again))
     assert portraits(5, seed=7) == first[:5]
     assert portraits(12, seed=8) != first
-
-
-def test_a_picture_is_64_by_64_bytes():
-    for style in STYLES:
-        picture = draw(Portrait(style=style))
-        assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -90,7 +83,7 @@ def test_styles_are_equally_common(people):
 
 
 def changed_pixels(one: Portrait, other: Portrait) -> int:
-    """How many of 4,096 pixels differ by what an eye sees at a glance."""
+    """How many of 16,384 pixels differ by what an eye sees at a glance."""
     return int((np.abs(draw(one).astype(int) - draw(other)).max(-1) > 24).sum())
 
 
@@ -100,23 +93,23 @@ def test_every_number_shows_along_its_whole_range(name, style):
     person = Portrait(style=style, age=0.4)
     steps = [person.with_(**{name: value}) for value in (0.1, 0.5, 0.9)]
     for lower, upper in zip(steps, steps[1:]):
-        assert changed_pixels(lower, upper) >= 15
+        assert changed_pixels(lower, upper) >= 60
 
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", BINARY)
 def test_every_yes_or_no_shows(name, style):
     person = Portrait(style=style)
-    assert changed_pixels(person.with_(**{name: False}), person.with_(**{name: True})) >= 100
+    assert changed_pixels(person.with_(**{name: False}), person.with_(**{name: True})) >= 400
 
 
 def test_styles_differ():
     flat, ink, pastel = (Portrait(style=style) for style in STYLES)
-    assert min(changed_pixels(flat, ink), changed_pixels(ink, pastel), changed_pixels(flat, pastel)) > 1000
+    assert min(changed_pixels(flat, ink), changed_pixels(ink, pastel), changed_pixels(flat, pastel)) > 4000
 
 
 def test_the_seed_changes_what_no_word_names():
-    assert changed_pixels(Portrait(seed=1), Portrait(seed=2)) > 100
+    assert changed_pixels(Portrait(seed=1), Portrait(seed=2)) > 400
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, nan])
@@ -145,7 +138,7 @@ def test_a_pool_is_drawn_once_and_read_afterwards(tmp_path, monkeypatch):
     pictures = drawn.pictures(range(6))
     assert len(drawn) == len(pictures) == 6 and pictures.shape[1:] == (3, 128, 128)
     for person, picture in zip(drawn.people, pictures):
-        assert np.array_equal(detailed(person), ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+        assert np.array_equal(draw(person), ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["portraits-3-0.npy", "portraits-3-1.npy"]
 
     monkeypatch.setattr(pool, "draw", lambda _: pytest.fail("drawn again"))
@@ -162,28 +155,19 @@ def test_a_pool_tells_the_brow_beside_the_numbers(tmp_path, monkeypatch):
         assert np.array_equal(row[:-1], person.numbers()) and row[-1] == np.float32(Unnamed.of(person.seed).brow)
 
 
-def test_a_detailed_drawing_is_128_by_128_bytes_and_the_same_each_time():
+def test_a_picture_is_128_by_128_bytes_and_the_same_each_time():
     for style in STYLES:
         person = Portrait(style=style, seed=3)
-        picture = detailed(person)
+        picture = draw(person)
         assert picture.shape == (128, 128, 3) and picture.dtype == np.uint8
-        assert np.array_equal(picture, detailed(person))
-
-
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("name", [*CONTINUOUS, *BINARY])
-def test_every_attribute_shows_in_a_detailed_drawing(name, style):
-    person = Portrait(style=style, age=0.4)
-    ends = (0.1, 0.9) if name in CONTINUOUS else (False, True)
-    low, high = (detailed(person.with_(**{name: end})).astype(int) for end in ends)
-    assert (np.abs(low - high).max(-1) > 24).sum() >= 120
+        assert np.array_equal(picture, draw(person))
 
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("change", [{"brow": 1.0}, {"gaze": (1.0, 0.0)}])
 def test_what_no_caption_names_shows(change, style):
     person, usual = Portrait(style=style, eye_size=0.7), replace(Unnamed.of(0), brow=0.0, gaze=(-1.0, 0.0))
-    low, high = (detailed(person, unnamed).astype(int) for unnamed in (usual, replace(usual, **change)))
+    low, high = (draw(person, unnamed).astype(int) for unnamed in (usual, replace(usual, **change)))
     assert (np.abs(low - high).max(-1) > 24).sum() >= 40
 
 
