@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from .models.autoencoder import Autoencoder
 from .models.loading import FOLDER, LORAS, TURBO, weights_of
 from .training import joint, probe, run, turbo, unet, vae
 from .training.places import place_weights
-from .world.pool import HELD_OUT_SEED, TRAINING_SEED, drawn_pool
+from .world.pool import HELD_OUT_SEED, TRAINING_SEED, Pool, drawn_pool, people
 
 STAGES = ("drawings", "vae", "joint", "probe", "unet", "decoder", "turbo")
 IN_EIGHT_BITS = ("text", "vision", "unet")
@@ -32,8 +33,11 @@ class Maker:
     def __init__(self, options: argparse.Namespace):
         self.folder, self.weights, self.seed = options.folder, options.weights, options.seed
         self.steps, self.goes_on = options.steps, options.go_on
-        self.drawn = options.pool
-        self.pool = drawn_pool(options.drawings, TRAINING_SEED, options.pool)
+        self.drawings_asked, self.drawn = options.drawings, options.pool
+
+    @cached_property
+    def pool(self) -> Pool:
+        return drawn_pool(self.drawings_asked, TRAINING_SEED, self.drawn)
 
     def drawings(self) -> None:
         log.info("%d drawings", len(self.pool))
@@ -69,8 +73,8 @@ class Maker:
 
     def turbo(self) -> None:
         walks = turbo.WALKS if self.steps is None else min(turbo.WALKS, 2 * self.steps)
-        people = self.pool.people
-        trained = turbo.train_turbo(self.weights, people, self.folder, self.seed, self._plan(turbo.PLAN), walks)
+        known = people(self.drawings_asked, TRAINING_SEED)
+        trained = turbo.train_turbo(self.weights, known, self.folder, self.seed, self._plan(turbo.PLAN), walks)
         self._export(f"{LORAS}/{TURBO.partition('.')[0]}", trained, "turbo")
 
     def _autoencoder(self) -> Autoencoder:
@@ -82,7 +86,7 @@ class Maker:
         return replace(plan, steps=self.steps, warm_up=min(plan.warm_up, self.steps // 4)) if self.steps else plan
 
     def _export(self, part: str, weights: dict[str, torch.Tensor], state: str, **notes: object) -> None:
-        notes = {**run.facts_of(self.folder / f"{state}.pt"), "drawings": len(self.pool), "seed": self.seed, **notes}
+        notes = {**run.facts_of(self.folder / f"{state}.pt"), "drawings": self.drawings_asked, "seed": self.seed, **notes}
         told = {name: json.dumps(value) for name, value in notes.items()}
         run.exported(weights, self.weights / f"{part}.safetensors", told, eight_bits=part in IN_EIGHT_BITS)
         log.info("%s: %s", part, notes)

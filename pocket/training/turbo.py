@@ -109,9 +109,9 @@ def kept_walks(teacher: Student, people: list[Portrait], folder: Path, seed: int
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for begin in range(0, count, WALKS_IN_A_FILE):
-        path = folder / f"walks-{seed}-{begin}.pt"
+        size = min(WALKS_IN_A_FILE, count - begin)
+        path = folder / f"walks-{seed}-{begin}-{size}.pt"
         if not path.exists():
-            size = min(WALKS_IN_A_FILE, count - begin)
             made = walk_for(teacher, people, (seed, begin), size)
             written(path, partial(torch.save, made))
         parts.append(torch.load(path, weights_only=True))

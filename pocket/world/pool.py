@@ -59,8 +59,12 @@ def drawn_pool(count: int, seed: int, folder: Path) -> Pool:
     if missing:
         with ProcessPoolExecutor() as workers:
             list(workers.map(_draw_shard, *zip(*missing)))
-    people = [p for index in range(shards) for p in _shard_people(seed, index)]
-    return Pool(people[:count], [np.load(path, mmap_mode="r") for path in paths])
+    return Pool(people(count, seed), [np.load(path, mmap_mode="r") for path in paths])
+
+
+def people(count: int, seed: int) -> list[Portrait]:
+    """Those of a pool, without their pictures."""
+    return [p for index in range(-(-count // SHARD)) for p in _shard_people(seed, index)][:count]
 
 
 def _shard_people(seed: int, index: int) -> list[Portrait]:
