@@ -33,11 +33,11 @@ class Maker:
     def __init__(self, options: argparse.Namespace):
         self.folder, self.weights, self.seed = options.folder, options.weights, options.seed
         self.steps, self.goes_on = options.steps, options.go_on
-        self.drawings_asked, self.drawn = options.drawings, options.pool
+        self.count, self.pool_folder = options.drawings, options.pool
 
     @cached_property
     def pool(self) -> Pool:
-        return drawn_pool(self.drawings_asked, TRAINING_SEED, self.drawn)
+        return drawn_pool(self.count, TRAINING_SEED, self.pool_folder)
 
     def drawings(self) -> None:
         log.info("%d drawings", len(self.pool))
@@ -56,7 +56,7 @@ class Maker:
 
     def probe(self) -> None:
         trained = probe.train_probe(self.pool, self.folder, self.seed, self._plan(probe.PLAN))
-        held_out = drawn_pool(HELD_OUT, HELD_OUT_SEED, self.drawn)
+        held_out = drawn_pool(HELD_OUT, HELD_OUT_SEED, self.pool_folder)
         self._export("probe", trained.state_dict(), "probe", held_out=probe.figures_on(trained, held_out))
 
     def unet(self) -> None:
@@ -73,7 +73,7 @@ class Maker:
 
     def turbo(self) -> None:
         walks = turbo.WALKS if self.steps is None else min(turbo.WALKS, 2 * self.steps)
-        known = people(self.drawings_asked, TRAINING_SEED)
+        known = people(self.count, TRAINING_SEED)
         trained = turbo.train_turbo(self.weights, known, self.folder, self.seed, self._plan(turbo.PLAN), walks)
         self._export(f"{LORAS}/{TURBO.partition('.')[0]}", trained, "turbo")
 
@@ -86,7 +86,7 @@ class Maker:
         return replace(plan, steps=self.steps, warm_up=min(plan.warm_up, self.steps // 4)) if self.steps else plan
 
     def _export(self, part: str, weights: dict[str, torch.Tensor], state: str, **notes: object) -> None:
-        notes = {**run.facts_of(self.folder / f"{state}.pt"), "drawings": self.drawings_asked, "seed": self.seed, **notes}
+        notes = {**run.facts_of(self.folder / f"{state}.pt"), "drawings": self.count, "seed": self.seed, **notes}
         told = {name: json.dumps(value) for name, value in notes.items()}
         run.exported(weights, self.weights / f"{part}.safetensors", told, eight_bits=part in IN_EIGHT_BITS)
         log.info("%s: %s", part, notes)
