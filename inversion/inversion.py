@@ -28,6 +28,7 @@ class Inversion:
     done: steps that were made, and whose embedding was found; fewer than n if the run was cancelled.
     losses: (first, last) of every step done, the mean over the images; empty if nothing was optimised.
     error: (B,) distance of the reconstructed latents from `clean`, as a share of their size; NaN if not known.
+    notes: what the run had to do without, for the user; not kept in files.
     family, weights_hash: of the model. prediction: what its network predicts, such as "EPS".
     """
 
@@ -46,6 +47,7 @@ class Inversion:
     done: int
     losses: tuple[tuple[float, float], ...]
     error: Tensor
+    notes: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -92,8 +94,8 @@ class Inversion:
         ]
 
     def warnings(self) -> list[str]:
-        """Returns lines for the user: why the image may be reproduced less exactly."""
-        settings, lines = self.settings, []
+        """Returns lines for the user: what the run did without, and why the image may be reproduced less exactly."""
+        settings, lines = self.settings, list(self.notes)
         if self.done < self.steps:
             what_follows = (
                 "the later ones use the last embedding found, so the image is reproduced less exactly."

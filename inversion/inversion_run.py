@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,45 +13,26 @@ from torch import Tensor
 from ..comfy_host.borrow import Loan, ModelPatcher, borrowed, for_autograd
 from ..comfy_host.denoiser import Denoiser
 from ..comfy_host.errors import (
-    RECOVERABLE_ERRORS,
     InterruptProcessingException,
-    describe_error,
     is_out_of_memory,
     stop_if_cancelled,
 )
 from ..comfy_host.identity import family, is_flow, prediction_of, weights_hash
 from ..comfy_host.memory import free_unused, to_device
-from ..comfy_host.preview_budget import PreviewBudget
 from .ddim import ddim_inversion, euler_step
 from .input_checks import check_model, checked_latents
 from .inversion import Inversion
 from .null_text import Embedding, GuidedStep, OptimisedEmbedding, loss_scale, optimise_embedding
 from .predictions import Gradients, Predictions
+from .progress import InversionProgress, Reporter, ReportProgress
 from .prompts import check_batch_size, percent_windows, single_entry
 from .run_state import Group, RunState, Sampled, digest_of_inputs, errors, keep_state, mean_losses, take_state
 from .settings import InversionSettings
 
 CPU = torch.device("cpu")
-PREVIEWED = 3  # images of a preview, at most
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class InversionProgress:
-    """Tells how far a run is: `done` of `of` parts of it, and in `text` which step of what that is.
-
-    preview: clean latents (n, C, ...) that the model predicts on the way to the reconstruction, or None.
-    """
-
-    done: int
-    of: int
-    text: str
-    preview: Tensor | None = None
-
-
-ReportProgress = Callable[[InversionProgress], None]
 
 
 def invert(
@@ -113,9 +93,10 @@ class _Run:
         report: ReportProgress,
         state: RunState | None,
     ) -> None:
-        self.patcher, self.settings, self.report = loan.patcher, settings, _Reporter(report, loan)
+        self.patcher, self.settings, self.report = loan.patcher, settings, Reporter(report, loan, self._note)
         self.denoiser = Denoiser(self.patcher, {})
-        self.gradients = Gradients(self.denoiser)
+        self.gradients = Gradients(self.denoiser, self._note)
+        self.notes: list[str] = []
         self.latents, self.clean = latents, self.patcher.model.process_latent_in(latents.to(self.denoiser.device))
         self.sigmas = self.denoiser.sigmas(settings.steps, settings.scheduler).float()
         self.steps = len(self.sigmas) - 1  # some schedulers make one more than they are asked for, or fewer
@@ -150,8 +131,7 @@ class _Run:
                 self.state.inverted.pop(group, None)
                 self.state.sampled.pop(group, None)
                 free_unused()
-                fewer = self.state.group_size
-                log.warning("Inversion: no memory for %d at once; going on with %d.", len(group), fewer)
+                self._note(f"no memory for {len(group)} images at once; going on with {self.state.group_size}")
         return results
 
     def _predictions(self, group: Group) -> Predictions:
@@ -251,6 +231,11 @@ class _Run:
         self.parts_done += len(group)
         self.report(InversionProgress(self.parts_done, 2 * len(self.clean) * self.steps, text, preview))
 
+    def _note(self, text: str) -> None:
+        """Tells the user what the run had to do without: in the log now, and with its result."""
+        log.warning("Inversion: %s", text)
+        self.notes.append(text)
+
     def _inversion(self, noise: Tensor, sampled: Sequence[Sampled]) -> Inversion:
         """Puts the results of all groups together. Raises InterruptProcessingException if there is none yet."""
         optimises = self.settings.optimises
@@ -280,6 +265,7 @@ class _Run:
             done=min(done),
             losses=mean_losses(sampled),
             error=errors(sampled, self.clean, self.steps),
+            notes=tuple(self.notes),
         )
 
 
@@ -287,27 +273,3 @@ def _optimised_options(settings: InversionSettings, options: Mapping[str, Any]) 
     """Returns the names of the options that are optimised beside the encoding."""
     wanted = settings.optimises and settings.pooled == "optimised"
     return ("pooled_output",) if wanted and isinstance(options.get("pooled_output"), Tensor) else ()
-
-
-class _Reporter:
-    """Reports progress, with previews as often as there is time for them.
-
-    During a preview the model is given back to ComfyUI, which may need its memory for a VAE. A preview that fails,
-    for want of memory say, is the last.
-    """
-
-    def __init__(self, report: ReportProgress, loan: Loan) -> None:
-        self._report, self._loan = report, loan
-        self._looks, self._failed = PreviewBudget(), False
-
-    def __call__(self, progress: InversionProgress) -> None:
-        if progress.preview is None or self._failed or not self._looks.has_time():
-            self._report(replace(progress, preview=None))
-            return
-        preview = progress.preview[:PREVIEWED].clone()
-        with self._looks.timed(), self._loan.returned():
-            try:
-                self._report(replace(progress, preview=preview))
-            except RECOVERABLE_ERRORS as error:
-                self._failed = True
-                log.warning("Inversion goes on without previews, as one failed: %s", describe_error(error))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,8 +17,6 @@ from ..comfy_host.predictor import DiffusionPredictor, classifier_free
 from ..comfy_host.refetched_weights import refetched
 from .null_text import Embedding
 from .prompts import select_images
-
-log = logging.getLogger(__name__)
 
 
 class Predictions:
@@ -74,10 +71,11 @@ class Gradients:
     """Gives gradients through a model by the cheapest means that works; what works is found by trying.
 
     checkpointing: gradient checkpointing, for less memory. careful: see `autograd.differentiable`.
+    note: is told, for the user, what had to be given up.
     """
 
-    def __init__(self, predictor: DiffusionPredictor) -> None:
-        self._predictor = predictor
+    def __init__(self, predictor: DiffusionPredictor, note: Callable[[str], None]) -> None:
+        self._predictor, self._note = predictor, note
         self.checkpointing = self.careful = False
 
     @contextmanager
@@ -101,4 +99,4 @@ class Gradients:
             raise error
         self.checkpointing = True
         free_unused()
-        log.warning("Inversion: there is little memory; going on with gradient checkpointing.")
+        self._note("there is little memory; going on with gradient checkpointing, which is slower")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..comfy_host.identity import weights_hash
 from ..comfy_host.preview_images import decoded_images, rough_images
-from ..inversion.inversion_run import InversionProgress
+from ..inversion.progress import InversionProgress
 from ..training.early_stop import Embed
 from ..training.progress import Progress
 from ..training.recipe import Recipe

@@ -67,7 +67,7 @@ def assert_same(one, other):
     for name in ("noise", "embeddings", "error", "sigmas"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert one.losses == other.losses and one.done == other.done == STEPS
-    assert one.report() == other.report()
+    assert one.facts() == other.facts()
 
 
 def test_a_cancelled_inversion_goes_on_where_it_stood_to_the_bit(pocket, images, inversion):
@@ -142,7 +142,7 @@ def test_a_preview_may_send_the_model_away(images):
 
 
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, KeyError])
-def test_a_preview_that_fails_is_the_last(pocket, images, inversion, caplog, error):
+def test_a_preview_that_fails_is_the_last(pocket, images, inversion, error):
     tried = []
 
     def tell(told):
@@ -150,8 +150,11 @@ def test_a_preview_that_fails_is_the_last(pocket, images, inversion, caplog, err
             tried.append(told)
             raise error("no room for the VAE")
 
-    assert_same(inverted(pocket[0], images, tell), inversion)
-    assert len(tried) == 1 and f"without previews, as one failed: {error.__name__}: " in caplog.text
+    made = inverted(pocket[0], images, tell)
+    assert_same(made, inversion)
+    assert len(tried) == 1
+    (warning,) = made.warnings()
+    assert warning.startswith(f"going on without previews, as one failed: {error.__name__}: ")
 
 
 @pytest.mark.parametrize("moment", ["inversion, step 2", f"inversion, step {STEPS}"])
@@ -198,16 +201,16 @@ def failing(monkeypatch, at_once, times, error=FULL):
 
 
 @pytest.mark.parametrize("error", [FULL, FULL_CPU])
-def test_where_memory_runs_out_images_go_one_by_one(pocket, images, inversion, monkeypatch, caplog, error):
+def test_where_memory_runs_out_images_go_one_by_one(pocket, images, inversion, monkeypatch, error):
     found = failing(monkeypatch, 1, 0, error)
     made = inverted(pocket[0], images)
     assert found == [2] + [1] * 2 * STEPS
-    assert "no memory for 2 at once; going on with 1" in caplog.text
+    assert made.warnings() == ["no memory for 2 images at once; going on with 1"]
     torch.testing.assert_close(made.noise, inversion.noise, rtol=1e-4, atol=1e-4)
     assert made.error.tolist() == pytest.approx(inversion.error.tolist(), rel=0.1)
 
 
-def test_then_gradient_checkpointing_gives_the_same_result(pocket, images, monkeypatch, caplog):
+def test_then_gradient_checkpointing_gives_the_same_result(pocket, images, monkeypatch):
     one = [images.latents[:1], images.positive, images.negative]
     entered = []
     monkeypatch.setattr(predictions, "checkpointed", lambda network: entered.append(network) or checkpointed(network))
@@ -215,7 +218,7 @@ def test_then_gradient_checkpointing_gives_the_same_result(pocket, images, monke
         whole = invert(pocket[0], *one, quick_settings())
         failing(monkeypatch, at_once=1, times=1)
         made = invert(pocket[0], *one, quick_settings())
-    assert len(entered) == STEPS and "going on with gradient checkpointing" in caplog.text
+    assert len(entered) == STEPS and "going on with gradient checkpointing" in made.warnings()[0]
     assert float(made.error) == pytest.approx(float(whole.error), rel=0.05)
 
 
