@@ -39,7 +39,7 @@ from .kind import (
     scaled_exactly,
 )
 
-_LARGEST_KERNEL = 11  # a middle convolution is multiplied out: a hostile one must not take all memory
+_LARGEST_KERNEL = 16  # as ACE-Step has; a middle convolution is multiplied out: a hostile one must not take all memory
 
 
 class LoRA(AdapterKind):

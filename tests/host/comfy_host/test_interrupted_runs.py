@@ -70,7 +70,7 @@ def test_cancelled_at_any_call(model, mode, call):
 @pytest.mark.parametrize("at", [1, 5])
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(hooks, "join"), (hooks, "_add_linear"), (hooks, "_add_convolution"), (dense_hooks, "_multiplied")],
+    [(hooks, "join"), (hooks, "add_linear"), (hooks, "add_convolution"), (dense_hooks, "_multiplied")],
 )
 def test_out_of_memory_unmerged(model, monkeypatch, module, name, at):
     """It is the run's, as out of memory anywhere in it is; nothing is left of it."""

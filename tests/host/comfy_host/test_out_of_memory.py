@@ -42,7 +42,7 @@ def failing_at(monkeypatch, places, at: int) -> list[int]:
     return count
 
 
-PRODUCTS = ((hooks, "_add_linear"), (hooks, "_add_convolution"))
+PRODUCTS = ((hooks, "add_linear"), (hooks, "add_convolution"))
 
 
 def test_in_every_layer_of_a_unet(monkeypatch):
