@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import _models
-import comfy.sd
-import comfy.utils
 import torch
 import torch.nn.functional as F
 from _kept import Kept, digest
+from _people import FEW_STEPS, ORDINARY, turbo_of
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.decoder import Decoder
 from concept_sliders.comfy_host.image_encoder import ImageEncoder
@@ -30,7 +29,7 @@ from concept_sliders.evaluation.sweep_plan import SweepPlan
 from concept_sliders.evaluation.sweep_sampling import Source
 from concept_sliders.nodes.measuring_inputs import JOINT
 from concept_sliders.pocket.measuring.probe import COLUMNS, load_probe
-from concept_sliders.pocket.models.loading import FOLDER, LORAS, TURBO, load_pocket
+from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
@@ -73,20 +72,15 @@ class Studio:
         self.seeds = tuple(MEASURED_SEED + seed for seed in range(seeds))
         with torch.inference_mode():
             model, self.clip, self.vae, self.vision = load_pocket()
-        self.parent = Base("parent", model, SamplerSettings(20, 3.0, "euler", "simple"))
+        self.parent = Base("parent", model, ORDINARY)
         self.probe = load_probe()
         self.embed, self.texts = image_embedding(self.vision), text_embedding(self.clip, self.vision, JOINT)
 
     @property
     def turbo(self) -> Base | None:
         """The few-step student, or None without its weights."""
-        path = FOLDER / LORAS / TURBO
-        if not path.is_file():
-            return None
-        lora = comfy.utils.load_torch_file(str(path))
-        with torch.inference_mode():
-            model, _ = comfy.sd.load_lora_for_models(self.parent.model, None, lora, 1.0, 0.0)
-        return Base("turbo", model, SamplerSettings(4, 1.0, "euler", "sgm_uniform"))
+        model = turbo_of(self.parent.model)
+        return Base("turbo", model, FEW_STEPS) if model else None
 
     def found(self, base: Base, prompt: str, directions: int, unwanted: Sequence[str] = (), **settings: Any) -> Found:
         """Discover on a prompt.

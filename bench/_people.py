@@ -4,19 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.sd
+import comfy.utils
 import nodes
 import torch
+from concept_sliders.comfy_host.seeded_sampling import SamplerSettings
 from concept_sliders.pocket.measuring.probe import COLUMNS, Probe
+from concept_sliders.pocket.models.loading import FOLDER, LORAS, TURBO
 from concept_sliders.pocket.world.portrait import STYLES
 from torch import Tensor
 
-SAMPLING_STEPS, GUIDANCE, FIRST_SEED = 20, 3.0, 70_000
+FIRST_SEED = 70_000
+ORDINARY = SamplerSettings(20, 3.0, "euler", "simple")
+FEW_STEPS = SamplerSettings(4, 1.0, "euler", "sgm_uniform")
 MEASURED = tuple(name for name in COLUMNS if name not in STYLES)
 
 
 @torch.inference_mode()
+def turbo_of(model: Any) -> Any:
+    """The few-step student of the pocket model, or None without its weights; it is sampled with `FEW_STEPS`."""
+    path = FOLDER / LORAS / TURBO
+    if not path.is_file():
+        return None
+    lora = comfy.utils.load_torch_file(str(path))
+    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+
+
+@torch.inference_mode()
 def read(
-    model: Any, clip: Any, vae: Any, probe: Probe, prompt: str, latent: Tensor, people: int, columns: int
+    model: Any,
+    clip: Any,
+    vae: Any,
+    probe: Probe,
+    prompt: str,
+    latent: Tensor,
+    people: int,
+    columns: int,
+    settings: SamplerSettings = ORDINARY,
 ) -> Tensor:
     """Return what the probe reads of `MEASURED`, (people, columns, attributes): the same people in every column.
 
@@ -29,6 +53,7 @@ def read(
         "batch_index": [person for person in range(people) for _ in range(columns)],
     }
     guiding = encode(clip, prompt)[0], encode(clip, "")[0]
-    (made,) = nodes.common_ksampler(model, FIRST_SEED, SAMPLING_STEPS, GUIDANCE, "euler", "simple", *guiding, batch)
+    steps, cfg, sampler, scheduler = settings.steps, settings.cfg, settings.sampler, settings.scheduler
+    (made,) = nodes.common_ksampler(model, FIRST_SEED, steps, cfg, sampler, scheduler, *guiding, batch)
     images = vae.decode(made["samples"])
     return probe.read(images).values[:, : len(MEASURED)].unflatten(0, (people, columns))

@@ -1,10 +1,11 @@
 """What the training nodes' defaults reach: sliders from words and from pairs, without a setting of one's own.
 
-    python3 dev.py bench defaults [--words age smile ...] [--pairs hat ...] [--people 16]
+    python3 dev.py bench defaults [--words age smile ...] [--pairs hat ...] [--people 16] [--turbo]
 
 Six concepts by words and three by drawn pairs are trained on the model that *Load Pocket Model* gives, by the nodes
-at their defaults; the prompts are given. Each slider acts at -1, 0 and +1 on the same people, whom no training has
-seen, and opposing prompts make the same people without it. The probe reads all images. Said of every slider:
+at their defaults; the prompts are given. `--turbo` does it on pocket turbo, in four steps without guidance. Each
+slider acts at -1, 0 and +1 on the same people, whom no training has seen, and opposing prompts make the same people
+without it. The probe reads all images. Said of every slider:
 
     apart    how far the attribute moves between the two opposing prompts
     reach    how far it moves from 0 to -1, and from 0 to +1, as a share of that; "span" is their sum
@@ -24,7 +25,7 @@ from typing import Any
 
 import _models
 import torch
-from _people import MEASURED, read
+from _people import FEW_STEPS, MEASURED, ORDINARY, read, turbo_of
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.nodes.concepts import SliderConceptNode
 from concept_sliders.nodes.pocket import LoadPocketModel, draw
@@ -118,11 +119,14 @@ def defaults(node: Any) -> dict[str, Any]:
 class Studio:
     """The pocket model with the nodes that train on it, and the probe."""
 
-    def __init__(self, people: int):
+    def __init__(self, people: int, turbo: bool):
         with torch.inference_mode():
             self.model, self.clip, self.vae, _ = LoadPocketModel.execute().args
             side = as_images([draw(portraits(1, seed=0)[0])])
             self.latent = torch.zeros_like(self.vae.encode(side))
+        self.settings = FEW_STEPS if turbo else ORDINARY
+        if turbo:
+            self.model = turbo_of(self.model)
         self.probe, self.people = load_probe(), people
 
     def by_words(self, of: Words, name: str) -> Stack:
@@ -146,7 +150,8 @@ class Studio:
 
     def read(self, model: Any, prompt: str, columns: int = 1) -> Tensor:
         """(people, columns, attributes): the same people in every column."""
-        return read(model, self.clip, self.vae, self.probe, prompt, self.latent, self.people, columns)
+        shown = model, self.clip, self.vae, self.probe
+        return read(*shown, prompt, self.latent, self.people, columns, self.settings)
 
     def result(self, stack: Stack, attribute: str, prompts: tuple[str, str], kept: tuple[str, ...]) -> dict[str, Any]:
         """Return what the slider reaches, and what it moves beside."""
@@ -215,12 +220,16 @@ def main() -> None:
     parser.add_argument("--words", nargs="*", choices=BY_WORDS, default=list(BY_WORDS), help="concepts by words")
     parser.add_argument("--pairs", nargs="*", choices=BY_PAIRS, default=list(BY_PAIRS), help="concepts by pairs")
     parser.add_argument("--people", type=int, default=16, help="to measure on")
-    parser.add_argument("--out", type=Path, default=Path("output/defaults"), help="folder of sliders and figures")
+    parser.add_argument("--turbo", action="store_true", help="on the few-step model")
+    parser.add_argument(
+        "--out", type=Path, help="folder of sliders and figures (default: output/defaults, or -turbo)"
+    )
     options = parser.parse_args()
+    options.out = options.out or Path("output/defaults-turbo" if options.turbo else "output/defaults")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     options.out.mkdir(parents=True, exist_ok=True)
-    studio, lines = Studio(options.people), [HEAD]
+    studio, lines = Studio(options.people, options.turbo), [HEAD]
     for kind, names in (("words", options.words), ("pairs", options.pairs)):
         for name in names:
             began = time.monotonic()

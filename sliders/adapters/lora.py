@@ -39,7 +39,8 @@ from .kind import (
     scaled_exactly,
 )
 
-_LARGEST_KERNEL = 16  # as ACE-Step has; a middle convolution is multiplied out: a hostile one must not take all memory
+# ACE-Step has one of 16. A middle convolution is multiplied out: a hostile one must not take all memory
+_LARGEST_KERNEL = 16
 
 
 class LoRA(AdapterKind):
