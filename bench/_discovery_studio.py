@@ -12,7 +12,7 @@ import _models
 import torch
 import torch.nn.functional as F
 from _kept import Kept, digest
-from _people import FEW_STEPS, ORDINARY, turbo_of
+from _people import FEW_STEPS, ORDINARY
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.decoder import Decoder
 from concept_sliders.comfy_host.image_encoder import ImageEncoder
@@ -29,7 +29,7 @@ from concept_sliders.evaluation.sweep_plan import SweepPlan
 from concept_sliders.evaluation.sweep_sampling import Source
 from concept_sliders.nodes.measuring_inputs import JOINT
 from concept_sliders.pocket.measuring.probe import COLUMNS, load_probe
-from concept_sliders.pocket.models.loading import load_pocket
+from concept_sliders.pocket.models.loading import load_pocket, with_turbo
 from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
@@ -77,10 +77,9 @@ class Studio:
         self.embed, self.texts = image_embedding(self.vision), text_embedding(self.clip, self.vision, JOINT)
 
     @property
-    def turbo(self) -> Base | None:
-        """The few-step student, or None without its weights."""
-        model = turbo_of(self.parent.model)
-        return Base("turbo", model, FEW_STEPS) if model else None
+    def turbo(self) -> Base:
+        """The few-step student."""
+        return Base("turbo", with_turbo(self.parent.model), FEW_STEPS)
 
     def found(self, base: Base, prompt: str, directions: int, unwanted: Sequence[str] = (), **settings: Any) -> Found:
         """Discover on a prompt.

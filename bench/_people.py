@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.sd
-import comfy.utils
 import nodes
 import torch
 from concept_sliders.comfy_host.seeded_sampling import SamplerSettings
 from concept_sliders.pocket.measuring.probe import COLUMNS, Probe
-from concept_sliders.pocket.models.loading import FOLDER, LORAS, TURBO
 from concept_sliders.pocket.world.portrait import STYLES
 from torch import Tensor
 
@@ -18,16 +15,6 @@ FIRST_SEED = 70_000
 ORDINARY = SamplerSettings(20, 3.0, "euler", "simple")
 FEW_STEPS = SamplerSettings(4, 1.0, "euler", "sgm_uniform")
 MEASURED = tuple(name for name in COLUMNS if name not in STYLES)
-
-
-@torch.inference_mode()
-def turbo_of(model: Any) -> Any:
-    """The few-step student of the pocket model, or None without its weights; it is sampled with `FEW_STEPS`."""
-    path = FOLDER / LORAS / TURBO
-    if not path.is_file():
-        return None
-    lora = comfy.utils.load_torch_file(str(path))
-    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
 
 
 @torch.inference_mode()

@@ -25,13 +25,14 @@ from typing import Any
 
 import _models
 import torch
-from _people import FEW_STEPS, MEASURED, ORDINARY, read, turbo_of
+from _people import FEW_STEPS, MEASURED, ORDINARY, read
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.nodes.concepts import SliderConceptNode
 from concept_sliders.nodes.pocket import LoadPocketModel, draw
 from concept_sliders.nodes.training import TrainSlider, TrainVisualSlider
 from concept_sliders.pocket.world.shirt_pairs import as_images
 from concept_sliders.pocket.measuring.probe import load_probe
+from concept_sliders.pocket.models.loading import with_turbo
 from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.sliders.formats.slider_files import load_slider, save_slider
 from concept_sliders.sliders.stack import Stack
@@ -126,7 +127,7 @@ class Studio:
             self.latent = torch.zeros_like(self.vae.encode(side))
         self.settings = FEW_STEPS if turbo else ORDINARY
         if turbo:
-            self.model = turbo_of(self.model)
+            self.model = with_turbo(self.model)
         self.probe, self.people = load_probe(), people
 
     def by_words(self, of: Words, name: str) -> Stack:

@@ -73,7 +73,7 @@ def main() -> None:
         for name in names:
             log.info("%d, %s:", number, name)
             base, began = bases[name], _models.now()
-            lines = point(studio, base) if base else ["not measured: no turbo weights"]
+            lines = point(studio, base)
             log.info("%s\n    (%.0f s)", "\n".join(f"    {line}" for line in lines), _models.now() - began)
 
 

@@ -10,19 +10,20 @@ import json
 import logging
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.utils
 import torch
 
-from ..models.loading import FOLDER, load_pocket
+from ..models.loading import FOLDER, load_pocket, with_turbo
 from ..train_sliders import LESSONS
 from ..training.run import written
 from ..world.portrait import portraits
 from . import report, turnable
 from .probe import load_probe
 from .prompts import PLAIN
-from .sampling import Sampling, sampled
+from .sampling import FEW_STEPS, Sampling, sampled
 from .sheet import contact_sheet, overview
 
 PARTS = ("vae", "described", "oppositions", "samples", "gate", "time", "sheets", "turnable")
@@ -50,7 +51,7 @@ class Measurement:
         return {column: [ends.low, ends.high, ends.high - ends.low, ends.worst] for column, ends in shown.items()}
 
     def samples(self) -> dict[str, float]:
-        unguided = Sampling(steps=self.sampling.steps, cfg=1.0, batch=self.sampling.batch)
+        unguided = replace(self.sampling, cfg=1.0)
         return report.of_samples(self.models, self.count, unguided)
 
     def gate(self) -> dict[str, list[float]]:
@@ -109,16 +110,20 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=FOLDER)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--count", type=int, default=2048, help="samples, where many are needed")
+    parser.add_argument("--turbo", action="store_true", help="the few-step student, at four steps and CFG 1")
     parser.add_argument("--cfg", type=float, default=defaults.cfg)
     parser.add_argument("--steps", type=int, default=defaults.steps)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     comfy.utils.set_progress_bar_enabled(False)
     options.folder.mkdir(parents=True, exist_ok=True)
+    sampling = Sampling(steps=options.steps, cfg=options.cfg)
     with torch.inference_mode():  # as ComfyUI runs its nodes
         *pocket, vision = load_pocket(options.weights)
+        if options.turbo:
+            pocket[0], sampling = with_turbo(pocket[0], options.weights), FEW_STEPS
     models = report.Models(tuple(pocket), vision, load_probe(options.weights / "probe.safetensors"))
-    measurement = Measurement(models, options.count, Sampling(steps=options.steps, cfg=options.cfg), options.folder)
+    measurement = Measurement(models, options.count, sampling, options.folder)
     tables = {}
     for part in PARTS:
         if part in options.only:

@@ -25,6 +25,9 @@ class Sampling:
     batch: int = 32
 
 
+FEW_STEPS = Sampling(steps=4, cfg=1.0, scheduler="sgm_uniform")  # of the few-step student
+
+
 def sampled(pocket, prompts: Sequence[str], sampling: Sampling) -> Tensor:
     """(N, 128, 128, 3) in [0, 1], one for each prompt. pocket: (MODEL, CLIP, VAE)."""
     return decoded(pocket[2], sampled_latents(pocket, prompts, sampling))

@@ -58,6 +58,15 @@ def load_pocket(folder: Path = FOLDER):
     return patcher, clip, build_vae(load_autoencoder(folder)), build_vision(weights_of(folder, "vision"))
 
 
+def with_turbo(model: comfy.model_patcher.ModelPatcher, folder: Path = FOLDER) -> comfy.model_patcher.ModelPatcher:
+    """The few-step student: the model with its LoRA, by ComfyUI's own loader. Raises FileNotFoundError without it."""
+    path = folder / LORAS / TURBO
+    if not path.is_file():
+        raise FileNotFoundError(f"No few-step LoRA of the pocket model at {path}: train one with pocket/train.py.")
+    lora = comfy.utils.load_torch_file(str(path))
+    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+
+
 def load_autoencoder(folder: Path = FOLDER) -> Autoencoder:
     """The VAE's network alone."""
     network = Autoencoder()
