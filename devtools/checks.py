@@ -29,6 +29,7 @@ NAME = "concept_sliders"  # the pack as a package
 # What `--all` adds: (the variant, the tests that are run on it)
 ROUNDS = (
     *((version, "server") for version in variants.OLDER),
+    *((manager, "server") for manager in variants.MANAGERS),
     *((front_end, "browser") for front_end in variants.FRONT_ENDS),
 )
 # Every kind of change on every module of every family: the tests of each commit have a part of it

@@ -1,4 +1,4 @@
-"""Sets up what `dev.py test --host` and `--all` run on: another version of ComfyUI, another front end.
+"""Sets up what `dev.py test --host` and `--all` run on: another version of ComfyUI, another front end, a Manager.
 
 Such an environment borrows the packages of the pinned ComfyUI's, so that torch lies on the disk once, and has of its
 own those that differ: all of them stand in `variant_packages/`, one file a variant.
@@ -19,6 +19,7 @@ from .steps import GB, Step
 
 PACKAGES = {path.stem: path for path in sorted(Path(__file__).with_name("variant_packages").glob("*.txt"))}
 FRONT_ENDS = tuple(name for name in PACKAGES if name.startswith("front-end-"))
+MANAGERS = tuple(name for name in PACKAGES if name.startswith("manager-"))
 OLDER = tuple(release.version for release in pins.RELEASES if release != pins.PINNED)
 
 

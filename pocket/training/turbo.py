@@ -28,10 +28,10 @@ from .precision import bfloat16
 from .run import Plan, fit, written
 from .unet import Student, build_student
 
-PLAN = Plan(steps=1000, batch=32, rate=1e-3, warm_up=50, ema=0.996, weight_decay=0.0, save=100)
+PLAN = Plan(steps=3000, batch=32, rate=1e-3, warm_up=50, ema=0.996, weight_decay=0.0, save=100)
 STEPS = 4  # of the student
 TEACHER_STEPS = 4  # for each of the student's
-WALKS, WALKS_IN_A_FILE = 2048, 64
+WALKS, WALKS_IN_A_FILE = 4096, 64
 SIDE = SIZE // FACTOR  # of latents
 CFG = 3.0  # of the teacher
 RANK = 12

@@ -63,3 +63,11 @@ def page(browser, server):
     opened.wait_for_function(READY)
     yield opened
     opened.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Leave the front end after the last test of this tier: it draws on, and other tiers go on for long."""
+    page = getattr(item, "funcargs", {}).get("page")
+    if page and not (nextitem and nextitem.nodeid.startswith("tests/browser/")):
+        page.goto("about:blank")

@@ -1,5 +1,6 @@
 """One running ComfyUI with the pack in it, for all tests of this tier, and the example workflows for it."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,9 @@ def server(tmp_path_factory):
     found = host.ready()
     if found is None:
         pytest.fail("there is no ComfyUI to run: start the tests with `python3 dev.py test server`")
-    with servers.running(found, tmp_path_factory.mktemp("comfyui")) as running:
+    manager = ("--enable-manager",) if importlib.util.find_spec("comfyui_manager") else ()
+    arguments = ("--disable-api-nodes", *manager)
+    with servers.running(found, tmp_path_factory.mktemp("comfyui"), arguments=arguments) as running:
         yield running
 
 
