@@ -29,6 +29,7 @@ from .training_inputs import (
     layer_inputs,
     range_inputs,
     recipe_input,
+    rollout_inputs,
     run_inputs,
     slider_inputs,
 )
@@ -60,24 +61,7 @@ class TrainSlider(io.ComfyNode):
                     "number of images in a step.",
                 ),
                 *slider_inputs(steps=400),
-                io.Float.Input(
-                    "guidance",
-                    default=3.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip="Classifier-free guidance scale of the rollouts: the sampling runs that training "
-                    "latents are taken from.",
-                ),
-                io.Int.Input(
-                    "rollout_steps",
-                    default=10,
-                    min=2,
-                    max=1000,
-                    advanced=True,
-                    tooltip="Steps of each rollout.",
-                ),
+                *rollout_inputs(),
                 *range_inputs(),
                 io.Float.Input(
                     "on_policy_rollouts",

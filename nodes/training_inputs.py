@@ -49,6 +49,30 @@ def slider_inputs(steps: int) -> list[io.Input]:
     ]
 
 
+def rollout_inputs() -> list[io.Input]:
+    """Return the inputs that say how training latents are sampled."""
+    return [
+        io.Float.Input(
+            "guidance",
+            default=3.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            advanced=True,
+            tooltip="Classifier-free guidance scale of the rollouts: the sampling runs that training "
+            "latents are taken from.",
+        ),
+        io.Int.Input(
+            "rollout_steps",
+            default=10,
+            min=2,
+            max=1000,
+            advanced=True,
+            tooltip="Steps of each rollout.",
+        ),
+    ]
+
+
 def range_inputs() -> list[io.Input]:
     """Return the inputs that say which part of sampling is trained on."""
     return [
