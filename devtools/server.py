@@ -22,7 +22,7 @@ from .problem import Problem
 
 PACK = "ComfyUI-ConceptSliders"
 FOLDERS = ("custom_nodes", "user", "input", "output", "temp", "models")
-START_SECONDS = 180
+START_SECONDS = 480  # a first start on a slow disk takes minutes
 REPORT = "concept_sliders_report"  # what the pack's nodes report, in a history entry
 
 # Runs main.py in a process that ends when we do, however we end: its standard input is a pipe from us.
