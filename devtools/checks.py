@@ -32,8 +32,8 @@ ROUNDS = (
     *((manager, "server") for manager in variants.MANAGERS),
     *((front_end, "browser") for front_end in variants.FRONT_ENDS),
 )
-# Every kind of change on every module of every family: the tests of each commit have a part of it
-EVERY_KIND = "host/comfy_host/test_every_module.py", "--every-kind"
+# Tests that take too long for each commit, and every kind of change on every module of every family of models
+RELEASE = "--release"
 QUIET = {"DO_NOT_TRACK": "1", "COMFY_NO_TELEMETRY": "1", "NO_COLOR": "1"}
 
 
@@ -54,12 +54,11 @@ def run(
 
 
 def run_all(host: Host, pytest_arguments: Sequence[str], say: Callable[[str], None], root: Path = ROOT) -> int:
-    """Run what is run before a release: all checks, every kind of change, and what `ROUNDS` has."""
-    failed = [] if run(host, (), pytest_arguments, say, root) == 0 else ["the checks and tests on the pinned ComfyUI"]
-    tests, option = EVERY_KIND
-    say("\nevery kind of change on every module of every family")
-    if not passes(host, (tests,), (*pytest_arguments, option), say, root):
-        failed.append("every kind of change")
+    """Run what is run before a release: all checks, the tests with those of `RELEASE`, and what `ROUNDS` has."""
+    demand_tools(host, TOOLS)
+    failed = lint(host, say, root)
+    if not passes(host, select((), root), pytest_arguments, say, root, options=(RELEASE,)):
+        failed.append("the tests on the pinned ComfyUI")
     for variant, tier in ROUNDS:
         say(f"\n{tier} tests on {variant}")
         if not passes(variants.find(variant, say), (tier,), pytest_arguments, say, root):
@@ -68,9 +67,14 @@ def run_all(host: Host, pytest_arguments: Sequence[str], say: Callable[[str], No
 
 
 def passes(
-    host: Host, tiers: Sequence[str], pytest_arguments: Sequence[str], say: Callable[[str], None], root: Path
+    host: Host,
+    tiers: Sequence[str],
+    pytest_arguments: Sequence[str],
+    say: Callable[[str], None],
+    root: Path,
+    options: Sequence[str] = (),
 ) -> bool:
-    """Run pytest over tiers; returns True if it ends well.
+    """Run pytest over tiers, with `options`; returns True if it ends well.
 
     Unless pytest is given arguments, each core has a process that takes the next file of tests when it is done with
     one, see `pytest_xdist_make_scheduler` in `tests/conftest.py`. A tier of `SERVED` is taken as a whole. Those come
@@ -87,7 +91,7 @@ def passes(
         environment["OMP_NUM_THREADS"] = str(cores // workers)
     folders = [f"tests/{tier}" for tier in tiers]
     say(f"pytest {' '.join(folders)}" + (f", by {workers} processes" if workers > 1 else ""))
-    command = [str(host.python), "-m", "pytest", SLOWEST, *several, *pytest_arguments, *folders]
+    command = [str(host.python), "-m", "pytest", SLOWEST, *options, *several, *pytest_arguments, *folders]
     return subprocess.call(command, cwd=root, env=environment) == 0
 
 

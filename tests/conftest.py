@@ -39,5 +39,12 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--every-kind", action="store_true", help="every kind of change on every module of every family of models"
+        "--release", action="store_true", help="what is run before a release alone, and every kind on every module"
     )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--release"):
+        for item in items:
+            if item.get_closest_marker("release"):
+                item.add_marker(pytest.mark.skip(reason="before a release: dev.py test --all"))

@@ -95,4 +95,10 @@ DRAWN = """() => {
     return drawn;
 }"""
 
-SET_STYLE = "(is_vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', is_vue)"
+# On an empty page: what lies there is measured, moved and scaled anew for some frames after the switch.
+SET_STYLE = """async (is_vue) => {
+    app.graph.clear();
+    await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", is_vue);
+    while (Boolean(LiteGraph.vueNodesMode) !== is_vue) await new Promise((resolve) => setTimeout(resolve, 50));
+    for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+}"""

@@ -10,6 +10,10 @@ from safetensors.torch import load_file, save_file
 STYLES = pytest.mark.parametrize("is_vue", [False, True], ids=["classic canvas", "Nodes 2.0"])
 KEY, LATE_WARNING = "concept_sliders_report", "concept_sliders.warning"  # as in nodes/report.py
 RUN = "() => app.queuePrompt(0)"
+MONOSPACE = """() => {
+    const tables = [...document.querySelectorAll(".concept-sliders-report pre")];
+    return tables.length > 0 && tables.every((pre) => getComputedStyle(pre).fontFamily.includes("monospace"));
+}"""
 SAYS = f"([id, words]) => ({REPORTED})(id).some((line) => line.text.includes(words))"
 
 
@@ -99,7 +103,7 @@ def test_a_table_stands_in_even_columns(page, is_vue):
     table = page.locator(".concept-sliders-report pre")
     rows = table.text_content().split("\n")
     assert len(rows) == 4 and len({len(row) for row in rows}) == 1
-    assert "monospace" in table.evaluate("(pre) => getComputedStyle(pre).fontFamily")
+    page.wait_for_function(MONOSPACE)
 
 
 @STYLES

@@ -49,7 +49,10 @@ def checkpoint(server):
 
 @pytest.mark.parametrize(
     ("name", "family", "known_as"),
-    [*((name, family, known_as) for family, known_as in (("SD 1", "SD15"), ("SDXL", "SDXL")) for name in BY_NAME)],
+    [
+        *((name, "SD 1", "SD15") for name in BY_NAME),
+        *(pytest.param(name, "SDXL", "SDXL", marks=pytest.mark.release) for name in BY_NAME),
+    ],
 )
 def test_an_example_trains_a_checkpoint_by_name(server, example, checkpoint, name, family, known_as):
     saved = f"sliders/{family} {name}"

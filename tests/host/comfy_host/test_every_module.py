@@ -25,7 +25,7 @@ from concept_sliders.tests.support.tiny import difference
 from safetensors.torch import save_file
 
 # In one file modules take turns at the kinds of changes: in `TURNS` files each module has had every kind, which takes
-# long. With `--every-kind` all families have all files. Without it these do; the others have two, the next families
+# long. With `--release` all families have all files. Without it these do; the others have two, the next families
 # in the table the next two, so that modules of the same sort meet every kind in families that are alike
 ALL_TURNS = ("Z-Image", "Stable Cascade B", "Wan 2.2 Animate")
 # Its rotary norms are in place, and have a form with gradients in ComfyUI's training only
@@ -99,7 +99,7 @@ def test_modules_of_families_that_are_alike_meet_every_kind(kind):
 def test_unmerged_is_merged_is_the_stock_loader(subject, pytestconfig):
     """At strength 1, since of an OFT ComfyUI takes the strength twice."""
     modules, bare = modules_of(subject), subject.sampled(subject.model, steps=1)
-    for turn in turns_of(subject.name, pytestconfig.getoption("every_kind")):
+    for turn in turns_of(subject.name, pytestconfig.getoption("release")):
         tensors = file_of(modules, turn)
         path = subject.folder / "every_module.safetensors"
         save_file(tensors, path)

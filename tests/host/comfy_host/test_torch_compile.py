@@ -71,6 +71,7 @@ def test_sliders_that_were_applied_before(compiled, mode):
     assert difference(sample(compiled_by("cudagraphs", acted), FAMILY), sample(acted, FAMILY)) < 1e-4
 
 
+@pytest.mark.release
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiled_to_machine_code():
     """Both modes on one compiled model, however the strength changes."""

@@ -63,7 +63,7 @@ def test_a_name_that_is_neither_is_refused():
         LoadRecipe.execute("recipes/no_such")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_pocket_repair_recipe_moves_between_bad_and_good_images():
     with torch.inference_mode():
         model, clip, vae, _ = load_pocket()

@@ -8,6 +8,7 @@ from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.pocket.world import shirt_pairs
 from concept_sliders.pocket.world.captions import vocabulary
 from concept_sliders.pocket.world.portrait import BINARY, CONTINUOUS
+from concept_sliders.sliders.gate import Gate
 from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.recipe import VisualRecipe
@@ -47,6 +48,7 @@ def test_redness_reads_the_hue_whoever_wears_it():
 
 @pytest.mark.slow
 def test_a_slider_from_the_pairs_turns_the_shirt_and_leaves_what_the_probe_reads():
+    """Behind a gate: from the first step on, far out, red lips come along, which are read as a woman's."""
     with torch.inference_mode():
         model, clip, vae, _ = load_pocket()
         said = {p: clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in (shirt_pairs.PROMPT, "")}
@@ -58,7 +60,7 @@ def test_a_slider_from_the_pairs_turns_the_shirt_and_leaves_what_the_probe_reads
             "samples": torch.zeros(batch_size, 8, 16, 16),
             "batch_index": [r // len(STRENGTHS) for r in range(batch_size)],
         }
-        swept = apply_sliders(model, Stack.of(slider).swept(0, STRENGTHS, PEOPLE))
+        swept = apply_sliders(model, Stack.of(slider, 1.0, Gate(0.1)).swept(0, STRENGTHS, PEOPLE))
         positive, negative = said[shirt_pairs.PROMPT], said[""]
         made = nodes.common_ksampler(swept, 77, 10, 3.0, "euler", "simple", positive, negative, latent)[0]
         images = vae.decode(made["samples"])
@@ -66,4 +68,4 @@ def test_a_slider_from_the_pairs_turns_the_shirt_and_leaves_what_the_probe_reads
     assert red[0] < red[1] < red[2] and red[2] - red[0] > 0.3, red
     readings = load_probe().read(images).values.view(PEOPLE, len(STRENGTHS), -1).mean(0)
     named = [COLUMNS.index(name) for name in (*CONTINUOUS, *BINARY)]
-    assert (readings[2] - readings[0]).abs()[named].mean() < 0.08
+    assert (readings[2] - readings[0]).abs()[named].mean() < 0.05

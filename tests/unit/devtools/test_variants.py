@@ -78,12 +78,16 @@ def test_tests_run_on_all_cores_and_what_shares_a_server_begins(tmp_path, monkey
     assert (tmp_path / "asked").read_text().strip() == f"-m pytest --durations=20 {on}"
 
 
-def test_before_a_release_every_kind_of_change_is_tried_on_every_module(tmp_path, monkeypatch):
+def test_before_a_release_tests_run_that_take_too_long_for_each_commit(tmp_path, monkeypatch):
     rounds = []
-    monkeypatch.setattr(checks, "run", lambda *_: 0)
-    monkeypatch.setattr(checks, "passes", lambda host, tests, arguments, *_: bool(rounds.append((tests, arguments))))
+
+    def passes(host, tiers, arguments, say, root, options=()):
+        rounds.append((tuple(tiers), arguments, options))
+
+    for name, does in (("passes", passes), ("demand_tools", lambda *_: None), ("lint", lambda *_: [])):
+        monkeypatch.setattr(checks, name, does)
     monkeypatch.setattr(checks, "ROUNDS", ())
     said = []
     assert checks.run_all(Host(tmp_path, tmp_path, pinned=True), ("-x",), said.append) == 1
-    assert rounds == [(("host/comfy_host/test_every_module.py",), ("-x", "--every-kind"))]
-    assert (checks.ROOT / "tests" / rounds[0][0][0]).is_file() and said[-1] == "failed: every kind of change"
+    assert rounds == [(checks.TIERS, ("-x",), ("--release",))]
+    assert said[-1] == "failed: the tests on the pinned ComfyUI"
