@@ -25,8 +25,8 @@ DONE = (
 )
 
 
-@STYLES
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@STYLES  # one after the other: a page goes on measuring nodes for a while when its style changes
 def test_no_two_nodes_lie_over_each_other_and_no_text_is_cut(page, path, is_vue):
     graph = small(path.stem, **FEW)
     if path.stem == "train_a_repair_slider":  # a recipe has its own number of steps: take those of the node
