@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from concept_sliders.devtools import host
 from concept_sliders.devtools import server as servers
+from concept_sliders.tests.browser.reading import READY
 from playwright.sync_api import sync_playwright
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -24,7 +25,6 @@ SETTINGS = {  # of someone who has been here before: no gallery of moving pictur
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
 }
-READY = "() => Boolean(window.app && window.LiteGraph?.registered_node_types.ConceptSlidersApplySliders)"
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +59,7 @@ def page(browser, server):
     """The front end, with the pack's nodes in it."""
     opened = browser.new_page(viewport={"width": 1700, "height": 950})
     opened.set_default_timeout(SECONDS * 1000)
+    opened.on("dialog", lambda dialog: dialog.accept())  # that a workflow is not saved is no reason to stay
     opened.goto(server.url, wait_until="domcontentloaded")
     opened.wait_for_function(READY)
     yield opened
@@ -70,4 +71,4 @@ def pytest_runtest_teardown(item, nextitem):
     """Leave the front end after the last test of this tier: it draws on, and other tiers go on for long."""
     page = getattr(item, "funcargs", {}).get("page")
     if page and not (nextitem and nextitem.nodeid.startswith("tests/browser/")):
-        page.goto("about:blank")
+        page.close()

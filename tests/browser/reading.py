@@ -1,5 +1,8 @@
 """Questions to the page: what stands on a node, and where nodes lie over each other or text is cut."""
 
+# The front end is there, with the pack's nodes.
+READY = "() => Boolean(window.app && window.LiteGraph?.registered_node_types.ConceptSlidersApplySliders)"
+
 # Load a workflow; what came of it.
 OPEN = """async (graph) => {
     const loaded = () => app.graph.nodes.length === graph.nodes.length;

@@ -1,7 +1,7 @@
 """The example workflows as they lie on the page, in both node styles: before, while and after they run."""
 
 import pytest
-from concept_sliders.tests.browser.reading import FAULTS, FIT, OPEN, PREVIEW, SET_STYLE
+from concept_sliders.tests.browser.reading import FAULTS, FIT, OPEN, PREVIEW, READY, SET_STYLE
 from concept_sliders.tests.browser.test_reports import RUN, STYLES, small
 from concept_sliders.tests.browser.test_workflows import EXAMPLES
 
@@ -26,7 +26,7 @@ DONE = (
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-@STYLES  # one after the other: a page goes on measuring nodes for a while when its style changes
+@STYLES
 def test_no_two_nodes_lie_over_each_other_and_no_text_is_cut(page, path, is_vue):
     graph = small(path.stem, **FEW)
     if path.stem == "train_a_repair_slider":  # a recipe has its own number of steps: take those of the node
@@ -34,6 +34,8 @@ def test_no_two_nodes_lie_over_each_other_and_no_text_is_cut(page, path, is_vue)
             for slot in node.get("inputs", ()):
                 slot["link"] = None if slot["name"] == "recipe" else slot["link"]
     page.evaluate(SET_STYLE, is_vue)
+    page.reload(wait_until="domcontentloaded")  # else, on a busy machine, nodes take over sizes of those before them
+    page.wait_for_function(READY)
     page.evaluate(OPEN, graph)
     seen = {"opened": faults(page)}
     page.evaluate(PREVIEW, [str(node["id"]) for node in graph["nodes"] if node["type"] in WITH_PREVIEWS])

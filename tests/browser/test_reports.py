@@ -4,7 +4,7 @@ import pytest
 import torch
 from concept_sliders.devtools.host import ROOT
 from concept_sliders.devtools.workflow import read_workflow
-from concept_sliders.tests.browser.reading import DRAWN, FIT, OPEN, REPORTED, SENT, SET_STYLE
+from concept_sliders.tests.browser.reading import DRAWN, FIT, OPEN, READY, REPORTED, SENT, SET_STYLE
 from safetensors.torch import load_file, save_file
 
 STYLES = pytest.mark.parametrize("is_vue", [False, True], ids=["classic canvas", "Nodes 2.0"])
@@ -66,7 +66,7 @@ def test_reports_stand_on_their_nodes_also_after_a_reload(page, odd_slider, is_v
     assert fact != warning
 
     page.reload(wait_until="domcontentloaded")
-    page.wait_for_function("() => window.app?.graph && LiteGraph.registered_node_types.ConceptSlidersApplySliders")
+    page.wait_for_function(READY)
     page.evaluate(OPEN, graph)
     assert wait_until_it_says(page, apply, "not in this model") == [count, missing]
     assert wait_until_it_says(page, load, "layers") == facts
