@@ -102,10 +102,12 @@ def parser() -> argparse.ArgumentParser:
     testing = command("test", test, "run the tests; arguments after -- go to pytest")
     testing.add_argument("tiers", nargs="*", metavar="tier", help=f"of {', '.join(checks.TIERS)}; default: all")
     where = testing.add_mutually_exclusive_group()
-    versions = ", ".join(release.version for release in pins.RELEASES)
-    where.add_argument("--host", metavar="VERSION", help=f"of ComfyUI: {versions}; default tier: server")
+    versions = ", ".join((pins.PINNED.version, *variants.PACKAGES))
+    where.add_argument("--host", metavar="NAME", help=f"one of {versions}; default tier: server")
     where.add_argument(
-        "--all", action="store_true", help="before a release: other versions and front ends, all kinds of change"
+        "--all",
+        action="store_true",
+        help="before a release: on all of these, and tests that take long",
     )
     command("check", check, "check style, types and what the Comfy registry checks")
     benching = command("bench", bench, "run one of the benchmarks in bench/", passes_on=True)

@@ -40,8 +40,8 @@ def find(name: str, say: Callable[[str], None]) -> Host:
     if name == pins.PINNED.version:
         return host.set_up(say)
     if name not in PACKAGES:
-        versions = ", ".join(release.version for release in pins.RELEASES)
-        raise Problem(f"there is no ComfyUI {name} to set up; there are: {versions}")
+        versions = ", ".join((pins.PINNED.version, *PACKAGES))
+        raise Problem(f"there is no {name} to set up; there are: {versions}")
     base, home = host.set_up(say), folder(name)
     host.set_up(say, home, functools.partial(steps, name, base), title=title_of(name))
     return Host(comfyui_of(name, base), in_venv(home / "venv"), pinned=True)

@@ -47,7 +47,8 @@ def test_an_unknown_option_is_refused_where_nothing_is_passed_on():
 def test_a_version_that_cannot_be_set_up_names_those_that_can():
     answer = dev("test", "--host", "0.18.2")
     assert answer.returncode == 1
-    assert answer.stderr == "error: there is no ComfyUI 0.18.2 to set up; there are: 0.24.0, 0.27.0, 0.30.0\n"
+    others = "0.30.0, 0.24.0, 0.27.0, front-end-1.58.1, manager-4.2.2"
+    assert answer.stderr == f"error: there is no 0.18.2 to set up; there are: {others}\n"
 
 
 def test_an_unknown_benchmark_names_those_there_are():
