@@ -27,8 +27,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import _models  # isort: skip  (makes ComfyUI and the pack importable, for the others too)
 import _discovery_directions as directions
-import _models
 from _discovery_cost import costs
 from _discovery_diversity import RECALLED, distances, recalls
 from _discovery_studio import Base, Studio

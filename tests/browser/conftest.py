@@ -24,6 +24,7 @@ SECONDS = 180  # to wait for the front end on a busy machine
 SETTINGS = {  # of someone who has been here before: no gallery of moving pictures lies over the workflow
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
+    "Comfy.Workflow.Persist": False,  # nothing that was open before comes back over what a test opens
 }
 
 

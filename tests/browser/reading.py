@@ -54,12 +54,14 @@ FAULTS = """() => {
         return { left: left / scale, top: top / scale, right: right / scale, bottom: bottom / scale };
     };
     const boxes = app.graph.nodes.map((node) => ({ title: node.title, ...rectangle(node) }));
+    const place = ({ title, left, top, right, bottom }) =>
+        `${title} (${[left, top, right - left, bottom - top].map(Math.round).join(" ")})`;
     const faults = [];
     for (const [index, a] of boxes.entries())
         for (const b of boxes.slice(index + 1)) {
             const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
             const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-            if (wide > 1 && high > 1) faults.push(`${a.title} and ${b.title} lie over each other`);
+            if (wide > 1 && high > 1) faults.push(`${place(a)} and ${place(b)} lie over each other`);
         }
     for (const text of document.querySelectorAll(".concept-sliders-report, .comfy-multiline-input, .comfy-markdown"))
         if (text.clientHeight > 0 && text.scrollHeight > text.clientHeight + 2)
