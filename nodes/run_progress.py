@@ -107,7 +107,9 @@ def warner(node_id: str | None) -> Callable[[str], None]:
 def _send(message: str, text: str, node_id: str | None) -> None:
     if node_id is not None:
         server = PromptServer.instance
-        server.send_sync(message, {"node": node_id, "text": text}, server.client_id)
+        prompt_id = getattr(server, "last_prompt_id", None)  # it comes with the first prompt
+        told = {"node": node_id, "text": text, "prompt_id": prompt_id}
+        server.send_sync(message, told, server.client_id)
 
 
 class InversionWatch:

@@ -10,6 +10,7 @@ const LATE_WARNING = "concept_sliders.warning"; // another: what comes out about
 const LAST_PROMPT = "concept_sliders.prompt "; // and a graph's id: where the id of its last prompt is kept
 
 const working = new Set(); // nodes that tell how far they are
+const origins = new Map(); // of prompts, by id: a promise of the id of the graph that each was queued from
 
 app.registerExtension({
     name: "ConceptSliders.Report",
@@ -19,17 +20,18 @@ app.registerExtension({
         document.head.append(style);
     },
     setup() {
-        api.addEventListener("executed", ({ detail }) => {
+        api.addEventListener("executed", async ({ detail }) => {
+            if (!(await isOfThisGraph(detail.prompt_id))) return;
             if (showOutput(detail.display_node ?? detail.node, detail.output)) remember(detail.prompt_id);
         });
-        api.addEventListener(PROGRESS, ({ detail }) => {
-            const node = packNode(detail.node);
+        api.addEventListener(PROGRESS, async ({ detail }) => {
+            const node = (await isOfThisGraph(detail.prompt_id)) && packNode(detail.node);
             if (!node) return;
             working.add(node);
             write(node, [{ kind: "progress", text: detail.text }]);
         });
-        api.addEventListener(LATE_WARNING, ({ detail }) => {
-            const node = packNode(detail.node);
+        api.addEventListener(LATE_WARNING, async ({ detail }) => {
+            const node = (await isOfThisGraph(detail.prompt_id)) && packNode(detail.node);
             if (node) add(node, { kind: "warning", text: detail.text });
         });
         for (const end of ["execution_error", "execution_interrupted"]) api.addEventListener(end, clearProgress);
@@ -73,6 +75,27 @@ function root() {
     return app.rootGraph ?? app.graph;
 }
 
+// Whether a prompt was queued from the graph on the page. Another workflow, which may still run, has nodes of the same ids.
+async function isOfThisGraph(promptId) {
+    if (!promptId) return true;
+    if (!origins.has(promptId)) origins.set(promptId, origin(promptId).catch(() => undefined));
+    const id = await origins.get(promptId);
+    return id === undefined || id === root().id;
+}
+
+// The id of the graph that a prompt was queued from; undefined if it was queued without one.
+async function origin(promptId) {
+    const { queue_running = [], queue_pending = [] } = await read("/queue");
+    const queued = [...queue_running, ...queue_pending].find(([, id]) => id === promptId);
+    const prompt = queued ?? (await read(`/history/${promptId}`))[promptId]?.prompt;
+    return prompt?.[3]?.extra_pnginfo?.workflow?.id;
+}
+
+async function read(path) {
+    const answer = await api.fetchApi(path);
+    return answer.ok ? answer.json() : {};
+}
+
 function remember(promptId) {
     sessionStorage.setItem(LAST_PROMPT + root().id, promptId);
 }
@@ -82,8 +105,7 @@ async function recall() {
     const graph = root();
     const promptId = sessionStorage.getItem(LAST_PROMPT + graph.id);
     if (!promptId) return;
-    const answer = await api.fetchApi(`/history/${promptId}`);
-    const entry = answer.ok && (await answer.json())[promptId]; // none while it runs, or once the server was restarted
+    const entry = (await read(`/history/${promptId}`))[promptId]; // none while it runs, or once the server was restarted
     if (!entry || root() !== graph) return;
     const nodes = entry.prompt[2];
     for (const [id, output] of Object.entries(entry.outputs)) {

@@ -28,6 +28,11 @@ REPORTED = """(id) => {
         .map((line) => ({ kind: line.className, text: line.innerText }));
 }"""
 
+# Nothing runs, and nothing waits.
+DONE = (
+    "async () => { const { exec_info } = await (await fetch('/prompt')).json(); return !exec_info.queue_remaining; }"
+)
+
 # All of the graph in view.
 FIT = """() => {
     const boxes = app.graph.nodes.map((node) => node.boundingRect);

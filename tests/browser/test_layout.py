@@ -1,7 +1,7 @@
 """The example workflows as they lie on the page, in both node styles: before, while and after they run."""
 
 import pytest
-from concept_sliders.tests.browser.reading import FAULTS, FIT, OPEN, PREVIEW, READY, SET_STYLE
+from concept_sliders.tests.browser.reading import DONE, FAULTS, FIT, OPEN, PREVIEW, READY, SET_STYLE
 from concept_sliders.tests.browser.test_reports import RUN, STYLES, small
 from concept_sliders.tests.browser.test_workflows import EXAMPLES
 
@@ -20,9 +20,6 @@ WITH_PREVIEWS = (
     "ConceptSlidersInvertImage",
     "ConceptSlidersDiscoverSliders",
 )
-DONE = (
-    "async () => { const { exec_info } = await (await fetch('/prompt')).json(); return !exec_info.queue_remaining; }"
-)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -36,6 +33,7 @@ def test_no_two_nodes_lie_over_each_other_and_no_text_is_cut(page, path, is_vue)
     page.evaluate(SET_STYLE, is_vue)
     page.reload(wait_until="domcontentloaded")  # else, on a busy machine, nodes take over sizes of those before them
     page.wait_for_function(READY)
+    page.evaluate(SET_STYLE, is_vue)  # until it is in force, too
     page.evaluate(OPEN, graph)
     seen = {"opened": faults(page)}
     page.evaluate(PREVIEW, [str(node["id"]) for node in graph["nodes"] if node["type"] in WITH_PREVIEWS])

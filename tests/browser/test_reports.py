@@ -4,7 +4,7 @@ import pytest
 import torch
 from concept_sliders.devtools.host import ROOT
 from concept_sliders.devtools.workflow import read_workflow
-from concept_sliders.tests.browser.reading import DRAWN, FIT, OPEN, READY, REPORTED, SENT, SET_STYLE
+from concept_sliders.tests.browser.reading import DONE, DRAWN, FIT, OPEN, READY, REPORTED, SENT, SET_STYLE
 from safetensors.torch import load_file, save_file
 
 STYLES = pytest.mark.parametrize("is_vue", [False, True], ids=["classic canvas", "Nodes 2.0"])
@@ -121,6 +121,25 @@ def test_what_comes_out_in_sampling_stands_below_the_report_once(page, is_vue):
     page.evaluate(SENT, ["executed", {"node": apply, "output": {KEY: [fact]}}])  # it runs again
     page.wait_for_function(f"([id, words]) => !({SAYS})([id, words])", arg=[apply, "not merged"])
     assert page.evaluate(REPORTED, apply) == [fact]
+
+
+def test_what_another_workflow_reports_is_not_taken_over(page):
+    """Its nodes may have the same ids: one that still runs while another is looked at, say."""
+    graph = small("use_sliders")
+    apply, fact = of_class(graph, "ApplySliders"), {"kind": "fact", "text": "of the first workflow"}
+    page.evaluate(OPEN, graph)
+    page.evaluate(RUN)
+    wait_until_it_says(page, apply, "layers")
+    page.wait_for_function(DONE)
+    prompt = page.evaluate("async () => Object.keys(await (await fetch('/history')).json()).at(-1)")
+    executed = ["executed", {"node": apply, "prompt_id": prompt, "output": {KEY: [fact]}}]
+    page.evaluate(OPEN, {**graph, "id": "00000000-0000-4000-8000-000000000000"})
+    page.evaluate(SENT, executed)
+    page.wait_for_timeout(1000)
+    assert page.evaluate(REPORTED, apply) == []
+    page.evaluate(OPEN, graph)
+    page.evaluate(SENT, executed)
+    assert wait_until_it_says(page, apply, fact["text"]) == [fact]
 
 
 @STYLES
