@@ -1,6 +1,6 @@
 """What discovered directions are worth, on the pocket model, nine points one by one.
 
-    python3 dev.py bench discover [--points 2 3 7] [--seeds 16] [--samples 256] [--steps 200]
+    python3 dev.py bench discover [--points 2 3 7] [--models turbo] [--seeds 16] [--samples 256] [--steps 200]
 
 Directions are of the pocket vision tower's embeddings; attributes are read by the probe, which discovery never sees.
 Each point says its figures and what they should be:
@@ -15,7 +15,7 @@ Each point says its figures and what they should be:
     8 effect and distortion without the first steps
     9 cost in forward passes, beside the published schedule
 
-Points 4 and 8 are of the few-step model, where its weights are there. Discoveries, images' embeddings and readings
+Point 4 is of the few-step model, 6, 7 and 9 are of the ordinary one, the others of both. Discoveries, images' embeddings and readings
 are kept in the folder --out, and a run that was broken off goes on.
 """
 
@@ -56,6 +56,7 @@ def points(options: argparse.Namespace) -> dict[int, tuple[Point, tuple[str, ...
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, nargs="*", choices=range(1, 10), default=list(range(1, 10)))
+    parser.add_argument("--models", nargs="+", choices=BOTH, default=BOTH, help="of points that are of both")
     parser.add_argument("--seeds", type=int, default=16, help="to measure single directions on")
     parser.add_argument("--samples", type=int, default=256, help="trajectories of a discovery")
     parser.add_argument("--steps", type=int, default=200, help="of its training")
@@ -70,7 +71,7 @@ def main() -> None:
     wanted = points(options)
     for number in options.points:
         point, names = wanted[number]
-        for name in names:
+        for name in [name for name in names if name in options.models] or names:
             log.info("%d, %s:", number, name)
             base, began = bases[name], _models.now()
             lines = point(studio, base)
