@@ -15,8 +15,8 @@ Each point says its figures and what they should be:
     8 effect and distortion without the first steps
     9 cost in forward passes, beside the published schedule
 
-Point 4 is of the few-step model, 6, 7 and 9 are of the ordinary one, the others of both. Discoveries, images' embeddings and readings
-are kept in the folder --out, and a run that was broken off goes on.
+Point 4 is of the few-step model, 6, 7 and 9 are of the ordinary one, the others of both. Discoveries, images'
+embeddings and readings are kept in the folder --out, and a run that was broken off goes on.
 """
 
 from __future__ import annotations

@@ -105,10 +105,17 @@ DRAWN = """() => {
     return drawn;
 }"""
 
-# On an empty page: what lies there is measured, moved and scaled anew for some frames after the switch.
-SET_STYLE = """async (is_vue) => {
-    app.graph.clear();
-    await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", is_vue);
-    while (Boolean(LiteGraph.vueNodesMode) !== is_vue) await new Promise((resolve) => setTimeout(resolve, 50));
-    for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
-}"""
+IS_VUE = "() => Boolean(LiteGraph.vueNodesMode)"
+SET_STYLE = "(is_vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', is_vue)"
+
+
+def show_style(page, is_vue):
+    """Draw nodes in one style, on a page loaded anew.
+
+    Some time after a switch the front end loads once more what was open: on a busy machine, over what comes next.
+    """
+    if page.evaluate(IS_VUE) != is_vue:
+        page.evaluate(SET_STYLE, is_vue)
+        page.reload(wait_until="domcontentloaded")
+        page.wait_for_function(READY)
+        page.wait_for_function(f"(is_vue) => ({IS_VUE})() === is_vue", arg=is_vue)

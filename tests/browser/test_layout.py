@@ -1,7 +1,7 @@
 """The example workflows as they lie on the page, in both node styles: before, while and after they run."""
 
 import pytest
-from concept_sliders.tests.browser.reading import DONE, FAULTS, FIT, OPEN, PREVIEW, READY, SET_STYLE
+from concept_sliders.tests.browser.reading import DONE, FAULTS, FIT, OPEN, PREVIEW, show_style
 from concept_sliders.tests.browser.test_reports import RUN, STYLES, small
 from concept_sliders.tests.browser.test_workflows import EXAMPLES
 
@@ -30,10 +30,7 @@ def test_no_two_nodes_lie_over_each_other_and_no_text_is_cut(page, path, is_vue)
         for node in graph["nodes"]:
             for slot in node.get("inputs", ()):
                 slot["link"] = None if slot["name"] == "recipe" else slot["link"]
-    page.evaluate(SET_STYLE, is_vue)
-    page.reload(wait_until="domcontentloaded")  # else, on a busy machine, nodes take over sizes of those before them
-    page.wait_for_function(READY)
-    page.evaluate(SET_STYLE, is_vue)  # until it is in force, too
+    show_style(page, is_vue)
     page.evaluate(OPEN, graph)
     seen = {"opened": faults(page)}
     page.evaluate(PREVIEW, [str(node["id"]) for node in graph["nodes"] if node["type"] in WITH_PREVIEWS])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from concept_sliders.devtools.host import ROOT
 from concept_sliders.devtools.workflow import read_workflow
-from concept_sliders.tests.browser.reading import DONE, DRAWN, FIT, OPEN, READY, REPORTED, SENT, SET_STYLE
+from concept_sliders.tests.browser.reading import DONE, DRAWN, FIT, OPEN, READY, REPORTED, SENT, show_style
 from safetensors.torch import load_file, save_file
 
 STYLES = pytest.mark.parametrize("is_vue", [False, True], ids=["classic canvas", "Nodes 2.0"])
@@ -52,7 +52,7 @@ def wait_until_it_says(page, node, words):
 def test_reports_stand_on_their_nodes_also_after_a_reload(page, odd_slider, is_vue):
     graph = small("use_sliders", ConceptSlidersLoadSlider={0: odd_slider})
     load, apply = of_class(graph, "LoadSlider"), of_class(graph, "ApplySliders")
-    page.evaluate(SET_STYLE, is_vue)
+    show_style(page, is_vue)
     page.evaluate(OPEN, graph)
     page.evaluate(RUN)
     count, missing = wait_until_it_says(page, apply, "not in this model")
@@ -79,7 +79,7 @@ def test_the_end_of_a_training_takes_the_place_of_its_progress(page, is_vue):
     training = {"ConceptSlidersTrainSlider": {0: f"cut {is_vue}", 1: 100_000, 9: 2}}
     graph = small("train_a_textual_slider", **quick, **training)
     train, save = of_class(graph, "TrainSlider"), of_class(graph, "SaveSlider")
-    page.evaluate(SET_STYLE, is_vue)
+    show_style(page, is_vue)
     page.evaluate(OPEN, graph)
     page.evaluate(RUN)
     (progress,) = wait_until_it_says(page, train, " left")
@@ -96,7 +96,7 @@ def test_the_end_of_a_training_takes_the_place_of_its_progress(page, is_vue):
 @STYLES
 def test_a_table_stands_in_even_columns(page, is_vue):
     graph = small("measure_a_slider", ConceptSlidersMeasureSlider={2: "0", 3: "-1, 1", 6: 1})
-    page.evaluate(SET_STYLE, is_vue)
+    show_style(page, is_vue)
     page.evaluate(OPEN, graph)
     page.evaluate(RUN)
     wait_until_it_says(page, of_class(graph, "MeasureSlider"), "Saved as")
@@ -112,7 +112,7 @@ def test_what_comes_out_in_sampling_stands_below_the_report_once(page, is_vue):
     graph = read_workflow(ROOT / "example_workflows" / "use_sliders.json")
     apply = of_class(graph, "ApplySliders")
     fact, late = {"kind": "fact", "text": "age: all layers"}, {"kind": "warning", "text": "not merged"}
-    page.evaluate(SET_STYLE, is_vue)
+    show_style(page, is_vue)
     page.evaluate(OPEN, graph)
     page.evaluate(SENT, ["executed", {"node": apply, "output": {KEY: [fact]}}])
     for _ in range(2):
@@ -146,7 +146,7 @@ def test_what_another_workflow_reports_is_not_taken_over(page):
 def test_every_text_box_is_labelled(page, is_vue):
     """The classic canvas shows no names of multi-line boxes: *more* could not be told from *less*."""
     graph = read_workflow(ROOT / "example_workflows" / "train_a_textual_slider.json")
-    page.evaluate(SET_STYLE, is_vue)
+    show_style(page, is_vue)
     page.evaluate(OPEN, graph)
     names = ["target", "more", "less", "preserve"]
     if is_vue:
