@@ -1,7 +1,11 @@
 """Questions to the page: what stands on a node, and where nodes lie over each other or text is cut."""
 
-# The front end is there, with the pack's nodes.
-READY = "() => Boolean(window.app && window.LiteGraph?.registered_node_types.ConceptSlidersApplySliders)"
+# The front end is there with the pack's nodes, and has opened what it opens by itself.
+READY = """() => Boolean(
+    window.LiteGraph?.registered_node_types.ConceptSlidersApplySliders &&
+    app.extensionManager?.workflow?.activeWorkflow &&
+    app.graph?.nodes.length
+)"""
 
 # Load a workflow; what came of it.
 OPEN = """async (graph) => {
