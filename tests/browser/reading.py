@@ -3,8 +3,8 @@
 # The front end is there with the pack's nodes, and has opened what it opens by itself.
 READY = """() => Boolean(
     window.LiteGraph?.registered_node_types.ConceptSlidersApplySliders &&
-    app.extensionManager?.workflow?.activeWorkflow &&
-    app.graph?.nodes.length
+    window.app?.extensionManager?.workflow?.activeWorkflow &&
+    window.app.graph?.nodes.length
 )"""
 
 # Load a workflow; what came of it.
