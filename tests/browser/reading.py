@@ -120,6 +120,11 @@ def show_style(page, is_vue):
     """
     if page.evaluate(IS_VUE) != is_vue:
         page.evaluate(SET_STYLE, is_vue)
-        page.reload(wait_until="domcontentloaded")
-        page.wait_for_function(READY)
+        show_anew(page)
         page.wait_for_function(f"(is_vue) => ({IS_VUE})() === is_vue", arg=is_vue)
+
+
+def show_anew(page):
+    """Load the page anew, as it is after a start."""
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_function(READY)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from concept_sliders.devtools.host import ROOT
 from concept_sliders.devtools.workflow import read_workflow
-from concept_sliders.tests.browser.reading import DONE, DRAWN, FIT, OPEN, READY, REPORTED, SENT, show_style
+from concept_sliders.tests.browser.reading import DONE, DRAWN, FIT, OPEN, REPORTED, SENT, show_anew, show_style
 from safetensors.torch import load_file, save_file
 
 STYLES = pytest.mark.parametrize("is_vue", [False, True], ids=["classic canvas", "Nodes 2.0"])
@@ -65,8 +65,7 @@ def test_reports_stand_on_their_nodes_also_after_a_reload(page, odd_slider, is_v
     fact, warning = (look.evaluate("(line) => getComputedStyle(line).backgroundColor") for look in looks)
     assert fact != warning
 
-    page.reload(wait_until="domcontentloaded")
-    page.wait_for_function(READY)
+    show_anew(page)
     page.evaluate(OPEN, graph)
     assert wait_until_it_says(page, apply, "not in this model") == [count, missing]
     assert wait_until_it_says(page, load, "layers") == facts
