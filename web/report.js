@@ -10,6 +10,7 @@ const LATE_WARNING = "concept_sliders.warning"; // another: what comes out about
 const LAST_PROMPT = "concept_sliders.prompt "; // and a graph's id: where the id of its last prompt is kept
 
 const working = new Set(); // nodes that tell how far they are
+const shown = new WeakMap(); // of nodes: the id of the prompt whose report stands on each, if it is known
 const origins = new Map(); // of prompts, by id: a promise of the id of the graph that each was queued from
 
 app.registerExtension({
@@ -22,7 +23,8 @@ app.registerExtension({
     setup() {
         api.addEventListener("executed", async ({ detail }) => {
             if (!(await isOfThisGraph(detail.prompt_id))) return;
-            if (showOutput(detail.display_node ?? detail.node, detail.output)) remember(detail.prompt_id);
+            const { prompt_id: promptId, output } = detail;
+            if (showOutput(detail.display_node ?? detail.node, output, promptId)) remember(promptId);
         });
         api.addEventListener(PROGRESS, async ({ detail }) => {
             const node = (await isOfThisGraph(detail.prompt_id)) && packNode(detail.node);
@@ -35,20 +37,25 @@ app.registerExtension({
             if (node) add(node, { kind: "warning", text: detail.text });
         });
         for (const end of ["execution_error", "execution_interrupted"]) api.addEventListener(end, clearProgress);
-        api.addEventListener("execution_success", recall); // of nodes that ran before the page was reloaded
+        api.addEventListener("execution_success", async ({ detail }) => {
+            if (!(await isOfThisGraph(detail.prompt_id))) return;
+            remember(detail.prompt_id);
+            recall(); // of nodes that ran before the page was reloaded
+        });
     },
-    afterConfigureGraph: recall,
+    afterConfigureGraph: () => recall(),
     onNodeOutputsUpdated(outputs) {
         for (const [id, output] of Object.entries(outputs)) showOutput(id, output);
     },
 });
 
 // Show the report in a node's output. Returns false if there is none.
-function showOutput(id, output) {
+function showOutput(id, output, promptId) {
     const lines = output?.[REPORT];
     const node = lines && packNode(id);
     if (!node) return false;
     working.delete(node);
+    shown.set(node, promptId);
     write(node, lines);
     return true;
 }
@@ -97,18 +104,21 @@ async function read(path) {
 }
 
 function remember(promptId) {
-    sessionStorage.setItem(LAST_PROMPT + root().id, promptId);
+    if (promptId) sessionStorage.setItem(LAST_PROMPT + root().id, promptId);
 }
 
 // Show the reports of the last prompt of this graph, which the server keeps.
 async function recall() {
     const graph = root();
-    const promptId = sessionStorage.getItem(LAST_PROMPT + graph.id);
+    const last = () => sessionStorage.getItem(LAST_PROMPT + graph.id);
+    const promptId = last();
     if (!promptId) return;
     const entry = (await read(`/history/${promptId}`))[promptId]; // none while it runs, or once the server was restarted
-    if (!entry || root() !== graph) return;
+    if (!entry || root() !== graph || last() !== promptId) return; // a later prompt has reported meanwhile
     const nodes = entry.prompt[2];
     for (const [id, output] of Object.entries(entry.outputs)) {
-        if (packNode(id)?.comfyClass === nodes[id]?.class_type) showOutput(id, output);
+        const node = packNode(id);
+        if (node?.comfyClass !== nodes[id]?.class_type) continue;
+        if (shown.get(node) !== promptId) showOutput(id, output, promptId); // else warnings may stand below it by now
     }
 }

@@ -122,6 +122,22 @@ def test_what_comes_out_in_sampling_stands_below_the_report_once(page, is_vue):
     assert page.evaluate(REPORTED, apply) == [fact]
 
 
+def test_a_late_warning_outlasts_the_end_of_its_prompt(page):
+    """When a prompt has ended, what the server keeps of it is shown again: without the warnings that came late."""
+    graph = small("use_sliders")
+    apply, late = of_class(graph, "ApplySliders"), {"kind": "warning", "text": "not merged"}
+    page.evaluate(OPEN, graph)
+    page.evaluate(RUN)
+    wait_until_it_says(page, apply, "layers")
+    page.wait_for_function(DONE)
+    prompt = page.evaluate("async () => Object.keys(await (await fetch('/history')).json()).at(-1)")
+    page.evaluate(SENT, [LATE_WARNING, {"node": apply, "prompt_id": prompt, "text": late["text"]}])
+    assert late in wait_until_it_says(page, apply, late["text"])
+    page.evaluate(SENT, ["execution_success", {"prompt_id": prompt}])
+    page.wait_for_timeout(1000)
+    assert late in page.evaluate(REPORTED, apply)
+
+
 def test_what_another_workflow_reports_is_not_taken_over(page):
     """Its nodes may have the same ids: one that still runs while another is looked at, say."""
     graph = small("use_sliders")
