@@ -8,12 +8,13 @@ import nodes
 import torch
 from concept_sliders.comfy_host.seeded_sampling import SamplerSettings
 from concept_sliders.pocket.measuring.probe import COLUMNS, Probe
+from concept_sliders.pocket.measuring.sampling import FEW_STEPS as TURBO
 from concept_sliders.pocket.world.portrait import STYLES
 from torch import Tensor
 
 FIRST_SEED = 70_000
 ORDINARY = SamplerSettings(20, 3.0, "euler", "simple")
-FEW_STEPS = SamplerSettings(4, 1.0, "euler", "sgm_uniform")
+FEW_STEPS = SamplerSettings(TURBO.steps, TURBO.cfg, TURBO.sampler, TURBO.scheduler)
 MEASURED = tuple(name for name in COLUMNS if name not in STYLES)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from .models.autoencoder import Autoencoder
-from .models.loading import FOLDER, LORAS, TURBO, weights_of
+from .models.loading import FOLDER, LORAS, TURBO, load_autoencoder, weights_of
 from .training import joint, probe, run, turbo, unet, vae
 from .training.places import place_weights
 from .world.pool import HELD_OUT_SEED, TRAINING_SEED, Pool, drawn_pool, people
@@ -44,7 +44,7 @@ class Maker:
 
     def vae(self) -> None:
         torch.manual_seed(self.seed)
-        network = self._autoencoder() if self.goes_on else Autoencoder()
+        network = load_autoencoder(self.weights) if self.goes_on else Autoencoder()
         network = vae.train_together(network, self.pool, self.folder, self.seed, self._plan(vae.TOGETHER))
         self._export("vae", vae.normalised(network, self.pool).state_dict(), "vae")
 
@@ -60,15 +60,17 @@ class Maker:
         self._export("probe", trained.state_dict(), "probe", held_out=probe.figures_on(trained, held_out))
 
     def unet(self) -> None:
-        latents = unet.encoded(self._autoencoder(), self.pool, self.folder / "latents.npy")
+        latents = unet.encoded(load_autoencoder(self.weights), self.pool, self.folder / "latents.npy")
         stored = weights_of(self.weights, "unet") if self.goes_on else None
         student = unet.build_student(weights_of(self.weights, "text"), self.seed, stored)
-        student.places = place_weights(self._autoencoder(), self.seed)
+        student.places = place_weights(load_autoencoder(self.weights), self.seed)
         trained = unet.train_unet(student, latents, self.pool, self.folder, self.seed, self._plan(unet.PLAN))
         self._export("unet", trained.unet.state_dict(), "unet")
 
     def decoder(self) -> None:
-        trained = vae.train_decoder(self._autoencoder(), self.pool, self.folder, self.seed, self._plan(vae.DECODER))
+        trained = vae.train_decoder(
+            load_autoencoder(self.weights), self.pool, self.folder, self.seed, self._plan(vae.DECODER)
+        )
         self._export("vae", trained.state_dict(), "decoder")
 
     def turbo(self) -> None:
@@ -76,11 +78,6 @@ class Maker:
         known = people(self.count, TRAINING_SEED)
         trained = turbo.train_turbo(self.weights, known, self.folder, self.seed, self._plan(turbo.PLAN), walks)
         self._export(f"{LORAS}/{TURBO.partition('.')[0]}", trained, "turbo")
-
-    def _autoencoder(self) -> Autoencoder:
-        network = Autoencoder()
-        network.load_state_dict(weights_of(self.weights, "vae"))
-        return network
 
     def _plan(self, plan: run.Plan) -> run.Plan:
         return replace(plan, steps=self.steps, warm_up=min(plan.warm_up, self.steps // 4)) if self.steps else plan
