@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import _models  # noqa: F401  (makes ComfyUI and the pack importable)
@@ -74,7 +74,7 @@ class Bench:
             readings = probe.read(images)
             return {name: readings[name] for name in COLUMNS}
 
-        settings = FEW_STEPS if options.turbo else ORDINARY
+        settings = FEW_STEPS if options.turbo else replace(ORDINARY, scheduler="normal")
         self.source = Source(model, clip, vae, torch.zeros(1, 8, 16, 16), settings)
         self.instruments = Instruments({"pocket vision": image_embedding(vision)}, probe=read)
 

@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { add, write } from "./report_box.js";
 
 const REPORT = "concept_sliders_report"; // in what a node puts out for its own display: [{kind, text}]
-const PROGRESS = "concept_sliders.progress"; // a message of the server: {node, text}
+const PROGRESS = "concept_sliders.progress"; // a message of the server: {node, text, prompt_id}
 const LATE_WARNING = "concept_sliders.warning"; // another: what comes out about a node that has reported already
 const LAST_PROMPT = "concept_sliders.prompt "; // and a graph's id: where the id of its last prompt is kept
 
