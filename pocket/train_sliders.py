@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
+from ..comfy_host.text_encoders import encode_prompts
 from ..sliders.formats.slider_files import save_slider
 from ..sliders.gate import Gate
 from ..training.concept import Concept
 from ..training.recipe import TextualRecipe
-from ..training.run import train_textual
+from ..training.run import Trained, train_textual
 from .models.loading import load_pocket
 from .world.drawing import SIZE
 
@@ -65,20 +66,24 @@ LESSONS = {
 }
 
 
+def trained(pocket, recipe: TextualRecipe, name: str) -> Trained:
+    """A slider of the pocket model. pocket: begins with its (MODEL, CLIP, VAE)."""
+    model, clip, vae = pocket[:3]
+    with torch.inference_mode():  # as ComfyUI runs its nodes
+        latents = torch.zeros_like(vae.encode(torch.zeros(BATCH, SIZE, SIZE, 3)))
+        made = train_textual(model, encode_prompts(clip, recipe.prompts()), recipe, latents, name)
+    assert made is not None  # nobody cancels it
+    return made
+
+
 def train(name: str, pocket, folder: Path) -> Path:
     """Train one slider and store it; its file."""
-    model, clip, vae, _ = pocket
     lesson, began = LESSONS[name], time.monotonic()
-    with torch.inference_mode():  # as ComfyUI runs its nodes
-        prompts = lesson.recipe.prompts()
-        conditionings = {prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts}
-        latents = torch.zeros_like(vae.encode(torch.zeros(BATCH, SIZE, SIZE, 3)))
-        trained = train_textual(model, conditionings, lesson.recipe, latents, f"pocket {name.replace('_', ' ')}")
-    assert trained is not None  # nobody cancels it
-    slider = replace(trained.slider, info=replace(trained.slider.info, gate=Gate(lesson.start)))
+    made = trained(pocket, lesson.recipe, f"pocket {name.replace('_', ' ')}")
+    slider = replace(made.slider, info=replace(made.slider.info, gate=Gate(lesson.start)))
     path = folder / f"pocket_{name}.safetensors"
     save_slider(slider, path)
-    log.info("%-12s %4d steps, %3.0f s", name, trained.progress.steps, time.monotonic() - began)
+    log.info("%-12s %4d steps, %3.0f s", name, made.progress.steps, time.monotonic() - began)
     return path
 
 

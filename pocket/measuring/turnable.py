@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ...comfy_host.apply import apply_sliders
-from ...comfy_host.text_encoders import encode_prompts
 from ...inversion.conditioning import negative_conditioning
 from ...inversion.inversion import Inversion
 from ...inversion.inversion_run import invert
@@ -20,9 +19,8 @@ from ...sliders.gate import Gate
 from ...sliders.slider import Slider
 from ...sliders.stack import Stack
 from ...training.recipe import TextualRecipe
-from ...training.run import train_textual
+from ..train_sliders import trained
 from ..world.captions import caption
-from ..world.drawing import SIZE
 from ..world.portrait import portraits
 from .figures import psnr
 from .prompts import PLAIN
@@ -30,7 +28,7 @@ from .report import Models, drawings
 from .sampling import Sampling, conditioning, decoded, sampled
 
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
-STEPS, IMAGES_A_STEP = 150, 4
+STEPS = 150
 GATE = 0.2  # where edits begin: what was fixed before stays
 SAMPLING_STEPS, CFG, RATE = 25, 3.0, 0.1  # of the inversion
 
@@ -49,13 +47,7 @@ class Turned:
 
 def first_slider(models: Models, recipe: TextualRecipe) -> Slider:
     """Of a recipe, in 150 steps. The images trained on are of the model's own size."""
-    model, clip, vae = models.pocket
-    with torch.inference_mode():
-        latents = vae.encode(torch.zeros(IMAGES_A_STEP, SIZE, SIZE, 3))
-        said = encode_prompts(clip, recipe.prompts())
-        trained = train_textual(model, said, replace(recipe, steps=STEPS), torch.zeros_like(latents), "first")
-    assert trained is not None  # nobody cancels it
-    return trained.slider
+    return trained(models.pocket, replace(recipe, steps=STEPS), "first").slider
 
 
 def turned(models: Models, slider: Slider, count: int, sampling: Sampling) -> Turned:
