@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import _models  # noqa: F401  (makes ComfyUI and the pack importable)
-import comfy.sample
-import comfy.samplers
 import comfy.utils
 import numpy as np
 import torch
@@ -34,6 +32,7 @@ from concept_sliders.pocket.world.captions import caption
 from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.pocket.measuring.probe import COLUMNS, load_probe
+from concept_sliders.pocket.measuring.sampling import by_euler, conditioning
 from concept_sliders.pocket.measuring.sheet import contact_sheet
 from concept_sliders.pocket.world.portrait import portraits
 from concept_sliders.sliders.formats.slider_files import load_slider
@@ -70,14 +69,8 @@ class Bench:
             self.images = torch.from_numpy(drawn).float() / 255
             self.latents = self.vae.encode(self.images)
             unsaid = () if named else SLIDERS.values()
-            self.positive = self.encoded([caption(person, generator, unsaid) for person in people])
-            self.negative = self.encoded([""])
-
-    def encoded(self, texts: list[str]) -> list:
-        """CONDITIONING with a row for each text."""
-        entries = [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))[0] for text in texts]
-        pooled = torch.cat([options["pooled_output"] for _, options in entries])
-        return [[torch.cat([encoding for encoding, _ in entries]), {"pooled_output": pooled}]]
+            self.positive = conditioning(self.clip, [caption(person, generator, unsaid) for person in people])
+            self.negative = conditioning(self.clip, [""])
 
     def kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """A tensor, made once."""
@@ -102,15 +95,8 @@ class Bench:
         """Latents, by ComfyUI's sampler, after some of the steps. what: an inversion's name, or "generated"."""
         made = self.inversion("plain" if what == "generated" else what)
         negative = self.negative if what == "generated" else negative_conditioning(made)
-        return self.by_euler(model, torch.zeros_like(latent), latent, made.sigmas[steps], negative, cfg or self.cfg)
-
-    @torch.inference_mode()
-    def by_euler(self, model, noise: Tensor, latent: Tensor, sigmas: Tensor, negative: list, cfg: float) -> Tensor:
-        """Sample as the node SamplerCustom does."""
-        euler = comfy.samplers.ksampler("euler")
-        return comfy.sample.sample_custom(
-            model, noise, cfg, euler, sigmas, self.positive, negative, latent, seed=0
-        ).clone()
+        nothing = torch.zeros_like(latent)
+        return by_euler(model, latent, nothing, made.sigmas[steps], self.positive, negative, cfg or self.cfg)
 
     def begun(self, what: str) -> Tensor:
         """Latents where the gate opens: up to there all edits are the same."""
@@ -120,7 +106,7 @@ class Bench:
             return self.kept(name, lambda: self.sampled(what, self.model, first, start))
         noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
         sigmas, nothing = self.inversion("plain").sigmas[first], torch.zeros_like(noise)
-        make = partial(self.by_euler, self.model, noise, nothing, sigmas, self.negative, self.cfg)
+        make = partial(by_euler, self.model, nothing, noise, sigmas, self.positive, self.negative, self.cfg)
         return self.kept(name, make)
 
     def again(self, what: str, model, name: str) -> Tensor:

@@ -76,8 +76,10 @@ class Maker:
     def turbo(self) -> None:
         walks = turbo.WALKS if self.steps is None else min(turbo.WALKS, 2 * self.steps)
         known = people(self.count, TRAINING_SEED)
-        trained = turbo.train_turbo(self.weights, known, self.folder, self.seed, self._plan(turbo.PLAN), walks)
-        self._export(f"{LORAS}/{TURBO.partition('.')[0]}", trained, "turbo")
+        plan, part = self._plan(turbo.PLAN), f"{LORAS}/{TURBO.partition('.')[0]}"
+        stored = weights_of(self.weights, part) if self.goes_on else None
+        trained = turbo.train_turbo(self.weights, known, self.folder, self.seed, plan, walks, stored)
+        self._export(part, trained, "turbo")
 
     def _plan(self, plan: run.Plan) -> run.Plan:
         return replace(plan, steps=self.steps, warm_up=min(plan.warm_up, self.steps // 4)) if self.steps else plan
@@ -99,7 +101,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of every stage, for a trial")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--go-on", action="store_true", help="VAE, joint encoder and UNet begin with the stored weights"
+        "--go-on", action="store_true", help="VAE, joint encoder, UNet and turbo begin with the stored weights"
     )
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

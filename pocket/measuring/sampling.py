@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import comfy.sample
+import comfy.samplers
 import torch
 from torch import Tensor
 
@@ -62,6 +64,15 @@ def conditioning(clip, prompts: Sequence[str]):
     words = torch.cat([tokens for tokens, _ in encoded])
     pooled = torch.cat([extra["pooled_output"] for _, extra in encoded])
     return [[words, {"pooled_output": pooled}]]
+
+
+def by_euler(model, latent: Tensor, noise: Tensor, sigmas: Tensor, positive, negative, cfg: float) -> Tensor:
+    """(N, 8, 16, 16), sampled down these sigmas as SamplerCustom does. noise: zeros where `latent` has it."""
+    euler = comfy.samplers.ksampler("euler")
+    with torch.inference_mode():
+        return comfy.sample.sample_custom(
+            model, noise, cfg, euler, sigmas, positive, negative, latent, seed=0
+        ).clone()  # fmt: skip
 
 
 def decoded(vae, latents: Tensor, batch: int = 64) -> Tensor:

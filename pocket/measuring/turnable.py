@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import comfy.sample
-import comfy.samplers
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...comfy_host.apply import apply_sliders
 from ...inversion.conditioning import negative_conditioning
-from ...inversion.inversion import Inversion
 from ...inversion.inversion_run import invert
 from ...inversion.settings import InversionSettings
 from ...sliders.gate import Gate
@@ -25,7 +22,7 @@ from ..world.portrait import portraits
 from .figures import psnr
 from .prompts import PLAIN
 from .report import Models, drawings
-from .sampling import Sampling, conditioning, decoded, sampled
+from .sampling import Sampling, by_euler, conditioning, decoded, sampled
 
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 STEPS = 150
@@ -73,10 +70,10 @@ def edited(models: Models, slider: Slider, attribute: str, count: int) -> Turned
         latents = vae.encode(images)
         positive = conditioning(clip, [caption(person, rng, (attribute,)) for person in people])
         made = invert(model, latents, positive, conditioning(clip, [""]), settings)
-    shown = {
-        strength: decoded(vae, _again(_with(model, slider, strength, Gate(GATE)), made, positive))
-        for strength in STRENGTHS
-    }
+    nothing, negative, shown = torch.zeros_like(made.noise), negative_conditioning(made), {}
+    for strength in STRENGTHS:
+        turning = _with(model, slider, strength, Gate(GATE))
+        shown[strength] = decoded(vae, by_euler(turning, made.noise, nothing, made.sigmas, positive, negative, CFG))
     quality = {
         "dB, VAE round trip": psnr(decoded(vae, latents), images).mean().item(),
         "dB, null-text": psnr(shown[0.0], images).mean().item(),
@@ -90,16 +87,6 @@ def _labelled(images: dict[float, Tensor]) -> dict[str, Tensor]:
 
 def _with(model, slider: Slider, strength: float, gate: Gate | None = None):
     return apply_sliders(model, Stack.of(slider, strength, gate)) if strength else model
-
-
-def _again(model, made: Inversion, positive: list) -> Tensor:
-    """Latents, sampled from what was inverted, as SamplerCustom does."""
-    with torch.inference_mode():
-        nothing = torch.zeros_like(made.noise)
-        return comfy.sample.sample_custom(
-            model, nothing, CFG, comfy.samplers.ksampler("euler"), made.sigmas, positive, negative_conditioning(made),
-            made.noise, seed=0,
-        ).clone()  # fmt: skip
 
 
 def _stays(models: Models, images: dict[float, Tensor]) -> dict[str, float]:

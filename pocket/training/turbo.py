@@ -35,6 +35,7 @@ WALKS, WALKS_IN_A_FILE = 4096, 64
 SIDE = SIZE // FACTOR  # of latents
 CFG = 3.0  # of the teacher
 RANK = 12
+KEYS = "diffusion_model."  # what a LoRA's keys begin with
 
 
 class LowRank(nn.Module):
@@ -76,21 +77,37 @@ class Distilled(nn.Module):
         """Keys as ComfyUI's LoRA loader reads them; alpha is the rank, so the scale is 1."""
         weights: dict[str, Tensor] = {}
         for name, layer in self.layers:
-            key = f"diffusion_model.{name}"
-            weights |= {f"{key}.{factor}": value for factor, value in layer.state_dict().items()}
-            weights[f"{key}.alpha"] = torch.tensor(float(RANK))
+            weights |= {f"{KEYS}{name}.{factor}": value for factor, value in layer.state_dict().items()}
+            weights[f"{KEYS}{name}.alpha"] = torch.tensor(float(RANK))
         return weights
+
+    def begin_with(self, lora: dict[str, Tensor]) -> None:
+        """Take over what `lora` gave; layers that it lacks begin anew."""
+        for name, layer in self.layers:
+            if f"{KEYS}{name}.alpha" in lora:
+                layer.load_state_dict({factor: lora[f"{KEYS}{name}.{factor}"] for factor in layer.state_dict()})
 
 
 def train_turbo(
-    weights: Path, people: list[Portrait], folder: Path, seed: int, plan: Plan = PLAN, walks: int = WALKS
+    weights: Path,
+    people: list[Portrait],
+    folder: Path,
+    seed: int,
+    plan: Plan = PLAN,
+    walks: int = WALKS,
+    stored: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The LoRA's tensors. weights: the folder of the model that is distilled. people: whom its captions are of."""
+    """The LoRA's tensors. weights: the folder of the model that is distilled. people: whom its captions are of.
+
+    stored: a LoRA to begin with.
+    """
     torch.manual_seed(seed)
     text, model = weights_of(weights, "text"), weights_of(weights, "unet")
     student, teacher = (build_student(text, seed, model) for _ in range(2))
     kept = kept_walks(teacher, people, folder / "walks", seed, walks)
     trained = Distilled(student)
+    if stored is not None:
+        trained.begin_with(stored)
     average = fit(trained, _samples(kept), distillation_loss, plan, folder / "turbo.pt", seed=seed)
     trained.load_state_dict(average.state_dict())
     return trained.lora()

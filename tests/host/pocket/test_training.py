@@ -156,6 +156,33 @@ def test_comfyuis_lora_loader_applies_the_students_lora_to_every_layer(made):
     assert set(patched.patches) == {f"diffusion_model.{name}.weight" for name in layers}
 
 
+def test_the_student_begins_with_a_stored_lora_and_anew_where_it_has_none():
+    text, model = weights_of(FOLDER, "text"), weights_of(FOLDER, "unet")
+    trained, again = (turbo.Distilled(unet.build_student(text, 1, model)) for _ in range(2))
+    with torch.no_grad():
+        for parameter in trained.changes.parameters():
+            parameter.normal_(0, 0.1)
+    lora = {name: value for name, value in trained.lora().items() if ".middle_block." not in name}
+    again.begin_with(lora)
+    told = again.lora()
+    assert lora and all(torch.equal(told[name], value) for name, value in lora.items())
+    others = [value for name, value in told.items() if name not in lora and name.endswith("lora_up.weight")]
+    assert others and not any(value.any() for value in others)
+
+
+def test_blocks_that_stored_weights_lack_add_nothing_at_first():
+    text, model = weights_of(FOLDER, "text"), weights_of(FOLDER, "unet")
+    smaller = {name: value for name, value in model.items() if not name.startswith("output_blocks.1.1.")}
+    assert len(smaller) < len(model)
+    grown, silent = unet.build_student(text, 1, smaller), unet.build_student(text, 1, model)
+    silent.unet.output_blocks[1][1].forward = lambda x, *_, **__: x
+    given = torch.randn(2, 8, 16, 16), torch.tensor([100, 900]), torch.ones(2, 40, dtype=torch.long)
+    with torch.no_grad():
+        assert torch.allclose(grown(*given), silent(*given), atol=1e-5)
+    with pytest.raises(ValueError, match="output_blocks.9"):
+        unet.build_student(text, 1, model | {"output_blocks.9.1.proj_out.weight": torch.zeros(1)})
+
+
 def test_v_and_the_clean_latents_tell_each_other():
     x, v = torch.randn(2, 3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.1, 1.0, 9.0])
