@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .precision import bfloat16
+from .precision import bfloat16_is_fast
 
 # Of x -> a x + b x^3 + c x^5, five times over: takes singular values in (0, 1] to about 1.
 COEFFICIENTS, TIMES = (3.4445, -4.7750, 2.0315), 5
@@ -50,9 +50,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
-    with bfloat16():
-        for _ in range(TIMES):
-            product = x @ x.T
-            x = a * x + (b * product + c * product @ product) @ x
+    x = (x / (x.norm() + 1e-7)).to(torch.bfloat16 if bfloat16_is_fast() else matrix.dtype)
+    for _ in range(TIMES):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.T if tall else x).to(matrix.dtype)
