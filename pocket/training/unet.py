@@ -50,11 +50,16 @@ class Student(nn.Module):
 
 
 def build_student(text: dict[str, Tensor], seed: int, stored: dict[str, Tensor] | None = None) -> Student:
-    """With weights to begin from: the UNet's `stored` ones, or drawn ones. text: those of the text encoder."""
+    """With weights to begin from: the UNet's `stored` ones, or drawn ones. text: those of the text encoder.
+
+    Blocks that a smaller UNet's stored weights lack begin as drawn: they end in zeros, so they add nothing at first.
+    """
     unet = build_unet().diffusion_model.float().requires_grad_(True)
     initialise(unet, torch.Generator().manual_seed(seed), ENDS)
     if stored is not None:
-        unet.load_state_dict(stored)
+        _, unknown = unet.load_state_dict(stored, strict=False)
+        if unknown:
+            raise ValueError(f"the stored UNet has layers that this one lacks: {', '.join(unknown[:4])}")
     encoder = build_clip(dtype=torch.float32).cond_stage_model.clip_l.transformer
     encoder.load_state_dict(text)
     return Student(channels_last(unet), encoder)
