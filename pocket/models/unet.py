@@ -51,7 +51,7 @@ class PocketConfig(comfy.supported_models_base.BASE):
         "num_res_blocks": [1, 1],
         "channel_mult": [1, 2],
         "transformer_depth": [0, 1],
-        "transformer_depth_output": [0, 0, 1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],  # the finest level too: eyes are two latents wide
         "transformer_depth_middle": 1,
         "use_spatial_transformer": True,
         "use_linear_in_transformer": True,
