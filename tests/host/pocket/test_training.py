@@ -179,7 +179,7 @@ def test_blocks_that_stored_weights_lack_add_nothing_at_first():
     given = torch.randn(2, 8, 16, 16), torch.tensor([100, 900]), torch.ones(2, 40, dtype=torch.long)
     with torch.no_grad():
         assert torch.allclose(grown(*given), silent(*given), atol=1e-5)
-    with pytest.raises(ValueError, match="output_blocks.9"):
+    with pytest.raises(ValueError, match=r"output_blocks\.9"):
         unet.build_student(text, 1, model | {"output_blocks.9.1.proj_out.weight": torch.zeros(1)})
 
 
