@@ -72,7 +72,7 @@ def by_euler(model, latent: Tensor, noise: Tensor, sigmas: Tensor, positive, neg
     with torch.inference_mode():
         return comfy.sample.sample_custom(
             model, noise, cfg, euler, sigmas, positive, negative, latent, seed=0
-        ).clone()  # fmt: skip
+        ).clone()
 
 
 def decoded(vae, latents: Tensor, batch: int = 64) -> Tensor:
