@@ -50,7 +50,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = (x / (x.norm() + 1e-7)).to(torch.bfloat16 if bfloat16_is_fast() else matrix.dtype)
+    x = (x / (x.norm() + 1e-7)).to(torch.bfloat16 if bfloat16_is_fast(x.device.type) else matrix.dtype)
     for _ in range(TIMES):
         square = x @ x.T
         x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
