@@ -29,9 +29,10 @@ from concept_sliders.inversion.inversion import Inversion
 from concept_sliders.inversion.settings import InversionSettings
 from concept_sliders.inversion.inversion_run import invert
 from concept_sliders.pocket.world.captions import caption
-from concept_sliders.pocket.world.drawing import draw
 from concept_sliders.pocket.models.loading import load_pocket
+from concept_sliders.pocket.measuring.figures import psnr
 from concept_sliders.pocket.measuring.probe import COLUMNS, load_probe
+from concept_sliders.pocket.measuring.report import drawings
 from concept_sliders.pocket.measuring.sampling import by_euler, conditioning
 from concept_sliders.pocket.measuring.sheet import contact_sheet
 from concept_sliders.pocket.world.portrait import portraits
@@ -62,11 +63,10 @@ class Bench:
         self.gate, self.opens = Gate(gate), int(gate * steps)  # the step that sliders first act in
         folder.mkdir(parents=True, exist_ok=True)
         self.probe, people = load_probe(), portraits(count, SEED)
-        drawn = np.stack([draw(person) for person in people])  # (count, 128, 128, 3)
         generator = np.random.default_rng(SEED)
         with torch.inference_mode():
             self.model, self.clip, self.vae, _ = load_pocket()
-            self.images = torch.from_numpy(drawn).float() / 255
+            self.images = drawings(people)  # (count, 128, 128, 3)
             self.latents = self.vae.encode(self.images)
             unsaid = () if named else SLIDERS.values()
             self.positive = conditioning(self.clip, [caption(person, generator, unsaid) for person in people])
@@ -180,12 +180,6 @@ class Bench:
         ]
         sheet = contact_sheet([(label, images[:SHOWN]) for label, images in rows])
         sheet.save(self.folder / "real.jpg", quality=92)
-
-
-def psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """(B,) decibels of (B, H, W, 3) images in [0, 1]."""
-    error = (images.clamp(0, 1) - originals).square().flatten(1).mean(1)
-    return -10 * torch.log10(error.clamp(min=1e-12))
 
 
 def main() -> None:

@@ -79,8 +79,9 @@ class TrainSlider(io.ComfyNode):
                     default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Join the phrases to preserve to the target as well, so that what they name stays at "
-                    "even odds. The paper: off; its code has them in every prompt. It changes nothing without them.",
+                    tooltip="In rollouts with the slider on, what the phrases name is to be as it would be without "
+                    "the slider: a face grown old gets no glasses that it did not have. Off is the paper's way. It "
+                    "changes nothing without phrases.",
                 ),
                 *layer_inputs(),
                 *run_inputs(),

@@ -108,8 +108,8 @@ class TextualRecipe(Recipe):
         bare model. The paper has 0, its code 1.
     phrases_per_sigma: of the phrases to preserve, how many the frozen model is evaluated with at one sigma, all in
         turn; 0 for all of them at once.
-    preserve_in_target: ask it for the target with these phrases too, and not for the target alone; without phrases it
-        changes nothing.
+    preserve_in_target: where rollouts are made with the slider on, hold what the phrases name to what it is without
+        the slider, see `objectives.preserved_target`; without phrases it changes nothing.
     """
 
     concepts: tuple[Concept, ...]

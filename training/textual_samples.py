@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..comfy_host.predictor import classifier_free
-from .concept import Concept
-from .ends import ABOVE_ROUNDING, NOTHING, Answers, relative_size, share_again
+from .ends import Answers
 from .eta_choice import choose_for
-from .objectives import textual_change, textual_target
+from .objectives import textual_target
 from .recipe import TextualRecipe
-from .rollout import Trajectory, roll_out
+from .rollout import roll_out
+from .rollout_predictions import Asked, RolloutPredictions
 from .samples import Sample, SampleSource, Warnings
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ class TextualSamples(SampleSource):
     take turns, which over many rollouts is the mean over all; the public code takes one an iteration, and has it in
     every prompt.
     Rollouts are of the frozen model, as the paper has it; but the share `recipe.on_policy_rollouts` of them is made
-    with the slider on (the public code does so always), each batch entry at its own sign: there it learns what to
-    preserve in images that it has changed.
+    with the slider on (the public code does so always), each batch entry at its own sign, in the steps that are
+    trained on: there it learns what to preserve in images that it has changed, see `objectives.preserved_target`.
 
     A concept with an eta of 0 gets one by auditions before the first sample, see `eta_choice`.
 
@@ -147,18 +146,22 @@ class TextualSamples(SampleSource):
         waiting = self._steps_and_flips(count, on_policy)
         strengths = (signs if on_policy else torch.zeros_like(signs)).to(device)
         phrases = self._phrases_in_turn(len(recipe.concepts[chosen].phrases))
-        predictions = _RolloutPredictions(self, recipe.concepts[chosen], strengths, waiting, phrases)
-        last = max(step for step, _ in waiting)
-        sigmas = self.denoiser.sigmas(recipe.rollout_steps)[: last + 2]  # what lies beyond is not needed
+        steps = {step for step, _ in waiting}
+        asked = Asked(recipe.concepts[chosen], phrases, steps, self._trained_steps(), recipe.guidance)
+        twins = on_policy and recipe.preserve_in_target and bool(asked.concept.preserve)
+        predictions = RolloutPredictions(self.denoiser, self.layers, asked, strengths, twins)
+        sigmas = self.denoiser.sigmas(recipe.rollout_steps)[: max(steps) + 2]  # what lies beyond is not needed
+        noise = torch.cat([noise, noise]) if twins else noise
         trajectory = roll_out(predictions, noise, sigmas, self.denoiser.scale_noise)
+        x = trajectory.x[:, : len(signs)]
         if chosen not in self._answers:
-            self._answers[chosen] = predictions.answers(trajectory)
+            self._answers[chosen] = predictions.answers(x, sigmas)
             self._check_answers(chosen)
         return {
             "concept": chosen,
             "signs": signs,
             "waiting": waiting,
-            "x": trajectory.x.cpu(),
+            "x": x.cpu(),
             "sigmas": trajectory.sigmas.cpu(),
             "d_target": torch.stack(predictions.d_target).cpu(),
             "d_change": torch.stack(predictions.d_change).cpu(),
@@ -192,17 +195,21 @@ class TextualSamples(SampleSource):
             turn, waiting = waiting[:at_once], waiting[at_once:]
             yield turn
 
+    def _trained_steps(self) -> range:
+        """The steps of a rollout that samples are taken from: at least one."""
+        recipe = self.recipe
+        start, end = (round(part * recipe.rollout_steps) for part in (recipe.start_percent, recipe.end_percent))
+        start = min(start, recipe.rollout_steps - 1)
+        return range(start, max(end, start + 1))
+
     def _steps_and_flips(self, count: int, on_policy: bool) -> list[tuple[int, int]]:
         """Draw (step of the rollout, factor of the signs) for `count` samples.
 
         All steps come twice, in random orders, before any comes a third time. Half of the steps come at one sign
         first, the others at the other. An image that the slider has made at a sign is learned from at that sign.
         """
-        recipe = self.recipe
-        start, end = (round(part * recipe.rollout_steps) for part in (recipe.start_percent, recipe.end_percent))
-        start = min(start, recipe.rollout_steps - 1)
-        steps = torch.arange(start, max(end, start + 1))
-        flipping = recipe.both_signs and not on_policy
+        steps = torch.tensor(self._trained_steps())
+        flipping = self.recipe.both_signs and not on_policy
         drawn: list[tuple[int, int]] = []
         while len(drawn) < count:
             flips = [-1 if flipping and place % 2 else 1 for place in range(len(steps))]
@@ -212,84 +219,3 @@ class TextualSamples(SampleSource):
             drawn += [(step, flip_of[step]) for step in first]
             drawn += [(step, -flip_of[step] if flipping else 1) for step in again]
         return drawn[:count]
-
-
-class _RolloutPredictions:
-    """The guided prediction along a rollout, which keeps the frozen model's predictions on the way.
-
-    All predictions at a sigma are asked for together: those of the target and the empty prompt, with the slider at
-    `strengths` (B,); and without it, where a sample will be taken, those of the target and both ends of the concept,
-    with the phrases that `phrases` gives for the sigma.
-    """
-
-    def __init__(
-        self,
-        samples: TextualSamples,
-        concept: Concept,
-        strengths: Tensor,
-        steps_and_flips: list[tuple[int, int]],
-        phrases: Iterator[list[int]],
-    ):
-        self.samples, self.strengths, self.concept, self.phrases = samples, strengths, concept, phrases
-        self.guidance, self.preserve_in_target = samples.recipe.guidance, samples.recipe.preserve_in_target
-        self.sampled = {step for step, _ in steps_and_flips}
-        self.d_target: list[Tensor] = []
-        self.d_change: list[Tensor] = []
-        self._turns: list[list[int]] = []  # the phrases predicted with, for each sigma where a sample will be taken
-
-    def answers(self, trajectory: Trajectory) -> Answers:
-        """Compare what the model has answered to both ends, and what it answers when it is asked again.
-
-        It is asked again where the difference may be rounding: at the sigma with the largest, prompt by prompt, as
-        rounding depends on what else is in a batch.
-        """
-        steps = sorted(self.sampled)
-        change = torch.stack([self.d_change[step] for step in steps])
-        target = torch.stack([self.d_target[step] for step in steps])
-        apart = relative_size(change, target)
-        if not NOTHING < apart < ABOVE_ROUNDING * torch.finfo(self.samples.denoiser.dtype).eps:
-            return Answers(apart)
-        largest = int(change.flatten(1).norm(dim=1).argmax())
-        ends = [self.concept.ends()[phrase] for phrase in self._turns[largest]]
-        x, sigma = trajectory.x[steps[largest]], trajectory.sigmas[steps[largest]]
-        more, less = (
-            torch.cat([self.samples.denoiser.predict(x, sigma, [prompt]) for prompt in prompts])
-            for prompts in zip(*ends, strict=True)
-        )
-        return Answers(apart, share_again(change[largest], textual_change(more, less)))
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """(B, C, ...) -> (B, C, ...), guided."""
-        target = self.concept.target
-        guiding = [target, ""] if self.guidance != 1 and target else [target]
-        frozen, ends = self._frozen_prompts() if len(self.d_target) in self.sampled else ([], 0)
-        strengths = torch.zeros(len(guiding) + len(frozen), len(x), 1, device=x.device)
-        strengths[: len(guiding)] = self.strengths[:, None]
-        d = self.samples.denoiser.predict(x, sigma, [*guiding, *frozen], self.samples.layers, strengths)
-        self._keep(d[0], d[len(guiding) :], ends)
-        return classifier_free(d[0], d[1], self.guidance) if len(guiding) > 1 else d[0]
-
-    def _frozen_prompts(self) -> tuple[list[str], int]:
-        """Return the prompts to predict without the slider, and how many there are of each end, which come last.
-
-        With the phrases whose turn it is: the target, unless the guidance has the same prediction, and both ends.
-        """
-        concept, turn = self.concept, next(self.phrases)
-        self._turns.append(turn)
-        more, less = zip(*(concept.ends()[phrase] for phrase in turn), strict=True)
-        targets = [concept.target]
-        if self.preserve_in_target:
-            targets = [concept.targets()[phrase] for phrase in turn]
-        if targets == [concept.target] and not self.strengths.any():
-            targets = []
-        return [*targets, *more, *less], len(turn)
-
-    def _keep(self, d_guiding: Tensor, frozen: Tensor, ends: int) -> None:
-        """Keep the two terms of the target at this sigma; zeros where no sample will be taken."""
-        if not len(frozen):
-            self.d_target.append(torch.zeros_like(d_guiding))
-            self.d_change.append(torch.zeros_like(d_guiding))
-            return
-        d_targets, d_more, d_less = frozen.split([len(frozen) - 2 * ends, ends, ends])
-        self.d_target.append(d_targets.mean(dim=0) if len(d_targets) else d_guiding)
-        self.d_change.append(textual_change(d_more, d_less))

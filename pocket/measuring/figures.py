@@ -38,7 +38,7 @@ def gradient_energy(images: Tensor) -> float:
     return (across.square().mean() + down.square().mean()).item()
 
 
-def patches(latents: Tensor, side: int = 4) -> Tensor:
+def patches(latents: Tensor, side: int = 2) -> Tensor:
     """(B, C, h, w) -> (B h w / side^2, C side^2), without overlap."""
     squares = latents.unfold(2, side, side).unfold(3, side, side)  # (B, C, h/s, w/s, s, s)
     return squares.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)

@@ -30,6 +30,7 @@ from .sampling import Sampling, continued, decoded, sampled, sampled_latents
 
 DISTURBED = 0.1  # of the latents' spread
 GATES = (0.0, 0.1, 0.2, 0.3, 0.5)  # shares of sampling
+ENERGY = "gradient energy, of the drawings'"
 SOFT = 30.0  # decibels of the blur that the fidelity figures have to notice
 
 
@@ -85,15 +86,18 @@ def of_the_vae(models: Models, count: int = 512) -> dict[str, float]:
 
 
 def of_described(models: Models, count: int, sampling: Sampling) -> dict[str, float]:
-    """Captions that name everything: correlation of what was read with the degree named, share of the rest right."""
+    """Captions that name everything: correlation of what was read with the degree named, share of the rest right; and
+    gradient energy."""
     people, captions = described(count, seed=1)
-    readings = models.read(sampled(models.pocket, captions, sampling))
+    made = sampled(models.pocket, captions, sampling)
+    readings = models.read(made)
     figures = {name: correlation(readings[name], torch.tensor(degrees_of(people, name))) for name in CONTINUOUS}
     for name in BINARY:
         truth = torch.tensor([getattr(person, name) for person in people])
         figures[name] = ((readings[name] > 0.5) == truth).float().mean().item()
     truth = torch.tensor([STYLES.index(person.style) for person in people])
     figures["style"] = (readings["style"].argmax(1) == truth).float().mean().item()
+    figures[ENERGY] = _energy(models, made, drawings(people))
     return figures
 
 
@@ -146,19 +150,18 @@ def of_samples(models: Models, count: int, sampling: Sampling) -> dict[str, floa
     figures: dict[str, float] = {}
     views = {
         "embeddings": models.features_of,
-        "patches": lambda shown: _some(patches(models.latents_of(shown)), count),
+        "patches": lambda shown: patches(models.latents_of(shown)),
     }
-    compared = {"drawings": fresh, "samples": made, "blurred": blurred_to(real, SOFT)}
+    compared = {"drawings": fresh, "samples": made, "blurred": blurred_to(fresh, SOFT)}
     for view, features_of in views.items():
         truth = features_of(real)
         for name, images in compared.items():
             seen = features_of(images)
-            precision, recall = precision_and_recall(truth, seen)
+            precision, recall = precision_and_recall(_some(truth, count), _some(seen, count))
             distance = frechet_distance(truth, seen)
             figures |= {f"{view}, {name}: {k}": v for k, v in
                         (("distance", distance), ("precision", precision), ("recall", recall))}  # fmt: skip
-    through = decoded(models.vae, models.latents_of(real))
-    figures["gradient energy, of the drawings'"] = gradient_energy(made) / gradient_energy(through)
+    figures[ENERGY] = _energy(models, made, real)
     figures["called spoiled"] = (models.read(made)["spoiled"] > 0.5).float().mean().item()
     return figures
 
@@ -182,6 +185,11 @@ def of_the_gate(
         figures["style"].append((a["style"].argmax(1) == b["style"].argmax(1)).float().mean().item())
         figures["place, px"].append(shifts(one, other).mean().item())
     return figures
+
+
+def _energy(models: Models, made: Tensor, real: Tensor) -> float:
+    """Gradient energy of samples, relative to that of drawings that went through the VAE."""
+    return gradient_energy(made) / gradient_energy(decoded(models.vae, models.latents_of(real)))
 
 
 def _some(features: Tensor, count: int) -> Tensor:

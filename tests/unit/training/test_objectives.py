@@ -210,23 +210,65 @@ def test_only_the_chosen_part_of_sampling_is_trained_on():
     assert max(float(sample.sigma) for sample in met) <= 0.5 + 1e-6
 
 
-def test_a_preserved_target_asks_with_every_phrase():
-    model, met = samples(1, preserve_in_target=True, samples_per_rollout=20)
-    assert ("p", "", "p, a", "p, b") in [prompts[:4] for prompts in model.asked]
-    sign = float(met[0].strengths[0, 0])
-    expected = (3.0 + 0.0) / 2 + float(met[0].sigma) + sign * 2.0 * ((5 - 2) + (4 - 3)) / 2
-    torch.testing.assert_close(met[0].target[0], torch.full((3,), expected))
+class Tied(Affine):
+    """What a prompt is answered depends on the image, too: d = shift + sigma + tie of the prompt * x."""
+
+    ties = {"p": 0.7, "p, a": 0.2, "p, b": -0.6}
+
+    def predict(self, x, sigma, prompts, layers=None, strengths=None):
+        strengths = torch.zeros(len(prompts), len(x), 1) if strengths is None else strengths
+        ties = torch.tensor([self.ties.get(prompt, 0.0) for prompt in prompts])
+        return super().predict(x, sigma, prompts, layers, strengths) + ties.view(-1, 1, 1) * x
+
+
+def one_rollout(**changes):
+    """All samples of the first rollout, by a model whose answers are tied to the image, and what it was asked."""
+    model, recipe = Tied(), {"rollout_steps": 10, "samples_per_rollout": 40, "phrases_per_sigma": 0, "guidance": 1.0}
+    recipe = TextualRecipe(concepts=(CONCEPT,), both_signs=False, **recipe, **changes)
+    stream = TextualSamples(model, model, recipe, (2, 3), torch.Generator().manual_seed(0))
+    met = [next(stream) for _ in range(POOL * 9)][::POOL]
+    return model, {float(sample.sigma): sample for sample in met}
+
+
+def test_phrases_name_what_the_image_has_without_the_slider():
+    """What the model adds to the mean of the phrases is what it adds on the twin."""
+    _, bare = one_rollout(on_policy_rollouts=0.0)
+    _, met = one_rollout(on_policy_rollouts=1.0)
+    moved = 0.0
+    for sigma in sorted(bare.keys() & met.keys(), reverse=True):
+        x, twin = met[sigma].x, bare[sigma].x
+        mean = (0.2 - 0.6) / 2
+        expected = mean * (x - twin) + 0.7 * twin + 1.0 + sigma + 2.0 * ((5 - 2) + (4 - 3)) / 2
+        torch.testing.assert_close(met[sigma].target, expected)
+        moved = max(moved, float((x - twin).abs().max()))
+    assert moved > 0.1  # the slider has changed it
+
+
+def test_the_paper_takes_the_target_alone_and_so_does_a_bare_rollout():
+    for changes in ({"preserve_in_target": False, "on_policy_rollouts": 1.0}, {"on_policy_rollouts": 0.0}):
+        model, met = one_rollout(**changes)
+        assert not any(prompt in ("p, a", "p, b") for prompts in model.asked for prompt in prompts)
+        for sigma, sample in met.items():
+            torch.testing.assert_close(sample.target, 0.7 * sample.x + 1.0 + sigma + 4.0)
+
+
+def test_the_slider_acts_on_rollouts_where_it_is_trained():
+    _, bare = one_rollout(on_policy_rollouts=0.0, start_percent=0.5)
+    _, met = one_rollout(on_policy_rollouts=1.0, start_percent=0.5)
+    first, *later = sorted(bare.keys() & met.keys(), reverse=True)
+    assert first == pytest.approx(0.5) and torch.equal(met[first].x, bare[first].x)
+    assert all(not torch.allclose(met[sigma].x, bare[sigma].x) for sigma in later)
 
 
 def test_phrases_take_turns_where_not_all_are_asked_about():
-    model, met = samples(40, preserve_in_target=True, phrases_per_sigma=1, samples_per_rollout=40)
+    model, met = samples(40, phrases_per_sigma=1, samples_per_rollout=40)
     asked = [prompts[2:] for prompts in model.asked if len(prompts) > 2]
-    by_phrase = [("p, a", "m, a", "l, a"), ("p, b", "m, b", "l, b")]
+    by_phrase = [("m, a", "l, a"), ("m, b", "l, b")]
     assert [set(pair) for pair in zip(asked[::2], asked[1::2])] == [set(by_phrase)] * (len(asked) // 2)
     assert len(asked) == 40 and len(set(zip(asked[::2], asked[1::2]))) == 2  # either comes first
     for sample in met:
         sigma, sign = float(sample.sigma), float(sample.strengths[0, 0])
-        expected = {round(base + sigma + sign * 2.0 * change, 4) for base, change in ((3, 5 - 2), (0, 4 - 3))}
+        expected = {round(1.0 + sigma + sign * 2.0 * change, 4) for change in (5 - 2, 4 - 3)}
         assert round(float(sample.target[0, 0]), 4) in expected
 
 
