@@ -18,6 +18,7 @@ from ..comfy_host.errors import is_out_of_memory
 from ..comfy_host.gradient_checkpointing import checkpointed
 from ..comfy_host.memory import free_unused
 from ..comfy_host.refetched_weights import refetched
+from .average import PowerAverage
 from .progress import Progress
 from .recipe import GRADIENT_CHECKPOINTING
 from .samples import Lesson, SampleSource
@@ -64,7 +65,8 @@ class Training:
         self._checkpointing = recipe.memory == GRADIENT_CHECKPOINTING
         self._carefully = False  # see `autograd.differentiable`
         self._updating = False  # whether the optimiser is changing the parameters right now
-        self._snapshot = Snapshot(self._parameters, self._optimizer)
+        self._average = PowerAverage(self._parameters)
+        self._snapshot = Snapshot(self._parameters, self._optimizer, self._average.tensors)
         self._take_snapshot(self._random_state())
 
     def run(
@@ -103,6 +105,10 @@ class Training:
         progress.stopped = not progress.converged and progress.steps < self.recipe.steps
         return progress
 
+    def finish(self) -> None:
+        """Let the layers hold the average of the run; it cannot go on after that."""
+        self._average.put()
+
     @property
     def is_done(self) -> bool:
         return self.progress.steps >= self.recipe.steps or self.progress.converged
@@ -111,6 +117,7 @@ class Training:
         """Everything that changes, as tensors and plain values."""
         return {
             "parameters": [parameter.detach().cpu().clone() for parameter in self._parameters],
+            "average": [tensor.cpu().clone() for tensor in self._average.tensors],
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "generator": self.generator.get_state(),
@@ -129,8 +136,9 @@ class Training:
         if [t.shape for t in saved] != [t.shape for t in self._parameters]:
             raise ValueError("The checkpoint holds a slider of other layers than the recipe asks for on this model.")
         with torch.no_grad():
-            for parameter, value in zip(self._parameters, saved, strict=True):
-                parameter.copy_(value)
+            now = [*self._parameters, *self._average.tensors]
+            for tensor, value in zip(now, [*saved, *state["average"]], strict=True):
+                tensor.copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
@@ -215,6 +223,7 @@ class Training:
         self._updating = True
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._average.add(self.progress.steps + 1)
         self._updating = False
         self._optimizer.zero_grad()
 

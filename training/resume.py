@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_VERSION = 3
+_VERSION = 4
 _LONGEST = 150  # bytes of a name: with what is added to it, less than the 255 that file systems take
 
 

@@ -232,7 +232,10 @@ def train_text_encoder(
 def run_kept(
     training: Training, name: str, digest: str, run_options: RunOptions, previews: Previews | None = None
 ) -> Progress:
-    """Resume the run if it has been kept, train, and write its state however it ends."""
+    """Resume the run if it has been kept, train, and write its state however it ends.
+
+    The layers then hold the average of the run, see `PowerAverage`.
+    """
     checkpoint = RunCheckpoint(training, run_options.checkpoints, name, digest, run_options.checkpoint_every)
 
     def after_step(progress: Progress, sample: Lesson) -> None:
@@ -246,7 +249,9 @@ def run_kept(
     checkpoint.resume()
     with checkpoint.written_at_the_end():
         # ComfyUI's layers raise it as soon as the user cancels; raising it resets the flag of the cancel
-        return training.run(run_options.should_stop, after_step, cancelled=InterruptProcessingException)
+        progress = training.run(run_options.should_stop, after_step, cancelled=InterruptProcessingException)
+    training.finish()
+    return progress
 
 
 def _while_returned(loan: Loan, embed: Embed, shapes: Shapes) -> Embed:
@@ -277,7 +282,7 @@ def slider_info(
 def _versions() -> dict[str, str]:
     """Of what a training's result depends on."""
     comfyui = {"comfyui": COMFYUI_VERSION, "torch": torch.__version__}
-    return {"concept_sliders": pack_version(), **comfyui, "recipe": "2"}
+    return {"concept_sliders": pack_version(), **comfyui, "recipe": "3"}
 
 
 def pack_version() -> str:

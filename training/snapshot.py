@@ -19,13 +19,15 @@ class RandomState:
 
 
 class Snapshot:
-    """Copies of the parameters and of the optimiser's state, on the same device.
+    """Copies of the parameters, of their average and of the optimiser's state, on the same device.
 
     steps: how many had been done when it was taken. It takes as much memory as what it copies.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer):
-        self._parameters, self._optimizer = parameters, optimizer
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, average: Sequence[Tensor]
+    ):
+        self._parameters, self._optimizer, self._average = parameters, optimizer, average
         self._copies: dict[tuple[int, str], Tensor] = {}
         self._scaler: dict[str, Any] = {}
         self._random_state: RandomState | None = None
@@ -61,7 +63,7 @@ class Snapshot:
         """The tensors that change, by the parameter's index and a name; the parameter itself has the name ""."""
         live: dict[tuple[int, str], Tensor] = {}
         for index, parameter in enumerate(self._parameters):
-            live[index, ""] = parameter
+            live[index, ""], live[index, "average"] = parameter, self._average[index]
             own = self._optimizer.state.get(parameter, {})
             live |= {(index, name): value for name, value in own.items() if isinstance(value, Tensor)}
         return live

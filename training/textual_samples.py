@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import repeat
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -183,17 +183,16 @@ class TextualSamples(SampleSource):
         return signs
 
     def _phrases_in_turn(self, count: int) -> Iterator[list[int]]:
-        """For one sigma after the other, yield the phrases (of `count`) to predict with: all of them in turn."""
-        at_once = self.recipe.phrases_per_sigma or count
-        if at_once >= count:
-            yield from repeat(list(range(count)))
-        waiting: list[int] = []
+        """For one sigma after the other, yield the phrases (of `count`) to predict with: all of them in turn.
+
+        Phrases that stand one after the other are predicted with together, in a random order of these groups: where
+        each is followed by its opposite, no group pulls towards either.
+        """
+        at_once = min(self.recipe.phrases_per_sigma or count, count)
+        firsts = range(0, lcm(count, at_once), at_once)
         while True:
-            if len(waiting) < at_once:
-                fresh = torch.randperm(count, generator=self.generator).tolist()
-                waiting += sorted(fresh, key=waiting.__contains__)  # those of this turn come last
-            turn, waiting = waiting[:at_once], waiting[at_once:]
-            yield turn
+            for turn in torch.randperm(len(firsts), generator=self.generator).tolist():
+                yield [(firsts[turn] + place) % count for place in range(at_once)]
 
     def _trained_steps(self) -> range:
         """The steps of a rollout that samples are taken from: at least one."""
