@@ -27,7 +27,8 @@ EXAMPLES = host.ROOT / "example_workflows"
 OUTPUT = host.ROOT / "output" / "demo"
 MORE, LESS = "portrait of a very old person", "portrait of a very young person"
 STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-PRESERVED = "with glasses\nwithout glasses\nwith a hat\nwithout a hat"
+PRESERVED = "with glasses, with a hat\nwithout glasses, without a hat\nwith glasses, without a hat\nwithout glasses, with a hat"
+GATE = 0.1  # of the workflow that turns it: it is trained from there on
 FIRST_SEED = 50_000  # training draws from seed 0
 PEOPLE = 8  # in one batch
 SHOWN = 5  # people in the strip
@@ -48,8 +49,7 @@ class Studio:
         workflow.change(prompt, "Slider Concept", preserve=preserve)
         workflow.change(prompt, "Save Slider", name=f"sliders/{name}")
         workflow.change(prompt, "Sweep Sliders", values="-1, 0, 1")
-        if steps:
-            workflow.change(prompt, "Train Slider", steps=steps)
+        workflow.change(prompt, "Train Slider", start_percent=GATE, **({"steps": steps} if steps else {}))
         entry = self._run(prompt)
         (file,) = server.saved_as(entry)
         return file
@@ -60,6 +60,7 @@ class Studio:
         for first in range(0, people, PEOPLE):
             prompt = self._prompt("use_sliders")
             workflow.change(prompt, "Load Slider", slider=slider)
+            workflow.change(prompt, "Gate Sliders", start_percent=GATE)
             workflow.change(prompt, "Sweep Sliders", values=", ".join(f"{s:g}" for s in STRENGTHS))
             workflow.change(prompt, "People to Sweep Over", batch_size=min(PEOPLE, people - first))
             parts.append(self._images(prompt, first))

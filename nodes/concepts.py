@@ -41,8 +41,9 @@ class SliderConceptNode(io.ComfyNode):
                     "preserve",
                     default="",
                     multiline=True,
-                    tooltip="Phrases to preserve, one a line, such as 'male' and 'female': the slider learns the "
-                    "change they have in common.",
+                    tooltip="Phrases to preserve, one a line, each followed by its opposite, such as 'male' and "
+                    "'female': the slider learns the change they have in common. To preserve several attributes name "
+                    "all of them in every phrase: 'male, with a hat', 'female, without a hat', and so on.",
                 ),
                 io.Float.Input(
                     "eta",

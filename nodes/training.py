@@ -93,8 +93,8 @@ class TrainSlider(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="How many of the phrases to preserve the model is evaluated with at one sigma. Where "
-                    "there are more they take turns, and a step costs the same with any number of them. 0: all each "
-                    "time.",
+                    "there are more, neighbours in the list take turns together, and a step costs the same with any "
+                    "number of them. 0: all each time.",
                 ),
                 io.Vae.Input(
                     "vae",

@@ -26,13 +26,12 @@ PERSON = "portrait of a person"
 BATCH = 4
 SEED = 0
 AUTOMATIC = 0.0  # eta, by auditions
-TRAINED_FROM = 0.1
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one slider is to turn. start: of its gate, a fraction of sampling; it is trained from there, or before."""
+    """What one slider is to turn. start: from which fraction of sampling on it is trained, and acts."""
 
     less: str
     more: str
@@ -42,20 +41,23 @@ class Lesson:
     @property
     def recipe(self) -> TextualRecipe:
         concept = Concept(PERSON, self.more, self.less, self.hold, AUTOMATIC)
-        return TextualRecipe(concepts=(concept,), seed=SEED, start_percent=min(self.start, TRAINED_FROM))
+        return TextualRecipe(concepts=(concept,), seed=SEED, start_percent=self.start)
 
 
 def _of_a_person(less: str, more: str, **settings) -> Lesson:
     return Lesson(f"{PERSON}, {less}", f"{PERSON}, {more}", **settings)
 
 
-ONE_OF_THEM = "with glasses, without a hat", "without glasses, with a hat"
 LESSONS = {
     "age": Lesson(
         "portrait of a very young person",
         "portrait of a very old person",
-        ("with glasses, with a hat", "without glasses, without a hat", *ONE_OF_THEM),
-        start=0.15,
+        (
+            "with glasses, with a hat",
+            "without glasses, without a hat",
+            "with glasses, without a hat",
+            "without glasses, with a hat",
+        ),
     ),
     "smile": Lesson("portrait of a frowning person", "portrait of a laughing person"),
     "eyes": _of_a_person("tiny eyes", "huge eyes", start=0.0),

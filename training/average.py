@@ -17,8 +17,8 @@ class PowerAverage:
 
         mean  <-  b mean + (1 - b) theta,        b = (1 - 1 / t)^(gamma + 1)
 
-    so that the first s of t steps make up (s / t)^(gamma + 1) of it. At a constant learning rate the parameters go on moving about what
-    they have learned, by what each sample differs from the others; the mean does not.
+    so that the first s of t steps make up (s / t)^(gamma + 1) of it. At a constant learning rate the parameters go on
+    moving about what they have learned, by what each sample differs from the others; the mean does not.
 
     tensors: the mean, one tensor for each parameter, of its shape and on its device.
     """
