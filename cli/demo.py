@@ -27,7 +27,12 @@ EXAMPLES = host.ROOT / "example_workflows"
 OUTPUT = host.ROOT / "output" / "demo"
 MORE, LESS = "portrait of a very old person", "portrait of a very young person"
 STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-PRESERVED = "with glasses, with a hat\nwithout glasses, without a hat\nwith glasses, without a hat\nwithout glasses, with a hat"
+PRESERVED = (
+    "with glasses, with a hat",
+    "without glasses, without a hat",
+    "with glasses, without a hat",
+    "without glasses, with a hat",
+)
 GATE = 0.1  # of the workflow that turns it: it is trained from there on
 FIRST_SEED = 50_000  # training draws from seed 0
 PEOPLE = 8  # in one batch
@@ -142,7 +147,7 @@ def run(options: argparse.Namespace) -> None:
     with server.temporary_base() as base, server.running(host.find(say), base) as running:
         studio = Studio(running, folder)
         say(f"ComfyUI runs at {running.url}; training an age slider that preserves glasses ...")
-        preserving = studio.train("demo_age", PRESERVED, options.steps)
+        preserving = studio.train("demo_age", "\n".join(PRESERVED), options.steps)
         say(f"turning it through {len(STRENGTHS)} strengths on {options.seeds} people ...")
         images = studio.sweep(preserving, options.seeds)
         say("asking the bare model for the two ends in words ...")
