@@ -205,8 +205,8 @@ class Bench:
         slider = sum(p.numel() * p.element_size() for p in layers.parameters()) / 1e6
         self.rows.append({"model": self.name, "megabytes": kept, "slider_megabytes": slider})
         log.info(
-            "%-7s kept for backward: %.0f MB, with gradient checkpointing %.0f MB; the slider %.1f MB, four times "
-            "that with its gradient and optimiser",
+            "%-7s kept for backward: %.0f MB, with gradient checkpointing %.0f MB; the slider %.1f MB, nine times "
+            "that with its gradient, optimiser, average, and what a run falls back on",
             self.name,
             *kept.values(),
             slider,

@@ -31,8 +31,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one slider is to turn. start: from which fraction of sampling on it is trained, and acts."""
+    """What one slider is to turn.
 
+    column: of the probe's readings. start: from which fraction of sampling on it is trained, and acts.
+    """
+
+    column: str
     less: str
     more: str
     hold: tuple[str, ...] = ()
@@ -44,12 +48,13 @@ class Lesson:
         return TextualRecipe(concepts=(concept,), seed=SEED, start_percent=self.start)
 
 
-def _of_a_person(less: str, more: str, **settings) -> Lesson:
-    return Lesson(f"{PERSON}, {less}", f"{PERSON}, {more}", **settings)
+def _of_a_person(column: str, less: str, more: str, **settings) -> Lesson:
+    return Lesson(column, f"{PERSON}, {less}", f"{PERSON}, {more}", **settings)
 
 
 LESSONS = {
     "age": Lesson(
+        "age",
         "portrait of a very young person",
         "portrait of a very old person",
         (
@@ -59,15 +64,15 @@ LESSONS = {
             "without glasses, with a hat",
         ),
     ),
-    "smile": Lesson("portrait of a frowning person", "portrait of a laughing person"),
-    "eyes": _of_a_person("tiny eyes", "huge eyes", start=0.0),
-    "hair_length": _of_a_person("very short hair", "very long hair", start=0.0),
-    "hair_shade": _of_a_person("black hair", "white hair"),
-    "skin": _of_a_person("very dark skin", "pale skin"),
-    "face_width": _of_a_person("very narrow face", "very wide face", start=0.0),
-    "sky": _of_a_person("night sky", "noon sky", start=0.0),
-    "glasses": _of_a_person("without glasses", "with glasses"),
-    "repair": _of_a_person("badly drawn, distorted features", "well drawn, clean features"),
+    "smile": Lesson("smile", "portrait of a frowning person", "portrait of a laughing person"),
+    "eyes": _of_a_person("eye_size", "tiny eyes", "huge eyes", start=0.0),
+    "hair_length": _of_a_person("hair_length", "very short hair", "very long hair", start=0.0),
+    "hair_shade": _of_a_person("hair_shade", "black hair", "white hair"),
+    "skin": _of_a_person("skin_tone", "very dark skin", "pale skin"),
+    "face_width": _of_a_person("face_width", "very narrow face", "very wide face", start=0.0),
+    "sky": _of_a_person("sky", "night sky", "noon sky", start=0.0),
+    "glasses": _of_a_person("glasses", "without glasses", "with glasses"),
+    "repair": _of_a_person("spoiled", "badly drawn, distorted features", "well drawn, clean features"),
 }
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 import comfy.utils
 import torch
 
+from ...sliders.formats.slider_files import load_slider
 from ..models.loading import FOLDER, load_pocket, with_turbo
+from ..train_sliders import FOLDER as SLIDERS
 from ..train_sliders import LESSONS
 from ..training.run import written
 from ..world.portrait import portraits
@@ -26,8 +28,8 @@ from .prompts import PLAIN
 from .sampling import FEW_STEPS, Sampling, sampled
 from .sheet import contact_sheet, overview
 
-PARTS = ("vae", "described", "oppositions", "samples", "gate", "time", "sheets", "turnable")
-ON_A_SHEET, IN_A_ROW, EDITED = 64, 16, 8
+PARTS = ("vae", "described", "oppositions", "samples", "gate", "time", "sheets", "turnable", "sliders")
+ON_A_SHEET, IN_A_ROW, EDITED, ALONG = 64, 16, 8, 16
 log = logging.getLogger(__name__)
 
 
@@ -73,6 +75,15 @@ class Measurement:
             rows = [("", part) for part in images.split(IN_A_ROW)]
             contact_sheet(rows, scale=1).save(self.folder / f"{name}.png", optimize=True)
         return {"drawings": "drawings.png", "samples": "samples.png"}
+
+    def sliders(self) -> dict[str, list[float]]:
+        """The sliders that come with the pack, see `turnable.along`."""
+        figures = {}
+        for name, lesson in LESSONS.items():
+            slider = load_slider(SLIDERS / f"pocket_{name}.safetensors")
+            count = min(ALONG, self.count)
+            figures[name] = turnable.along(self.models, slider, lesson.column, count, self.sampling)
+        return figures
 
     def turnable(self) -> dict[str, float]:
         """A first age slider, and a first edit by it."""

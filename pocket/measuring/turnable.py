@@ -57,6 +57,22 @@ def turned(models: Models, slider: Slider, count: int, sampling: Sampling) -> Tu
     return Turned(_labelled(images), _stays(models, images))
 
 
+def along(models: Models, slider: Slider, column: str, count: int, sampling: Sampling) -> list[float]:
+    """The mean reading of the plain prompt's images at strengths -2 to 2, and the share that stays at -1 and at 1.
+
+    Behind the gate that the slider's file names.
+    """
+    model, clip, vae = models.pocket
+    readings = {
+        strength: models.read(
+            sampled((_with(model, slider, strength, slider.info.gate), clip, vae), [PLAIN] * count, sampling)
+        )
+        for strength in (-2.0, -1.0, 0.0, 1.0, 2.0)
+    }
+    stay = [readings[0.0].same_person(readings[end]).float().mean().item() for end in (-1.0, 1.0)]
+    return [*(read[column].mean().item() for read in readings.values()), *stay]
+
+
 def edited(models: Models, slider: Slider, attribute: str, count: int) -> Turned:
     """Inverted drawings at every strength, from a gate on. Their captions say nothing of the attribute.
 
