@@ -43,12 +43,12 @@ AGE = Concept(
     "portrait of a very old person",
     "portrait of a very young person",
     ("with glasses", "without glasses"),
-    eta=0.45,
+    eta=1.0,
 )
 CROOKED = replace(AGE, more="portrait of a very old man", less="portrait of a very young woman")
-USUAL = TextualRecipe(concepts=(AGE,), steps=200, learning_rate=2e-3, seed=0)
+USUAL = TextualRecipe(concepts=(AGE,), steps=200, start_percent=0.1, seed=0)
 PAPER = replace(USUAL, on_policy_rollouts=0.0, preserve_in_target=False)
-DRAWN = VisualRecipe(less="young", more="old", method="ADDifT", steps=60, learning_rate=2e-3, seed=0)
+DRAWN = VisualRecipe(less="young", more="old", method="ADDifT", steps=60, start_percent=0.1, seed=0)
 READ = (*CONTINUOUS, *BINARY)
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 SAMPLING_STEPS, GUIDANCE, FIRST_SEED, GATE = 12, 3.0, 900, Gate(0.1)
@@ -75,27 +75,22 @@ SHEETS = {  # steps first, and rising: a longer run goes on from a shorter one
     "steps": (
         Choice("steps_few", "20 steps: too few", replace(USUAL, steps=20)),
         Choice(RIGHT, "200 steps"),
-        Choice("steps_many", "600 steps: more than it takes", replace(USUAL, steps=600)),
+        Choice("steps_many", "400 steps, the nodes' default", replace(USUAL, steps=400)),
     ),
     "eta": (
-        Choice("eta_small", "eta 0.1: too small", _with_eta(0.1)),
-        Choice(RIGHT, "eta 0.45"),
-        Choice("eta_large", "eta 2: too large", _with_eta(2.0)),
+        Choice("eta_small", "eta 0.25: too small", _with_eta(0.25)),
+        Choice(RIGHT, "eta 1, as auditions choose it"),
+        Choice("eta_large", "eta 4: too large", _with_eta(4.0)),
     ),
     "preserve": (
         Choice(
             "preserve_nothing",
             "nothing preserved: glasses come with age",
-            replace(_with_eta(0.45, ()), steps=300),
+            _with_eta(1.0, ()),
             32,
         ),
-        Choice("preserve_paper", "preserved as the paper has it", replace(PAPER, steps=300), 32),
-        Choice(
-            "preserve_on_policy",
-            "preserved on on-policy rollouts",
-            replace(USUAL, on_policy_rollouts=1.0, steps=300),
-            32,
-        ),
+        Choice("preserve_paper", "preserved as the paper has it", PAPER, 32),
+        Choice("preserve_twins", "preserved as Train Slider does", USUAL, 32),
     ),
     "signs": (
         Choice("one_sign", "strength +1 trained alone", replace(USUAL, both_signs=False)),
@@ -111,7 +106,7 @@ SHEETS = {  # steps first, and rising: a longer run goes on from a shorter one
         Choice("rank_small", "rank 1", replace(USUAL, rank=1)),
         Choice(RIGHT, "rank 4"),
         Choice("rank_large", "rank 32", replace(USUAL, rank=32)),
-        Choice("rank_full", "whole differences", replace(USUAL, full_rank=True, learning_rate=1e-4)),
+        Choice("rank_full", "whole differences", replace(USUAL, full_rank=True)),
     ),
     "target": (
         Choice("target_empty", "no target: acts on anything", replace(USUAL, concepts=(replace(AGE, target=""),))),
