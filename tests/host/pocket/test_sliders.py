@@ -14,9 +14,6 @@ from concept_sliders.training.recipe import recipe_from
 
 import nodes
 
-# The probe's column that a slider turns, and the way it does
-COLUMNS = {name: (name, 1) for name in ("age", "smile", "hair_length", "hair_shade", "face_width", "sky", "glasses")}
-COLUMNS |= {"eyes": ("eye_size", 1), "skin": ("skin_tone", 1), "repair": ("spoiled", -1)}
 PEOPLE = 6
 
 
@@ -43,12 +40,12 @@ def readings(pocket, stack: Stack) -> Readings:
 @pytest.mark.parametrize("name", LESSONS)
 def test_a_slider_turns_what_its_name_says(pocket, name):
     slider = load_slider(FOLDER / f"pocket_{name}.safetensors")
-    lesson, (column, sign) = LESSONS[name], COLUMNS[name]
+    lesson = LESSONS[name]
     assert (slider.info.more, slider.info.less) == (lesson.more, lesson.less)
     low, high = slider.info.useful_range
     swept = Stack.of(slider).swept(0, (low, high), PEOPLE).gated(slider.info.gate)
-    low_end, high_end = readings(pocket, swept)[column].view(PEOPLE, 2).mean(0)
-    assert sign * float(high_end - low_end) > 0.3
+    low_end, high_end = readings(pocket, swept)[lesson.column].view(PEOPLE, 2).mean(0)
+    assert float(high_end - low_end) * (-1 if lesson.column == "spoiled" else 1) > 0.3
 
 
 def test_their_headers_name_the_model_that_comes_with_them(pocket):
@@ -62,7 +59,8 @@ def test_all_of_them_at_once(pocket):
     """Ten sliders in one stack: each still turns its own attribute, half way up."""
     stack = sum((Stack.of(load_slider(FOLDER / f"pocket_{name}.safetensors"), 0.8) for name in LESSONS), Stack())
     up, bare = readings(pocket, stack), readings(pocket, Stack())
-    moved = {name: float((up[c] - bare[c]).mean()) * sign for name, (c, sign) in COLUMNS.items() if name != "repair"}
+    columns = {name: lesson.column for name, lesson in LESSONS.items() if name != "repair"}
+    moved = {name: float((up[column] - bare[column]).mean()) for name, column in columns.items()}
     assert sum(value > 0 for value in moved.values()) >= 8, moved
 
 

@@ -9,6 +9,7 @@ import torch
 from concept_sliders.pocket.models.loading import load_pocket
 from concept_sliders.tests.support.short_runs import CONCEPT, LATENTS, same, train_on
 from concept_sliders.training import resume
+from concept_sliders.training.average import GAMMA
 from concept_sliders.training.recipe import EncoderRecipe
 from concept_sliders.training.run import RunOptions, train_text_encoder
 from concept_sliders.training.textual_samples import TextualSamples
@@ -43,6 +44,25 @@ def test_a_run_that_goes_on_after_a_crash_equals_one_that_never_stopped(train, t
     assert resumed_at == list(range(crash_at + 1, 9))
     assert again.progress.losses == whole.progress.losses
     assert same(again.slider, whole.slider)
+
+
+def test_what_a_run_ends_with_is_its_average(train):
+    """Of the parameters after each of its steps, the first s of t making up (s / t)^(gamma + 1)."""
+    after = []
+    hook = register_optimizer_step_post_hook(
+        lambda optimizer, *_: after.append([p.detach().clone() for p in optimizer.param_groups[0]["params"]])
+    )
+    try:
+        slider = train(steps=6).slider
+    finally:
+        hook.remove()
+    shares = [(step / 6) ** (GAMMA + 1) for step in range(7)]
+    ended = [tensor for change in slider.layers.values() for tensor in (change.down, change.up)]
+    assert len(ended) == len(after[0])
+    for number, tensor in enumerate(ended):
+        mean = sum((shares[step + 1] - shares[step]) * after[step][number] for step in range(6))
+        torch.testing.assert_close(tensor, mean)
+    assert not torch.allclose(ended[-1], after[-1][-1], rtol=1e-3)
 
 
 def test_a_cancelled_run_goes_on_where_it_stopped_and_a_finished_one_goes_further(train, tmp_path):
