@@ -18,6 +18,7 @@ from torch import Tensor
 def written_atomically(path: Path) -> Iterator[Path]:
     """Give a path to write to within the block, and put that file in the place of `path` if the block ends well.
 
+    Whoever may read or write the folder may do so with the file: some writers let nobody else read what they make.
     Raises OSError if the folder cannot be made or the file not be put in its place.
     """
     # A name of its own beside the target, so that the rename stays within one file system; of the target's name it
@@ -26,6 +27,8 @@ def written_atomically(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        with suppress(OSError):  # not every file system has permissions
+            partial.chmod(path.parent.stat().st_mode & 0o666)
         os.replace(partial, path)
     finally:
         with suppress(OSError):  # where the folder itself could not be made there is nothing to remove

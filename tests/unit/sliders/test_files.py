@@ -1,6 +1,7 @@
 """Slider files: what is written, what is read, and what is refused."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -213,6 +214,14 @@ def test_folder_that_cannot_be_written(slider, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError, match=r"Cannot write the slider to .*file/age.safetensors"):
         save_slider(slider, tmp_path / "file" / "age.safetensors")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize("mode", [0o755, 0o775, 0o700])
+def test_whoever_may_read_the_folder_may_read_the_file(slider, tmp_path, mode):
+    tmp_path.chmod(mode)
+    save_slider(slider, tmp_path / "age.safetensors")
+    assert (tmp_path / "age.safetensors").stat().st_mode & 0o777 == mode & 0o666
 
 
 def test_a_failed_save_leaves_the_old_file(slider, tmp_path):
