@@ -172,7 +172,8 @@ class Studio:
 
     def figures(self, images: Tensor) -> Tensor:
         """(people, strengths, H, W, 3) -> (strengths, attributes): the probe's mean readings."""
-        values = self.probe.read(images.flatten(0, 1)).values[:, : len(READ)]
+        readings = self.probe.read(images.flatten(0, 1))
+        values = torch.stack([readings[name] for name in READ], dim=1)
         return values.unflatten(0, images.shape[:2]).mean(0)
 
     def _said(self, prompts) -> dict[str, list]:
