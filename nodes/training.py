@@ -23,6 +23,7 @@ from ..training.words import check_words
 from .report import REPORTS
 from .resume_notes import fingerprint, node_id_of, note_stopped
 from .run_progress import told, watch_training
+from .slider_reports import window
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
 from .training_inputs import (
     checkpoint_inputs,
@@ -286,4 +287,8 @@ def trained_output(
     record = trained.slider.info.recipe
     report = told(trained.progress, recipe.steps, is_kept=options.checkpoints is not None)
     report = report.fact(*told_outcome(record)).warn(*trained.warnings, warn_outcome(record), not_noted)
-    return io.NodeOutput(Stack.of(trained.slider), ui=report.on_node())
+    gate = trained.slider.info.gate
+    if gate.always_open:
+        return io.NodeOutput(Stack.of(trained.slider), ui=report.on_node())
+    report = report.fact(f"it acts where it was trained: {window(gate)} of sampling")
+    return io.NodeOutput(Stack.of(trained.slider, gate=gate), ui=report.on_node())

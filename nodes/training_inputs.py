@@ -83,7 +83,8 @@ def range_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="Where the part of sampling that is trained on begins: 0 is the first step, 1 the last.",
+            tooltip="Where the part of sampling that is trained on begins: 0 is the first step, 1 the last. The "
+            "slider acts from there on; its file names it as its gate.",
         ),
         io.Float.Input(
             "end_percent",
@@ -92,7 +93,7 @@ def range_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="Where the part of sampling that is trained on ends.",
+            tooltip="Where the part of sampling that is trained on ends, and the slider's gate with it.",
         ),
     ]
 

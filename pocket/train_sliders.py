@@ -7,14 +7,13 @@ again only with `--only`.
 import argparse
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..comfy_host.text_encoders import encode_prompts
 from ..sliders.formats.slider_files import save_slider
-from ..sliders.gate import Gate
 from ..training.concept import Concept
 from ..training.recipe import TextualRecipe
 from ..training.run import Trained, train_textual
@@ -90,9 +89,8 @@ def train(name: str, pocket, folder: Path) -> Path:
     """Train one slider and store it; its file."""
     lesson, began = LESSONS[name], time.monotonic()
     made = trained(pocket, lesson.recipe, f"pocket {name.replace('_', ' ')}")
-    slider = replace(made.slider, info=replace(made.slider.info, gate=Gate(lesson.start)))
     path = folder / f"pocket_{name}.safetensors"
-    save_slider(slider, path)
+    save_slider(made.slider, path)
     log.info("%-12s %4d steps, %3.0f s", name, made.progress.steps, time.monotonic() - began)
     return path
 

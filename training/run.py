@@ -21,6 +21,7 @@ from ..comfy_host.errors import InterruptProcessingException
 from ..comfy_host.identity import COMFYUI_VERSION, digest_of, family, modifications_of, weights_hash
 from ..comfy_host.latents import Shapes, check_has_all_parts, check_latents_fit, image_part, packed
 from ..comfy_host.text_encoders import CLIP, TextEncoder, check_is_one, encoder_layer_names
+from ..sliders.gate import Gate
 from ..sliders.slider import Slider, SliderInfo
 from .automatic import outcome
 from .early_stop import EarlyStop, Embed
@@ -273,6 +274,7 @@ def slider_info(
         less=less,
         more=more,
         useful_range=USEFUL_RANGE,
+        gate=Gate(recipe.start_percent, recipe.end_percent),  # it acts where it was trained
         recipe={**recipe.as_dict(), **(record or {}), "steps_done": progress.steps, "versions": _versions()},
         family=of_family,
         base_model_hash=model_hash,

@@ -9,6 +9,7 @@ from concept_sliders.cli.live import run_live
 from concept_sliders.devtools.server import PACK, reported, saved_as
 from concept_sliders.devtools.workflow import add, change, named
 from concept_sliders.sliders.formats.slider_files import load_slider
+from concept_sliders.sliders.gate import Gate
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "example_workflows"
@@ -63,6 +64,8 @@ def test_training_leaves_a_slider_that_describes_itself(server, trained):
     assert info.recipe["steps_done"] == info.recipe["steps"] == 3
     assert info.recipe["concepts"][0]["preserve"] == ["with glasses", "without glasses"]
     assert info.family and info.base_model_hash
+    (train,) = named(prompt, "Train Slider")
+    assert info.gate == Gate(0.1) and "from 0.1 to 1 of sampling" in " ".join(reported(entry, train))
 
 
 def test_the_sweep_behind_it_is_a_strip_with_a_row_for_each_person(server, trained):

@@ -114,6 +114,7 @@ def test_an_explosion_that_takes_some_steps_is_fallen_back_from_as_a_whole(train
 def test_narrow_ranges_of_noise_have_levels(train, rollout_steps, start, end):
     trained = train(steps=2, rollout_steps=rollout_steps, start_percent=start, end_percent=end)
     assert trained.progress.steps == 2
+    assert trained.slider.info.gate == Gate(start, end)  # it is to act where it was trained
 
 
 def test_what_acts_on_the_model_tells_runs_apart(pocket, tmp_path):
