@@ -33,7 +33,6 @@ PRESERVED = (
     "with glasses, without a hat",
     "without glasses, with a hat",
 )
-GATE = 0.1  # of the workflow that turns it: it is trained from there on
 FIRST_SEED = 50_000  # training draws from seed 0
 PEOPLE = 8  # in one batch
 SHOWN = 5  # people in the strip
@@ -54,7 +53,8 @@ class Studio:
         workflow.change(prompt, "Slider Concept", preserve=preserve)
         workflow.change(prompt, "Save Slider", name=f"sliders/{name}")
         workflow.change(prompt, "Sweep Sliders", values="-1, 0, 1")
-        workflow.change(prompt, "Train Slider", start_percent=GATE, **({"steps": steps} if steps else {}))
+        if steps:
+            workflow.change(prompt, "Train Slider", steps=steps)
         entry = self._run(prompt)
         (file,) = server.saved_as(entry)
         return file
@@ -65,7 +65,6 @@ class Studio:
         for first in range(0, people, PEOPLE):
             prompt = self._prompt("use_sliders")
             workflow.change(prompt, "Load Slider", slider=slider)
-            workflow.change(prompt, "Gate Sliders", start_percent=GATE)
             workflow.change(prompt, "Sweep Sliders", values=", ".join(f"{s:g}" for s in STRENGTHS))
             workflow.change(prompt, "People to Sweep Over", batch_size=min(PEOPLE, people - first))
             parts.append(self._images(prompt, first))

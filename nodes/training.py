@@ -287,8 +287,7 @@ def trained_output(
     record = trained.slider.info.recipe
     report = told(trained.progress, recipe.steps, is_kept=options.checkpoints is not None)
     report = report.fact(*told_outcome(record)).warn(*trained.warnings, warn_outcome(record), not_noted)
-    gate = trained.slider.info.gate
-    if gate.always_open:
-        return io.NodeOutput(Stack.of(trained.slider), ui=report.on_node())
-    report = report.fact(f"it acts where it was trained: {window(gate)} of sampling")
+    gate = None if trained.slider.info.gate.always_open else trained.slider.info.gate
+    if gate:
+        report = report.fact(f"it acts where it was trained: {window(gate)} of sampling")
     return io.NodeOutput(Stack.of(trained.slider, gate=gate), ui=report.on_node())

@@ -153,7 +153,7 @@ class TextualSamples(SampleSource):
         sigmas = self.denoiser.sigmas(recipe.rollout_steps)[: max(steps) + 2]  # what lies beyond is not needed
         noise = torch.cat([noise, noise]) if twins else noise
         trajectory = roll_out(predictions, noise, sigmas, self.denoiser.scale_noise)
-        x = trajectory.x[:, : len(signs)]
+        x = trajectory.x[:, : len(signs)].contiguous()  # without the twins' memory behind it, here and in checkpoints
         if chosen not in self._answers:
             self._answers[chosen] = predictions.answers(x, sigmas)
             self._check_answers(chosen)
