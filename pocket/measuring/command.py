@@ -43,7 +43,9 @@ class Measurement:
         return report.of_the_vae(self.models, min(512, self.count))
 
     def described(self) -> dict[str, float]:
-        return report.of_described(self.models, self.count, self.sampling)
+        figures, sheet = report.of_described(self.models, self.count, self.sampling)
+        sheet.save(self.folder / "misses.png", optimize=True)
+        return figures
 
     def oppositions(self) -> dict[str, list[float]]:
         """Both ends, their distance, and the furthest that anything else moved."""
@@ -54,7 +56,9 @@ class Measurement:
 
     def samples(self) -> dict[str, float]:
         unguided = replace(self.sampling, cfg=1.0)
-        return report.of_samples(self.models, self.count, unguided)
+        figures, sheet = report.of_samples(self.models, self.count, unguided)
+        sheet.save(self.folder / "unguided.png", optimize=True)
+        return figures
 
     def gate(self) -> dict[str, list[float]]:
         return report.of_the_gate(self.models, min(64, self.count), self.sampling)

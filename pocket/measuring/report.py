@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from comfy.clip_vision import ClipVisionModel
 from einops import rearrange
+from PIL.Image import Image
 from torch import Tensor
 
 from ...evaluation.scores import frechet_distance
 from ..world.drawing import draw
 from ..world.portrait import BINARY, CONTINUOUS, STYLES, Portrait, portraits
+from .adherence import Adherence
 from .figures import (
     blurred_to,
     correlation,
@@ -25,12 +27,14 @@ from .figures import (
     shifts,
 )
 from .probe import NUMBERS, Probe, Readings
-from .prompts import OPPOSITIONS, PLAIN, degrees_of, described, world_shift
+from .prompts import OPPOSITIONS, PLAIN, described, world_shift
 from .sampling import Sampling, continued, decoded, sampled, sampled_latents
+from .sheet import contact_sheet
 
 DISTURBED = 0.1  # of the latents' spread
 GATES = (0.0, 0.1, 0.2, 0.3, 0.5)  # shares of sampling
 ENERGY = "gradient energy, of the drawings'"
+SHOWN = 8  # images on a sheet
 SOFT = 30.0  # decibels of the blur that the fidelity figures have to notice
 
 
@@ -85,20 +89,12 @@ def of_the_vae(models: Models, count: int = 512) -> dict[str, float]:
     return figures
 
 
-def of_described(models: Models, count: int, sampling: Sampling) -> dict[str, float]:
-    """Captions that name everything: correlation of what was read with the degree named, share of the rest right; and
-    gradient energy."""
+def of_described(models: Models, count: int, sampling: Sampling) -> tuple[dict[str, float], Image]:
+    """Captions that name everything: how well they are followed, gradient energy, and a sheet of the worst."""
     people, captions = described(count, seed=1)
-    made = sampled(models.pocket, captions, sampling)
-    readings = models.read(made)
-    figures = {name: correlation(readings[name], torch.tensor(degrees_of(people, name))) for name in CONTINUOUS}
-    for name in BINARY:
-        truth = torch.tensor([getattr(person, name) for person in people])
-        figures[name] = ((readings[name] > 0.5) == truth).float().mean().item()
-    truth = torch.tensor([STYLES.index(person.style) for person in people])
-    figures["style"] = (readings["style"].argmax(1) == truth).float().mean().item()
-    figures[ENERGY] = _energy(models, made, drawings(people))
-    return figures
+    made, drawn = sampled(models.pocket, captions, sampling), drawings(people)
+    adherence = Adherence(people, made, models.read(made))
+    return adherence.figures() | {ENERGY: _energy(models, made, drawn)}, adherence.sheet(drawn)
 
 
 @dataclass(frozen=True)
@@ -140,8 +136,11 @@ def _mean(readings: Readings, column: str) -> float:
     return (read if column in CONTINUOUS else (read > 0.5).float()).mean().item()
 
 
-def of_samples(models: Models, count: int, sampling: Sampling) -> dict[str, float]:
-    """Samples at CFG 1 against fresh drawings with the same captions; drawings against drawings; blurred ones."""
+def of_samples(models: Models, count: int, sampling: Sampling) -> tuple[dict[str, float], Image]:
+    """Samples at CFG 1 against fresh drawings with the same captions; drawings against drawings; blurred ones.
+
+    And a sheet of the first of them beside the drawings, as the VAE gives them back.
+    """
     people, captions = described(count, seed=2)
     others, _ = described(count, seed=3)
     real, fresh = drawings(people), drawings(others)
@@ -163,7 +162,8 @@ def of_samples(models: Models, count: int, sampling: Sampling) -> dict[str, floa
                         (("distance", distance), ("precision", precision), ("recall", recall))}  # fmt: skip
     figures[ENERGY] = _energy(models, made, real)
     figures["called spoiled"] = (models.read(made)["spoiled"] > 0.5).float().mean().item()
-    return figures
+    shown = decoded(models.vae, models.latents_of(real[:SHOWN]))
+    return figures, contact_sheet([("samples at CFG 1", made[:SHOWN]), ("drawings of the same", shown)], scale=1)
 
 
 def of_the_gate(

@@ -1,5 +1,7 @@
 """Contact sheets: rows of pictures with a label, as one image."""
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -9,7 +11,17 @@ GAP = 4
 
 def contact_sheet(rows: list[tuple[str, torch.Tensor]], scale: int = 2) -> Image.Image:
     """Each row: a label above (N, H, W, 3) pictures in [0, 1], enlarged without smoothing."""
-    return _stacked([_labelled(label, _strip(pictures, scale), 14) for label, pictures in rows])
+    return stacked([_labelled(label, _strip(pictures, scale), 14) for label, pictures in rows])
+
+
+def captioned(pictures: torch.Tensor, captions: Sequence[str]) -> Image.Image:
+    """(N, H, W, 3) pictures in [0, 1] side by side, each below a caption of its own."""
+    strips = [_strip(picture[None], 1) for picture in pictures]
+    cells = [_labelled(caption, strip, 12) for caption, strip in zip(captions, strips, strict=True)]
+    line = Image.new("RGB", (sum(cell.width + GAP for cell in cells) - GAP, cells[0].height), PAPER)
+    for index, cell in enumerate(cells):
+        line.paste(cell, (index * (cell.width + GAP), 0))
+    return line
 
 
 def overview(rows: list[tuple[str, torch.Tensor, torch.Tensor]]) -> Image.Image:
@@ -21,7 +33,7 @@ def overview(rows: list[tuple[str, torch.Tensor, torch.Tensor]]) -> Image.Image:
         line.paste(ends[0], (0, 0))
         line.paste(ends[1], (ends[0].width + 6 * GAP, 0))
         lines.append(_labelled(label, line, 12))
-    return _stacked(lines)
+    return stacked(lines)
 
 
 def _strip(pictures: torch.Tensor, scale: int) -> Image.Image:
@@ -42,7 +54,8 @@ def _labelled(label: str, picture: Image.Image, size: int) -> Image.Image:
     return image
 
 
-def _stacked(parts: list[Image.Image]) -> Image.Image:
+def stacked(parts: list[Image.Image]) -> Image.Image:
+    """Draw pictures one above the other."""
     width = max(part.width for part in parts)
     sheet = Image.new("RGB", (width + 2 * GAP, sum(part.height + GAP for part in parts) + GAP), PAPER)
     y = GAP
