@@ -27,6 +27,7 @@ from .slider_reports import window
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
 from .training_inputs import (
     checkpoint_inputs,
+    fit_input,
     layer_inputs,
     range_inputs,
     recipe_input,
@@ -97,6 +98,7 @@ class TrainSlider(io.ComfyNode):
                     "there are more, neighbours in the list take turns together, and a step costs the same with any "
                     "number of them. 0: all each time.",
                 ),
+                fit_input(),
                 io.Vae.Input(
                     "vae",
                     optional=True,
@@ -170,6 +172,7 @@ class TrainVisualSlider(io.ComfyNode):
                 *range_inputs(),
                 *layer_inputs(),
                 *run_inputs(),
+                fit_input(),
                 recipe_input(),
             ],
             outputs=[Sliders.Output(display_name="sliders")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from .eta_choice import EtaChoice, choose_for, told_etas, warn_etas
 from .reached import reached, told_reached
 from .recipe import TextualRecipe
 from .samples import SampleSource
+from .strength_fit import Fit, fit_strength, told_fit, warn_fit
 from .trainable_layers import TrainableLayers
 
 log = logging.getLogger(__name__)
@@ -39,15 +41,23 @@ def choose_etas(
 
 
 def outcome(
-    predictor: Predictor, layers: TrainableLayers, samples: SampleSource, note: Callable[[str], None]
+    predictor: Predictor,
+    layers: TrainableLayers,
+    samples: SampleSource,
+    note: Callable[[str], None],
+    fits_strength: bool = False,
 ) -> dict[str, Any]:
     """Return what a run has chosen and what its slider has reached, for the header: some of `recipe.RunRecord`.
 
+    fits_strength: find out how strong the slider is to be made, too, see `strength_fit`.
     note: is told, as the log is, of a measurement that fails or is cancelled, and is left out.
     """
     found = {"learning_rates": layers.learning_rates(), **samples.record()}
     try:
         found["reached"] = reached(predictor, layers, samples.held_out())
+        if fits_strength and (moves := samples.moves()):
+            fit = fit_strength(partial(moves, layers))
+            found |= {"strengthened": fit.factor, "moved": fit.moved}
         return found
     except InterruptProcessingException:
         problem = "Training: what the slider has reached was not measured, as that was cancelled."
@@ -62,13 +72,18 @@ def told_outcome(record: Mapping[str, Any]) -> tuple[str, ...]:
     """Put what `outcome` returned into words, a line each. record: it, or the recipe in a slider's header."""
     low, high = (record["learning_rates"][name] for name in ("smallest", "largest"))
     rates = f"learning rates {low:.2g} to {high:.2g}, automatic" if low < high else ""
-    lines = (told_reached(record.get("reached", {})), told_etas(_choices(record)), rates)
+    fit = told_fit(fitted) if (fitted := _fit(record)) else ""
+    lines = (told_reached(record.get("reached", {})), fit, told_etas(_choices(record)), rates)
     return tuple(line for line in lines if line)
 
 
 def warn_outcome(record: Mapping[str, Any]) -> str:
     """Return a warning about what `outcome` returned; "" if there is none."""
-    return warn_etas(_choices(record))
+    return warn_etas(_choices(record)) or (warn_fit(fit) if (fit := _fit(record)) else "")
+
+
+def _fit(record: Mapping[str, Any]) -> Fit | None:
+    return Fit(record["strengthened"], record["moved"]) if "moved" in record else None
 
 
 def _choices(record: Mapping[str, Any]) -> list[EtaChoice]:

@@ -18,6 +18,7 @@ from .validation import check_types, from_values
 VISUAL_METHODS = ("noise", "ADDifT")
 GRADIENT_CHECKPOINTING = "gradient checkpointing"
 MEMORY = ("auto", GRADIENT_CHECKPOINTING)
+_NOT_OF_STEPS = ("steps", "notes", "memory", "fit_strength")  # fields that do not decide how a step goes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class Recipe:
     start_percent, end_percent: the part of sampling that is trained on, as fractions from its start (0.2 is 20 %).
     patience: ends the run early when the effect has not grown for so many evaluations, 20 steps apart; 0 never.
     seed: of noise, initial weights and choices. notes: whatever else is worth keeping.
+    fit_strength: make the slider stronger at the end if it moves images by too little, see `strength_fit`. From words
+        this goes with an automatic eta; a text encoder's slider is left as it is.
     memory: one of `MEMORY`: "auto" keeps what backward needs until memory runs out; with the other the model's blocks
         run again in backward from the start. The slider is the same.
     Raises ValueError, naming the field, for a value of another type or out of range.
@@ -53,6 +56,7 @@ class Recipe:
     end_percent: float = 1.0
     patience: int = 0
     seed: int = 0
+    fit_strength: bool = False
     memory: str = MEMORY[0]
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -88,7 +92,7 @@ class Recipe:
 
     def digest(self) -> str:
         """A short hash of what decides how each step goes: runs that share it differ in length alone."""
-        values = {name: value for name, value in self.as_dict().items() if name not in ("steps", "notes", "memory")}
+        values = {name: value for name, value in self.as_dict().items() if name not in _NOT_OF_STEPS}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -192,7 +196,8 @@ class RunRecord:
     set. scenes: the prompts of a visual slider's images. pairs: a hash of these images. family, base_model_hash:
     of the model trained on, as `SliderInfo` has them. learning_rates: the smallest, the median and
     the largest one. etas: of the concepts, as trained; audition_moved: how far the auditions that chose them move the
-    latent, 0 for an eta set by hand. reached: see `reached.reached`.
+    latent, 0 for an eta set by hand. reached: see `reached.reached`. strengthened, moved: how many times stronger the
+    slider was made, and how far it then moves images, see `strength_fit`; a moved of 0 was not measured.
     Raises ValueError, naming the field, for a value of another type or out of range.
     """
 
@@ -208,6 +213,8 @@ class RunRecord:
     etas: tuple[float, ...] = ()
     audition_moved: tuple[float, ...] = ()
     reached: dict[str, float] = field(default_factory=dict)
+    strengthened: float = 1.0
+    moved: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self, "A trained slider")

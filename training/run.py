@@ -195,10 +195,12 @@ def train(
             return None
         size = image_part(latents, shapes).shape[1:]
         record = {"latent_shape": list(size), "batch": len(latents), **data.record}
-        record |= outcome(denoiser, layers, samples, progress.note)
+        record |= outcome(denoiser, layers, samples, progress.note, recipe.fit_strength)
+        changes, stronger = layers.finished(), record.get("strengthened", 1.0)
+        changes = {name: change.scaled(stronger) for name, change in changes.items()}
         progress.note(denoiser.problem)
         info = slider_info(recipe, progress, family(patcher), model_hash, record)
-        return Trained(Slider(name, layers.finished(), info), progress, tuple(data.warnings))
+        return Trained(Slider(name, changes, info), progress, tuple(data.warnings))
 
 
 def train_text_encoder(

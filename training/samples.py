@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from .objectives import prediction_loss
+
+if TYPE_CHECKING:
+    from ..comfy_host.predictor import ActingLayers
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +89,12 @@ class SampleSource(Protocol):
         -1. They are the same at every call, and leave the state and the generator as they are.
         """
         return []
+
+    def moves(self) -> Callable[[ActingLayers, float], float] | None:
+        """Return what tells how far a slider moves images at so many times its strength, see `strength_fit`; None
+        where how strong it is was set by hand.
+        """
+        return None
 
     def record(self) -> dict[str, Any]:
         """Return what it has chosen by itself, for the slider's header: some of `recipe.RunRecord`."""

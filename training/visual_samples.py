@@ -19,9 +19,10 @@ from torch import Tensor
 from .ends import NOTHING, relative_size
 from .recipe import VisualRecipe
 from .samples import Sample, SampleSource, Warnings
+from .visual_fit import STEPS, NoisyImages
 
 if TYPE_CHECKING:
-    from ..comfy_host.predictor import DiffusionPredictor
+    from ..comfy_host.predictor import ActingLayers, DiffusionPredictor
     from .pairs.image_sets import ImageSet
 
 SIGMAS = 1000  # of the schedule to draw from, as many as the models were trained on
@@ -202,6 +203,10 @@ class VisualSamples(SampleSource):
             signs = torch.full((int(chosen.sum()), 1), sign, device=device)
             where = None if mask is None else mask.to(device)
             yield Sample(x[chosen], sigma, (d + asked)[chosen], signs, one.prompt, where)
+
+    def moves(self) -> Callable[[ActingLayers, float], float]:
+        first = round(self.recipe.start_percent * STEPS)
+        return NoisyImages(self.denoiser, self.sets, self.recipe.seed, first).moved
 
     def state(self) -> dict[str, Any]:
         return {"waiting": list(self._waiting)}

@@ -35,15 +35,19 @@ class Adherence:
         return figures
 
     def furthest(self, column: str, count: int) -> list[int]:
-        """Indices of the samples whose reading is furthest from what their captions name, the furthest first."""
+        """Indices of the samples whose reading is furthest from what their captions name, the furthest first.
+
+        Those that are right are left out, so that there may be fewer.
+        """
         apart = (self._read(column) - self._named(column)).abs()
-        return apart.topk(min(count, len(apart))).indices.tolist()
+        return [index for index in apart.argsort(descending=True).tolist()[:count] if apart[index] > 0]
 
     def sheet(self, drawings: Tensor, columns: Sequence[str] = MISSED, count: int = 8) -> Image:
         """Draw the samples furthest from their captions above drawings of the same. drawings: (N, 128, 128, 3)."""
         rows = []
         for column in columns:
-            indices = self.furthest(column, count)
+            if not (indices := self.furthest(column, count)):
+                continue
             told = [self._told(column, index) for index in indices]
             rows += [
                 captioned(self.images[indices], told),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comfy.model_management import InterruptProcessingException
 from concept_sliders.comfy_host.apply import apply_sliders
 from concept_sliders.comfy_host.borrow import borrowed
 from concept_sliders.comfy_host.denoiser import Denoiser
@@ -13,6 +14,7 @@ from concept_sliders.sliders.stack import Stack
 from concept_sliders.training.pairs.folders import read_pairs
 from concept_sliders.training.recipe import VisualRecipe
 from concept_sliders.training.run import TrainingData, train
+from concept_sliders.training.visual_fit import NoisyImages
 from concept_sliders.training.visual_samples import VisualSamples, encode_sets
 from PIL import Image
 
@@ -75,13 +77,46 @@ def smiles(pocket, conditionings, slider, strengths):
 
 @pytest.mark.slow
 def test_addift_makes_a_slider_by_the_nodes_defaults(pocket, conditionings, sets):
-    slider = trained(pocket, conditionings, sets, method="ADDifT", steps=150)
-    less, more = smiles(pocket, conditionings, slider, (-2.0, 2.0))
+    slider = trained(pocket, conditionings, sets, method="ADDifT", steps=150, fit_strength=True)
+    less, more = smiles(pocket, conditionings, slider, (-1.0, 1.0))
     assert more - less > 0.25
     assert (slider.info.less, slider.info.more) == ("frowning", "laughing")
     assert slider.info.recipe["kind"] == "visual" and slider.info.recipe["sets"] == 6
     reached = slider.info.recipe["reached"]
     assert 0.05 < reached["part +1"] < 1.5 and 0.05 < reached["part -1"] < 1.5, reached
+
+
+def test_it_is_made_stronger_and_nothing_else(pocket, conditionings, sets, monkeypatch):
+    asked = []
+
+    def moved(self, layers, factor):
+        asked.append((real(self, layers, factor), factor))
+        return 0.2 * factor
+
+    real = NoisyImages.moved
+    monkeypatch.setattr(NoisyImages, "moved", moved)
+    before = {name: p.clone() for name, p in pocket[0].model.named_parameters()}
+    plain = trained(pocket, conditionings, sets[:2], steps=3)
+    fitted = trained(pocket, conditionings, sets[:2], steps=3, fit_strength=True)
+    record = fitted.info.recipe
+    assert [factor for _, factor in asked] == [1.0, 1.4, 2.0, 2.8] and len({share for share, _ in asked}) == 4
+    assert record["strengthened"] == 2.8 and record["moved"] == pytest.approx(0.56)
+    assert "moved" not in plain.info.recipe and record["reached"] == plain.info.recipe["reached"]
+    for name, change in plain.layers.items():
+        assert torch.equal(fitted.layers[name].down, change.down)
+        torch.testing.assert_close(fitted.layers[name].up, record["strengthened"] * change.up)
+    assert all(torch.equal(p, before[name]) for name, p in pocket[0].model.named_parameters())
+
+
+def test_one_whose_trial_is_cancelled_is_as_strong_as_it_was_trained(pocket, conditionings, sets, monkeypatch):
+    def cancelled(self, layers, factor):
+        raise InterruptProcessingException()
+
+    monkeypatch.setattr(NoisyImages, "moved", cancelled)
+    plain = trained(pocket, conditionings, sets[:2], steps=2)
+    fitted = trained(pocket, conditionings, sets[:2], steps=2, fit_strength=True)
+    assert "moved" not in fitted.info.recipe and fitted.info.recipe["reached"] == plain.info.recipe["reached"]
+    assert all(torch.equal(fitted.layers[name].up, change.up) for name, change in plain.layers.items())
 
 
 def test_the_published_method_trains_and_leaves_the_model_as_it_was(pocket, conditionings, sets):

@@ -1,0 +1,59 @@
+"""How strong a slider is made once it is trained: strengths -1 and +1 are to do what was asked for.
+
+When its steps are over a slider makes a part of the asked change (see `reached`); where little is learned from noise
+that hides the image, as of hair that is a matter of layout, images move by less. So it is tried in sampling, and made
+stronger until it moves images by `ENOUGH` of the way, or until there is no gain:
+
+    moved(k) = sum_n < z_n(+k) - z_n(-k), D_n >  /  sum_n < D_n, D_n >
+
+z_n(s) is a final latent with the slider at strength s, and D_n the difference it is to make. From words (see
+`eta_choice.Auditions`) the latents are those of rollouts, and D_n is the difference of the same rollouts by the
+prompts of both ends. From images (see `visual_fit`) they begin at a noisy image, and D_n is the difference of the
+images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FACTORS = (1.0, 1.4, 2.0, 2.8, 4.0)
+ENOUGH = 0.5
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How many times stronger a slider is made, and how far it then moves images from -1 to +1, as a share."""
+
+    factor: float
+    moved: float
+
+
+def fit_strength(moved: Callable[[float], float]) -> Fit:
+    """Return the smallest of `FACTORS` that moves images by `ENOUGH`, or else the one that moves them furthest.
+
+    moved: the share of the way by which the slider moves them at so many times its strength.
+    """
+    tried: dict[float, float] = {}
+    for factor in FACTORS:
+        tried[factor] = moved(factor)
+        if tried[factor] >= ENOUGH:
+            return Fit(factor, tried[factor])
+    furthest = max(tried, key=tried.__getitem__)
+    return Fit(furthest, tried[furthest])
+
+
+def told_fit(fit: Fit) -> str:
+    """Put it into words."""
+    stronger = f", made {fit.factor:g} times stronger for it" if fit.factor != 1 else ""
+    return f"from -1 to +1 it moves images by {fit.moved:.0%} of the way{stronger}"
+
+
+def warn_fit(fit: Fit) -> str:
+    """Return a warning about a slider that is weak all the same; "" if it is not."""
+    if fit.moved >= ENOUGH:
+        return ""
+    return (
+        f"The slider is weak: from -1 to +1 it moves images by {fit.moved:.0%} of the way, {fit.factor:g} times as "
+        "strong as it was trained. Train more steps, or show it ends that lie further apart."
+    )
