@@ -27,7 +27,6 @@ from .slider_reports import window
 from .sockets import ImagePairsSocket, SliderConcept, Sliders
 from .training_inputs import (
     checkpoint_inputs,
-    fit_input,
     layer_inputs,
     range_inputs,
     recipe_input,
@@ -98,7 +97,6 @@ class TrainSlider(io.ComfyNode):
                     "there are more, neighbours in the list take turns together, and a step costs the same with any "
                     "number of them. 0: all each time.",
                 ),
-                fit_input(),
                 io.Vae.Input(
                     "vae",
                     optional=True,
@@ -168,11 +166,18 @@ class TrainVisualSlider(io.ComfyNode):
                     "denoised at its strength; a larger effect, and it also learns what the model gets wrong in all "
                     "of them.",
                 ),
-                *slider_inputs(steps=150),
+                *slider_inputs(steps=300),
                 *range_inputs(),
                 *layer_inputs(),
                 *run_inputs(),
-                fit_input(),
+                io.Boolean.Input(
+                    "fit_strength",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="When training is over, tries the slider in sampling on the images themselves, and makes "
+                    "it up to 4 times stronger until from strength -1 to +1 it moves them half of the way.",
+                ),
                 recipe_input(),
             ],
             outputs=[Sliders.Output(display_name="sliders")],

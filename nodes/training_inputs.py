@@ -161,18 +161,6 @@ def run_inputs() -> list[io.Input]:
     ]
 
 
-def fit_input() -> io.Input:
-    """Return the input that says whether the slider is made stronger at the end."""
-    return io.Boolean.Input(
-        "fit_strength",
-        default=True,
-        optional=True,
-        advanced=True,
-        tooltip="When training is over, tries the slider in sampling, and makes it up to 4 times stronger until from "
-        "strength -1 to +1 it moves images half of the way between the ends. From words, only where eta is 0.",
-    )
-
-
 def recipe_input() -> io.Input:
     """Return the input for a recipe in place of all settings."""
     return SliderRecipe.Input(

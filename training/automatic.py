@@ -41,21 +41,16 @@ def choose_etas(
 
 
 def outcome(
-    predictor: Predictor,
-    layers: TrainableLayers,
-    samples: SampleSource,
-    note: Callable[[str], None],
-    fits_strength: bool = False,
+    predictor: Predictor, layers: TrainableLayers, samples: SampleSource, note: Callable[[str], None]
 ) -> dict[str, Any]:
     """Return what a run has chosen and what its slider has reached, for the header: some of `recipe.RunRecord`.
 
-    fits_strength: find out how strong the slider is to be made, too, see `strength_fit`.
     note: is told, as the log is, of a measurement that fails or is cancelled, and is left out.
     """
     found = {"learning_rates": layers.learning_rates(), **samples.record()}
     try:
         found["reached"] = reached(predictor, layers, samples.held_out())
-        if fits_strength and (moves := samples.moves()):
+        if moves := samples.moves():
             fit = fit_strength(partial(moves, layers))
             found |= {"strengthened": fit.factor, "moved": fit.moved}
         return found

@@ -31,7 +31,7 @@ from .objectives import textual_change
 from .rollout import roll_out
 
 if TYPE_CHECKING:
-    from ..comfy_host.predictor import ActingLayers, DiffusionPredictor
+    from ..comfy_host.predictor import DiffusionPredictor
     from .recipe import TextualRecipe
 
 log = logging.getLogger(__name__)
@@ -74,17 +74,8 @@ class Auditions:
     shape: (C, ...) of a latent. recipe: its guidance, rollout_steps, phrases_per_sigma and seed count.
     """
 
-    def __init__(
-        self,
-        denoiser: DiffusionPredictor,
-        concept: Concept,
-        recipe: TextualRecipe,
-        shape: Sequence[int],
-        acting: range | None = None,
-    ):
-        """acting: the steps in which the ends, or a slider, take the place of the target; all if not given."""
+    def __init__(self, denoiser: DiffusionPredictor, concept: Concept, recipe: TextualRecipe, shape: Sequence[int]):
         self.denoiser, self.concept, self.guidance = denoiser, concept, recipe.guidance
-        self._acting = range(recipe.rollout_steps) if acting is None else acting
         self._at_once = min(recipe.phrases_per_sigma or len(concept.phrases), len(concept.phrases))
         self._noise = torch.randn((SEEDS, *shape), generator=torch.Generator().manual_seed(recipe.seed))
         self._sigmas = denoiser.sigmas(recipe.rollout_steps)
@@ -96,16 +87,7 @@ class Auditions:
     def moved(self, eta: float) -> float:
         """Return how far an eta moves the latent from -1 to +1, as a share of the way between the prompts."""
         etas = eta * torch.tensor([1.0, -1.0], device=self.denoiser.device)
-        return self._share(lambda: self._audition(etas))
-
-    def moved_by(self, layers: ActingLayers, strength: float) -> float:
-        """Return how far a slider moves the latent from -strength to +strength, as the same share."""
-        strengths = strength * torch.tensor([1.0, -1.0], device=self.denoiser.device)
-        return self._share(lambda: self._with_slider(layers, strengths))
-
-    def _share(self, guided: Callable[[], Callable[[Tensor, Tensor], Tensor]]) -> float:
-        """The share of the way between the prompts from the second to the first entry. guided: makes a prediction."""
-        finals = [self._final(torch.stack([noise, noise]), guided()) for noise in self._noise]
+        finals = [self._final(torch.stack([noise, noise]), self._audition(etas)) for noise in self._noise]
         more, less = torch.stack(finals, dim=1)
         return float(((more - less) * self._apart).sum() / self._apart.square().sum())
 
@@ -117,24 +99,9 @@ class Auditions:
         """The guided prediction at one end, 0 for more and 1 for less: (B, C, ...) -> (B, C, ...)."""
         turns = self._ends_in_turn()
 
-        steps = count()
-
         def guided(x: Tensor, sigma: Tensor) -> Tensor:
-            pairs, acts = next(turns), next(steps) in self._acting
-            d, d_empty = self._asked(x, sigma, [pair[end] for pair in pairs] if acts else [self.concept.target])
+            d, d_empty = self._asked(x, sigma, [pair[end] for pair in next(turns)])
             return self._guided(d.mean(dim=0), d_empty)
-
-        return guided
-
-    def _with_slider(self, layers: ActingLayers, strengths: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """The guided prediction at the target with a slider on, at a strength (B,) for each entry."""
-        steps = count()
-
-        def guided(x: Tensor, sigma: Tensor) -> Tensor:
-            acting = strengths if next(steps) in self._acting else torch.zeros_like(strengths)
-            prompts = [self.concept.target] if self.guidance == 1 else [self.concept.target, ""]
-            d = self.denoiser.predict(x, sigma, prompts, layers, acting.expand(len(prompts), -1)[..., None])
-            return self._guided(d[0], d[-1])
 
         return guided
 

@@ -35,8 +35,6 @@ class Recipe:
     start_percent, end_percent: the part of sampling that is trained on, as fractions from its start (0.2 is 20 %).
     patience: ends the run early when the effect has not grown for so many evaluations, 20 steps apart; 0 never.
     seed: of noise, initial weights and choices. notes: whatever else is worth keeping.
-    fit_strength: make the slider stronger at the end if it moves images by too little, see `strength_fit`. From words
-        this goes with an automatic eta; a text encoder's slider is left as it is.
     memory: one of `MEMORY`: "auto" keeps what backward needs until memory runs out; with the other the model's blocks
         run again in backward from the start. The slider is the same.
     Raises ValueError, naming the field, for a value of another type or out of range.
@@ -56,7 +54,6 @@ class Recipe:
     end_percent: float = 1.0
     patience: int = 0
     seed: int = 0
-    fit_strength: bool = False
     memory: str = MEMORY[0]
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -172,12 +169,14 @@ class VisualRecipe(Recipe):
     """A slider from images of the same scene at several strengths (arXiv 2311.12092, visual sliders).
 
     method: one of `VISUAL_METHODS`. sets: how many sets of images, for the header. less, more: labels of the ends.
+    fit_strength: make the slider stronger at the end if it moves images by too little, see `strength_fit`.
     """
 
     method: str = VISUAL_METHODS[0]
     sets: int = 0
     less: str = ""
     more: str = ""
+    fit_strength: bool = False
 
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
         yield from super()._checks()

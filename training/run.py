@@ -195,7 +195,7 @@ def train(
             return None
         size = image_part(latents, shapes).shape[1:]
         record = {"latent_shape": list(size), "batch": len(latents), **data.record}
-        record |= outcome(denoiser, layers, samples, progress.note, recipe.fit_strength)
+        record |= outcome(denoiser, layers, samples, progress.note)
         changes, stronger = layers.finished(), record.get("strengthened", 1.0)
         changes = {name: change.scaled(stronger) for name, change in changes.items()}
         progress.note(denoiser.problem)

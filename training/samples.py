@@ -91,8 +91,8 @@ class SampleSource(Protocol):
         return []
 
     def moves(self) -> Callable[[ActingLayers, float], float] | None:
-        """Return what tells how far a slider moves images at so many times its strength, see `strength_fit`; None
-        where how strong it is was set by hand.
+        """Return what tells how far a slider moves images at so many times its strength, see `strength_fit`; None to
+        leave it as strong as it was trained.
         """
         return None
 

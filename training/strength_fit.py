@@ -1,15 +1,13 @@
-"""How strong a slider is made once it is trained: strengths -1 and +1 are to do what was asked for.
+"""How strong a visual slider is made once it is trained: strengths -1 and +1 are to do what the images show.
 
-When its steps are over a slider makes a part of the asked change (see `reached`); where little is learned from noise
-that hides the image, as of hair that is a matter of layout, images move by less. So it is tried in sampling, and made
-stronger until it moves images by `ENOUGH` of the way, or until there is no gain:
+ADDifT learns from what the frozen model misses in an image, which is less than what the images differ in; and when
+its steps are over a slider makes a part of what it was asked for (see `reached`). So it is tried in sampling, and
+made stronger until it moves the images by `ENOUGH` of the way, or until there is no gain:
 
     moved(k) = sum_n < z_n(+k) - z_n(-k), D_n >  /  sum_n < D_n, D_n >
 
-z_n(s) is a final latent with the slider at strength s, and D_n the difference it is to make. From words (see
-`eta_choice.Auditions`) the latents are those of rollouts, and D_n is the difference of the same rollouts by the
-prompts of both ends. From images (see `visual_fit`) they begin at a noisy image, and D_n is the difference of the
-images.
+z_n(s) is the final latent from an image with noise, with the slider at strength s, and D_n the difference of the
+images that it is to make, see `visual_fit`.
 """
 
 from __future__ import annotations

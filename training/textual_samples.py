@@ -5,17 +5,16 @@ A sample is a latent of a rollout, with the prediction that the slider is to lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from math import lcm
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .ends import Answers
-from .eta_choice import Auditions, choose_for
+from .eta_choice import choose_for
 from .objectives import textual_target
 from .recipe import TextualRecipe
 from .rollout import roll_out
@@ -23,7 +22,7 @@ from .rollout_predictions import Asked, RolloutPredictions
 from .samples import Sample, SampleSource, Warnings
 
 if TYPE_CHECKING:
-    from ..comfy_host.predictor import ActingLayers, DiffusionPredictor
+    from ..comfy_host.predictor import DiffusionPredictor
     from .trainable_layers import TrainableLayers
 
 
@@ -104,15 +103,6 @@ class TextualSamples(SampleSource):
             for step in sorted({step for step, _ in rollout["waiting"] if step})
             for flip in (1, -1)
         ]
-
-    def moves(self) -> Callable[[ActingLayers, float], float] | None:
-        shape, acting = self.shape[1:], self._trained_steps()
-        pairs = zip(self._concepts, self.recipe.concepts, strict=True)
-        automatic = [concept for concept, asked in pairs if not asked.eta]
-        if not automatic:
-            return None
-        auditions = [Auditions(self.denoiser, each, self.recipe, shape, acting) for each in automatic]
-        return lambda layers, factor: fmean(each.moved_by(layers, factor) for each in auditions)
 
     def record(self) -> dict[str, Any]:
         return {"etas": [concept.eta for concept in self._concepts], "audition_moved": list(self._moved)}

@@ -204,7 +204,9 @@ class VisualSamples(SampleSource):
             where = None if mask is None else mask.to(device)
             yield Sample(x[chosen], sigma, (d + asked)[chosen], signs, one.prompt, where)
 
-    def moves(self) -> Callable[[ActingLayers, float], float]:
+    def moves(self) -> Callable[[ActingLayers, float], float] | None:
+        if not self.recipe.fit_strength:
+            return None
         first = round(self.recipe.start_percent * STEPS)
         return NoisyImages(self.denoiser, self.sets, self.recipe.seed, first).moved
 

@@ -1,7 +1,5 @@
 """Training on the model ComfyUI has loaded: what it learns, and that it leaves no trace."""
 
-from dataclasses import replace
-
 import comfy.model_management
 import comfy.sd
 import comfy.utils
@@ -46,24 +44,6 @@ def recipe(**changes):
 def train(pocket, conditionings, run_options=None, **changes):
     with torch.inference_mode():
         return train_textual(pocket[0], conditionings, recipe(**changes), LATENTS, "age", run_options)
-
-
-def test_with_an_eta_of_its_own_it_is_as_strong_as_that_says_and_with_an_automatic_one_as_images_move(
-    pocket, conditionings
-):
-    own = train(pocket, conditionings, steps=2, fit_strength=True).slider.info.recipe
-    assert "moved" not in own and "strengthened" not in own
-    automatic = replace(CONCEPT, eta=0.0)
-    given = {"steps": 2, "rollout_steps": 2, "concepts": (automatic,)}
-    with torch.inference_mode():
-        plain, fitted = (
-            train_textual(pocket[0], conditionings, TextualRecipe(**given, fit_strength=fits), LATENTS, "age").slider
-            for fits in (False, True)
-        )
-    factor = fitted.info.recipe["strengthened"]
-    assert factor > 1 and fitted.info.recipe["moved"] > 0
-    for name, change in plain.layers.items():
-        torch.testing.assert_close(fitted.layers[name].up, factor * change.up)
 
 
 def state(model):
