@@ -99,6 +99,7 @@ SHEETS = {  # steps first, and rising: a longer run goes on from a shorter one
     "pairs": (
         Choice("pairs_addift", "six drawn pairs: ADDifT, 60 steps", DRAWN),
         Choice("pairs_addift_long", "ADDifT, 300 steps", replace(DRAWN, steps=300)),
+        Choice("pairs_fitted", "the same, made stronger at its end", replace(DRAWN, steps=300, fit_strength=True)),
         Choice("pairs_noise_short", "noise, 60 steps", replace(DRAWN, method="noise")),
         Choice("pairs_noise_long", "noise, 400 steps: too many", replace(DRAWN, method="noise", steps=400)),
     ),
