@@ -3,7 +3,13 @@
 import comfy.sample
 import pytest
 import torch
-from concept_sliders.comfy_host.seeded_sampling import SAMPLERS, SamplerSettings, first_entry, sample_seeds
+from concept_sliders.comfy_host.seeded_sampling import (
+    SAMPLERS,
+    SamplerSettings,
+    _noise_by_seed,
+    first_entry,
+    sample_seeds,
+)
 from concept_sliders.comfy_host.text_encoders import encode_prompts
 from concept_sliders.tests.support.family_checks import Subject
 
@@ -39,6 +45,13 @@ def test_entries_of_one_seed_are_one_image_with_every_sampler(pocket, prompts, s
     assert torch.isfinite(one).all()
     torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-4)
     assert float((one - other).abs().mean()) > 0.01
+
+
+def test_noise_within_sampling_is_not_the_initial_noise_again():
+    later = _noise_by_seed((4, 8, 8), (7, 9, 7))(torch.tensor(1.0), torch.tensor(0.5))
+    initial = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (7, 9)]
+    assert torch.equal(later[0], later[2]) and not torch.equal(later[0], later[1])
+    assert not any(torch.equal(first, noise) for first in initial for noise in later)
 
 
 def test_each_part_of_a_video_with_sound_has_the_noise_of_its_seed(tmp_path):

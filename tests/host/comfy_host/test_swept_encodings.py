@@ -4,6 +4,7 @@ import comfy.sample
 import pytest
 import torch
 from concept_sliders.comfy_host.apply import apply_sliders
+from concept_sliders.comfy_host.swept_encoding import _by_entry
 from concept_sliders.comfy_host.text_encoders import apply_to_clip, encode_prompts, encoder_layer_names
 from concept_sliders.pocket.models.loading import FOLDER, build_clip, weights_of
 from concept_sliders.sliders.changes import LowRank
@@ -133,3 +134,12 @@ def test_nothing_is_trained_on_the_encodings_of_a_sweep(pocket):
         prompts = encode_prompts(swept, recipe.prompts())
         with pytest.raises(ValueError, match="has 4 encodings, one for each strength of a sweep"):
             train_textual(model, prompts, recipe, torch.zeros(1, 8, 8, 8), "none")
+
+
+def test_a_prompt_of_several_entries_is_refused_where_strengths_change_it():
+    entries = torch.tensor([0, 1, 1])
+    encodings = [torch.full((2, 5, 4), value) for value in (0.0, 1.0)]
+    with pytest.raises(ValueError, match="encoded to 2 batch entries cannot be swept; it must be one"):
+        _by_entry(encodings, entries)
+    assert torch.equal(_by_entry(encodings[:1] * 2, entries), encodings[0])  # no strength changes it
+    assert _by_entry([each[:1] for each in encodings], entries)[:, 0, 0].tolist() == [0, 1, 1]

@@ -82,6 +82,20 @@ def test_a_cancelled_inversion_goes_on_where_it_stood_to_the_bit(pocket, images,
     assert not was_cancelled(model, "a node") and not model.attachments
 
 
+def test_a_step_that_is_cancelled_once_it_is_optimised_is_not_optimised_again(pocket, images, inversion, monkeypatch):
+    own_guided, asked = predictions.Predictions.guided, []
+
+    def guided(self, *given):
+        asked.append(given)
+        if len(asked) == 2:
+            raise InterruptProcessingException
+        return own_guided(self, *given)
+
+    monkeypatch.setattr(predictions.Predictions, "guided", guided)
+    assert goes_on(pocket, images, lambda told: None, "a node").done == 2
+    assert_same(goes_on(pocket, images, lambda told: None, "a node"), inversion)
+
+
 def test_so_do_images_that_go_one_by_one(pocket, images, monkeypatch):
     failing(monkeypatch, at_once=1, times=0)
     whole, told = inverted(pocket[0], images), []
@@ -202,8 +216,10 @@ def failing(monkeypatch, at_once, times, error=FULL):
 
 @pytest.mark.parametrize("error", [FULL, FULL_CPU])
 def test_where_memory_runs_out_images_go_one_by_one(pocket, images, inversion, monkeypatch, error):
-    found = failing(monkeypatch, 1, 0, error)
-    made = inverted(pocket[0], images)
+    found, told = failing(monkeypatch, 1, 0, error), []
+    made = inverted(pocket[0], images, told.append)
+    # what had been done of the two together does not count twice
+    assert all(t.done <= t.of for t in told) and told[-1].done == told[-1].of
     assert found == [2] + [1] * 2 * STEPS
     assert made.warnings() == ["no memory for 2 images at once; going on with 1"]
     torch.testing.assert_close(made.noise, inversion.noise, rtol=1e-4, atol=1e-4)
