@@ -42,7 +42,7 @@ AGE = Concept(
     "portrait of a very old person",
     "portrait of a very young person",
     ("with glasses", "without glasses"),
-    eta=0.45,
+    eta=1.0,
 )
 STRENGTHS = (-1.5, -0.75, 0.0, 0.75, 1.5)
 GATE, LATENT = Gate(0.1), (8, 16, 16)
