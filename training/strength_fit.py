@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 FACTORS = (1.0, 1.4, 2.0, 2.8, 4.0)
 ENOUGH = 0.5
+WEAK = 0.15  # of the pocket model's sliders, one of 0.18 took hats on and off, one of 0.10 did nothing
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ def fit_strength(moved: Callable[[float], float]) -> Fit:
 def told_fit(fit: Fit) -> str:
     """Put it into words."""
     stronger = f", made {fit.factor:g} times stronger for it" if fit.factor != 1 else ""
-    return f"from -1 to +1 it moves images by {fit.moved:.0%} of the way{stronger}"
+    return f"from -1 to +1 it moves latents by {fit.moved:.0%} of what the images differ in{stronger}"
 
 
 def warn_fit(fit: Fit) -> str:
     """Return a warning about a slider that is weak all the same; "" if it is not."""
-    if fit.moved >= ENOUGH:
+    if fit.moved >= WEAK:
         return ""
     return (
-        f"The slider is weak: from -1 to +1 it moves images by {fit.moved:.0%} of the way, {fit.factor:g} times as "
-        "strong as it was trained. Train more steps, or show it ends that lie further apart."
+        f"The slider is weak: from -1 to +1 it moves latents by {fit.moved:.0%} of what the images differ in, at "
+        f"{fit.factor:g} times the strength that it was trained at. Train more steps, or on images that differ "
+        "by more."
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from concept_sliders.training.strength_fit import ENOUGH, FACTORS, Fit, fit_strength, told_fit, warn_fit
+from concept_sliders.training.strength_fit import ENOUGH, FACTORS, WEAK, Fit, fit_strength, told_fit, warn_fit
 from concept_sliders.training.visual_fit import NoisyImages
 from concept_sliders.training.visual_samples import LatentSet
 
@@ -38,12 +38,16 @@ def test_it_is_the_smallest_factor_that_moves_images_far_enough(slope):
 def test_one_that_turns_back_is_made_no_stronger_than_helps():
     fit = fit_strength(lambda factor: 0.4 - abs(factor - 2) * 0.1)
     assert fit == Fit(2.0, pytest.approx(0.4))
-    assert "40%" in warn_fit(fit) and "2 times" in warn_fit(fit) and not warn_fit(Fit(1.0, 0.5))
+
+
+def test_one_that_hardly_moves_images_is_called_weak():
+    assert not warn_fit(Fit(4.0, WEAK)) and not warn_fit(Fit(1.0, 0.5))
+    assert "by 9% of what" in warn_fit(Fit(4.0, 0.09)) and "at 4 times" in warn_fit(Fit(4.0, 0.09))
 
 
 def test_a_report_says_how_far_and_how_much_stronger():
-    assert told_fit(Fit(1.0, 0.62)) == "from -1 to +1 it moves images by 62% of the way"
-    assert told_fit(Fit(2.8, 0.55)).endswith("by 55% of the way, made 2.8 times stronger for it")
+    assert told_fit(Fit(1.0, 0.62)) == "from -1 to +1 it moves latents by 62% of what the images differ in"
+    assert told_fit(Fit(2.8, 0.55)).endswith("of what the images differ in, made 2.8 times stronger for it")
 
 
 @pytest.mark.parametrize("strengths", [(-1.0, 1.0), (-2.0, 2.0), (0.0, 1.0), (1.0, 0.0, -1.0)])
