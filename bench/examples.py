@@ -103,9 +103,9 @@ def repair(studio: Studio) -> None:
 
 
 def shirt(studio: Studio) -> None:
-    recipe = VisualRecipe(method="ADDifT", steps=120, learning_rate=2e-3, sets=shirt_pairs.COUNT)
+    recipe = VisualRecipe(method="ADDifT", steps=300, sets=shirt_pairs.COUNT, fit_strength=True)
     slider = studio.visual(recipe).slider
-    studio.tell("redness of the shirt", slider, shirt_pairs.PROMPT, (-2.0, -1.0, 0.0, 1.0, 2.0), shirt_pairs.redness)
+    studio.tell("redness of the shirt", slider, shirt_pairs.PROMPT, (-1.0, -0.5, 0.0, 0.5, 1.0), shirt_pairs.redness)
 
 
 def stop(studio: Studio) -> None:
