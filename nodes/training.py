@@ -176,7 +176,7 @@ class TrainVisualSlider(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="When training is over, tries the slider in sampling on the images themselves, and makes "
-                    "it up to 4 times stronger until from strength -1 to +1 it moves them half of the way.",
+                    "it up to 3 times stronger until from strength -1 to +1 it moves them half of the way.",
                 ),
                 recipe_input(),
             ],

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-FACTORS = (1.0, 1.4, 2.0, 2.8, 4.0)
+FACTORS = (1.0, 1.4, 2.0, 3.0)
 ENOUGH = 0.5
 WEAK = 0.15  # of the pocket model's sliders, one of 0.18 took hats on and off, one of 0.10 did nothing
 

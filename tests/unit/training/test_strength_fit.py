@@ -41,13 +41,13 @@ def test_one_that_turns_back_is_made_no_stronger_than_helps():
 
 
 def test_one_that_hardly_moves_images_is_called_weak():
-    assert not warn_fit(Fit(4.0, WEAK)) and not warn_fit(Fit(1.0, 0.5))
-    assert "by 9% of what" in warn_fit(Fit(4.0, 0.09)) and "at 4 times" in warn_fit(Fit(4.0, 0.09))
+    assert not warn_fit(Fit(3.0, WEAK)) and not warn_fit(Fit(1.0, 0.5))
+    assert "by 9% of what" in warn_fit(Fit(3.0, 0.09)) and "at 3 times" in warn_fit(Fit(3.0, 0.09))
 
 
 def test_a_report_says_how_far_and_how_much_stronger():
     assert told_fit(Fit(1.0, 0.62)) == "from -1 to +1 it moves latents by 62% of what the images differ in"
-    assert told_fit(Fit(2.8, 0.55)).endswith("of what the images differ in, made 2.8 times stronger for it")
+    assert told_fit(Fit(1.4, 0.55)).endswith("of what the images differ in, made 1.4 times stronger for it")
 
 
 @pytest.mark.parametrize("strengths", [(-1.0, 1.0), (-2.0, 2.0), (0.0, 1.0), (1.0, 0.0, -1.0)])
