@@ -39,6 +39,7 @@ from .visual_samples import LatentSet, VisualSamples
 from .words import blind_encoders, check_words
 
 USEFUL_RANGE = (-1.5, 1.5)  # a first guess: what strengths mean is set by eta
+FITTED_RANGE = (-1.0, 1.0)  # of a slider that was made stronger: at twice that many images break
 EVALUATED = 4  # latents that the early stop measures the effect on
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -196,8 +197,7 @@ def train(
         size = image_part(latents, shapes).shape[1:]
         record = {"latent_shape": list(size), "batch": len(latents), **data.record}
         record |= outcome(denoiser, layers, samples, progress.note)
-        changes, stronger = layers.finished(), record.get("strengthened", 1.0)
-        changes = {name: change.scaled(stronger) for name, change in changes.items()}
+        changes = {n: change.scaled(record.get("strengthened", 1.0)) for n, change in layers.finished().items()}
         progress.note(denoiser.problem)
         info = slider_info(recipe, progress, family(patcher), model_hash, record)
         return Trained(Slider(name, changes, info), progress, tuple(data.warnings))
@@ -275,7 +275,7 @@ def slider_info(
     return SliderInfo(
         less=less,
         more=more,
-        useful_range=USEFUL_RANGE,
+        useful_range=FITTED_RANGE if record and record.get("strengthened", 1) > 1 else USEFUL_RANGE,
         gate=Gate(recipe.start_percent, recipe.end_percent),  # it acts where it was trained
         recipe={**recipe.as_dict(), **(record or {}), "steps_done": progress.steps, "versions": _versions()},
         family=of_family,

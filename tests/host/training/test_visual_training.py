@@ -101,6 +101,7 @@ def test_it_is_made_stronger_and_nothing_else(pocket, conditionings, sets, monke
     record = fitted.info.recipe
     assert [factor for _, factor in asked] == [1.0, 1.4, 2.0, 3.0] and len({share for share, _ in asked}) == 4
     assert record["strengthened"] == 3 and record["moved"] == pytest.approx(0.6)
+    assert (plain.info.useful_range, fitted.info.useful_range) == ((-1.5, 1.5), (-1.0, 1.0))
     assert "moved" not in plain.info.recipe and record["reached"] == plain.info.recipe["reached"]
     for name, change in plain.layers.items():
         assert torch.equal(fitted.layers[name].down, change.down)
