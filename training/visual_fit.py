@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from .rollout import roll_out
 
 if TYPE_CHECKING:
     from ..comfy_host.predictor import ActingLayers, DiffusionPredictor
@@ -50,8 +53,10 @@ class NoisyImages:
     def _sampled(self, prompt: str, clean: Tensor, noise: Tensor, layers: ActingLayers, factor: float) -> Tensor:
         """(C, ...) -> (2, C, ...): sampled from one noisy image with the slider at -factor and at +factor."""
         strengths = factor * torch.tensor([-1.0, 1.0], device=self.denoiser.device).view(1, 2, 1)
-        start = noise.to(self.denoiser.device)
-        x = self.denoiser.scale_noise(self._sigmas[0], start[None], clean[None]).repeat(2, *(1 for _ in clean.shape))
-        for sigma, following in zip(self._sigmas[:-1], self._sigmas[1:], strict=True):
-            x = x + (following - sigma) * self.denoiser.predict(x, sigma, [prompt], layers, strengths)[0]
-        return x.float()
+        both = noise.to(self.denoiser.device).expand(2, *noise.shape)
+
+        def acting(x: Tensor, sigma: Tensor) -> Tensor:
+            return self.denoiser.predict(x, sigma, [prompt], layers, strengths)[0]
+
+        with_noise = partial(self.denoiser.scale_noise, latents=clean.expand_as(both))
+        return roll_out(acting, both, self._sigmas, with_noise).end.float()
