@@ -10,6 +10,7 @@ from typing import Any
 from ..training.recipe import Recipe
 
 HEAD, DECODER = EMBEDDINGS = ("head", "decoder")
+INDEPENDENT, PRINCIPAL = AXES = ("independent", "principal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class DiscoveryRecipe(Recipe):
 
     prompts: one, or several expansions of one; samples are taken of all alike.
     directions: how many; 0 proposes a number from the variance. samples: trajectories in all.
+    axes: "principal" trains the principal components, as published; "independent" what varies by itself among them.
     sampling_steps, guidance, scheduler: of each; guidance 1 for few-step models.
     embedding: how a slider's change is embedded in training: "decoder" decodes and embeds it, "head" asks a small
         network fitted on the samples. head_steps: that it is fitted for.
@@ -28,6 +30,7 @@ class DiscoveryRecipe(Recipe):
 
     prompts: tuple[str, ...]
     directions: int = 0
+    axes: str = AXES[0]
     samples: int = 256
     sampling_steps: int = 20
     guidance: float = 3.0
@@ -42,6 +45,7 @@ class DiscoveryRecipe(Recipe):
         yield from super()._checks()
         yield "prompts", bool(self.prompts) and all(p.strip() for p in self.prompts), "one prompt or more, none empty"
         yield "directions", 0 <= self.directions <= 256, "1 to 256, or 0 for a number from the variance"
+        yield "axes", self.axes in AXES, f"one of {', '.join(AXES)}"
         yield (
             "samples",
             self.samples > max(1, self.directions),

@@ -30,12 +30,13 @@ from .components import (
     varies,
     without,
 )
+from .independent import SAMPLES_A_COMPONENT, independent_components
 from .learning import Learned, Samples, learn
 from .lengths import Lengths, guessed_lengths, runs_on_held_out, sampled_lengths
 from .lessons import decoded_embedding
 from .prompt_directions import PromptDirections, PromptSearch, changes_of
 from .realised import Realised, distinct, realised
-from .recipe import DiscoveryRecipe
+from .recipe import PRINCIPAL, DiscoveryRecipe
 from .trajectories import Embed, Sampling, Trajectories, kept, sampled
 
 ALIKE = (
@@ -127,7 +128,7 @@ def discover(
         if isinstance(given, PromptDirections):
             given = changes_of(given, PromptSearch(denoiser, prompts[given.prompt], seen[0]), phi)
         if given is None:
-            components = components_of(seen, recipe.directions, unwanted)
+            components = components_of(seen, recipe.directions, unwanted, recipe.axes)
         else:
             components = components_along(_varying(seen, unwanted), given)
         samples = Samples(seen, held_out, phi)
@@ -155,16 +156,24 @@ def discover(
     )
 
 
-def components_of(trajectories: Sequence[Trajectories], count: int, unwanted: Tensor | None = None) -> Components:
-    """Principal components of all steps' embeddings, each step's own mean taken out.
+def components_of(
+    trajectories: Sequence[Trajectories], count: int, unwanted: Tensor | None = None, axes: str = PRINCIPAL
+) -> Components:
+    """Components of all steps' embeddings, each step's own mean taken out; count: 0 proposes a number.
 
     Otherwise the widest component would be how blurred a prediction is, which is the same at every seed.
+    Independent ones are those of the images that sampling ends with, within as many principal components as are
+    proposed, or more where more are wanted; of few samples within fewer, as they do not bear more.
     """
-    varying = _varying(trajectories, unwanted)
-    if len(trajectories[0].sigmas) * max(count, 1) >= len(varying):
-        got = len(varying) // len(trajectories[0].sigmas)
-        raise ValueError(f"Discovery: {count} directions need more samples than that; got {got}.")
-    return principal_components(varying, count)
+    varying, steps = _varying(trajectories, unwanted), len(trajectories[0].sigmas)
+    if steps * max(count, 1) >= len(varying):
+        raise ValueError(f"Discovery: {count} directions need more samples than that; got {len(varying) // steps}.")
+    if axes == PRINCIPAL:
+        return principal_components(varying, count)
+    images = varying[steps - 1 :: steps]
+    proposed = min(len(principal_components(varying)), len(images) // SAMPLES_A_COMPONENT)
+    found = independent_components(images, principal_components(varying, max(count, proposed, 1)))
+    return found.chosen(range(min(count or len(found), len(found))))
 
 
 def _varying(trajectories: Sequence[Trajectories], unwanted: Tensor | None) -> Tensor:

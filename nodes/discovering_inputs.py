@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..discovery.recipe import EMBEDDINGS, DiscoveryRecipe
+from ..discovery.recipe import AXES, EMBEDDINGS, DiscoveryRecipe
 
 DEFAULT_NAME = "direction"
 WORDS = (
@@ -110,5 +110,10 @@ def how_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "both_signs", default=True, optional=True, advanced=True,
             tooltip="Train strength -1 along the opposite direction as well.",
+        ),
+        io.Combo.Input(
+            "axes", options=list(AXES), default=AXES[0], optional=True, advanced=True,
+            tooltip="independent: directions along which images vary regardless of each other, so that each is of "
+            "one thing where the samples tell. principal: the widest, as published; each may mix several.",
         ),
     ]  # fmt: skip
