@@ -36,7 +36,7 @@ from .lengths import Lengths, guessed_lengths, runs_on_held_out, sampled_lengths
 from .lessons import decoded_embedding
 from .prompt_directions import PromptDirections, PromptSearch, changes_of
 from .realised import Realised, distinct, realised
-from .recipe import PRINCIPAL, DiscoveryRecipe
+from .recipe import AXES, PRINCIPAL, DiscoveryRecipe
 from .trajectories import Embed, Sampling, Trajectories, kept, sampled
 
 ALIKE = (
@@ -157,7 +157,7 @@ def discover(
 
 
 def components_of(
-    trajectories: Sequence[Trajectories], count: int, unwanted: Tensor | None = None, axes: str = PRINCIPAL
+    trajectories: Sequence[Trajectories], count: int, unwanted: Tensor | None = None, axes: str = AXES[0]
 ) -> Components:
     """Components of all steps' embeddings, each step's own mean taken out; count: 0 proposes a number.
 

@@ -202,6 +202,28 @@ def test_what_is_unwanted_is_in_no_direction(models, plain):
     assert (other.components.directions @ unwanted[0]).abs().max() < 1e-3
 
 
+def test_by_default_directions_are_independent_components_and_if_asked_for_principal_ones():
+    generator = torch.Generator().manual_seed(1)
+    sources = 2.0 * torch.rand(500, 3, generator=generator) - 1
+    columns = torch.tensor([[3.0, 3.0, 0.0, 0.0], [-2.8, 2.8, 0.0, 1.0], [0.0, 1.0, 3.0, 0.0]])
+    images = sources @ columns
+    of = run.Trajectories(
+        PROMPT, images[:, None], images[:, None], torch.ones(2), torch.stack([images / 2, images], 1)
+    )
+    recipe = DiscoveryRecipe(prompts=(PROMPT,))
+    own, principal = (components_of([of], 3, axes=axes).directions for axes in (recipe.axes, "principal"))
+    unit = torch.nn.functional.normalize(columns, dim=1)
+    assert (unit @ own.T).abs().max(1).values.min() > 0.99 > (unit @ principal.T).abs().max(1).values.min()
+    torch.testing.assert_close(principal @ principal.T, torch.eye(3), atol=1e-5, rtol=0)
+    assert len(components_of([of], 2)) == 2 and len(components_of([of], 0)) == 3
+
+
+def test_few_samples_are_asked_for_fewer_independent_components():
+    images = torch.randn(12, 30, generator=torch.Generator().manual_seed(2))
+    of = run.Trajectories(PROMPT, images[:, None], images[:, None], torch.ones(1), images[:, None])
+    assert len(components_of([of], 0)) == 3 and len(components_of([of], 6)) == 6
+
+
 def test_samples_that_do_not_vary_and_too_few_are_refused(models):
     with pytest.raises(ValueError, match="samples must be more than the directions, 3, got 3"):
         DiscoveryRecipe(prompts=(PROMPT,), directions=3, samples=3)
