@@ -18,7 +18,7 @@ from concept_sliders.sliders.stack import Stack
 from torch import Tensor
 
 PERSON = "portrait of a person"
-FAR = 2.0  # strength at which attributes are looked at, on either side
+FAR = 1.0  # strength at which attributes are looked at, on either side
 
 
 def by_tests(studio: Studio, base: Base) -> list[str]:

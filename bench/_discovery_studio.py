@@ -64,11 +64,11 @@ class Found:
 class Studio:
     """Discovers, samples and reads, once for each question; answers are read from the folder the next time.
 
-    samples: of a discovery. steps: of its training. seeds: to measure on.
+    samples: of a discovery. steps: of its training. seeds: how many to measure on. seed: of discovery.
     """
 
-    def __init__(self, folder: Path, samples: int, steps: int, seeds: int):
-        self.kept, self.folder, self.samples, self.steps = Kept(folder), folder, samples, steps
+    def __init__(self, folder: Path, samples: int, steps: int, seeds: int, seed: int = 0):
+        self.kept, self.folder, self.samples, self.steps, self.seed = Kept(folder), folder, samples, steps, seed
         self.seeds = tuple(MEASURED_SEED + seed for seed in range(seeds))
         with torch.inference_mode():
             model, self.clip, self.vae, self.vision = load_pocket()
@@ -94,7 +94,7 @@ class Studio:
             sampling_steps=base.settings.steps,
             guidance=base.settings.cfg,
             scheduler=base.settings.scheduler,
-            **{"samples": self.samples, "steps": self.steps, **settings},
+            **{"samples": self.samples, "steps": self.steps, "seed": self.seed, **settings},
         )
         key = (base.name, recipe.digest(), list(unwanted), None if given is None else given.tolist())
         folder = self.folder / f"found_{digest(key)}"

@@ -1,6 +1,7 @@
 """What discovered directions are worth, on the pocket model, nine points one by one.
 
     python3 dev.py bench discover [--points 2 3 7] [--models turbo] [--seeds 16] [--samples 256] [--steps 200]
+        [--discovery-seed 0]
 
 Directions are of the pocket vision tower's embeddings; attributes are read by the probe, which discovery never sees.
 Each point says its figures and what they should be:
@@ -15,8 +16,8 @@ Each point says its figures and what they should be:
     8 effect and distortion without the first steps
     9 cost in forward passes, beside the published schedule
 
-Point 4 is of the few-step model, 6, 7 and 9 are of the ordinary one, the others of both. Discoveries, images'
-embeddings and readings are kept in the folder --out, and a run that was broken off goes on.
+Point 4 is of the few-step model, the others of both. Discoveries, images' embeddings and readings are kept in the
+folder --out, and a run that was broken off goes on.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ def points(options: argparse.Namespace) -> dict[int, tuple[Point, tuple[str, ...
         3: (directions.groups_found, BOTH),
         4: (partial(distances, count=options.images), TURBO),
         5: (partial(recalls, count=options.images), BOTH),
-        6: (directions.without_style, PARENT),
-        7: (directions.carried_over, PARENT),
+        6: (directions.without_style, BOTH),
+        7: (directions.carried_over, BOTH),
         8: (directions.first_steps_skipped, BOTH),
-        9: (partial(costs, counts=tuple(options.directions)), PARENT),
+        9: (partial(costs, counts=tuple(options.directions)), BOTH),
     }
 
 
@@ -60,13 +61,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=16, help="to measure single directions on")
     parser.add_argument("--samples", type=int, default=256, help="trajectories of a discovery")
     parser.add_argument("--steps", type=int, default=200, help="of its training")
+    parser.add_argument("--discovery-seed", type=int, default=0, help="of its samples, its weights and its lessons")
     parser.add_argument("--images", type=int, default=RECALLED, help="of points 4 and 5")
     parser.add_argument("--directions", type=int, nargs="*", default=[8, 32], help="numbers of them in point 9")
     parser.add_argument("--out", type=Path, default=Path("output/discover"), help="folder of what is kept")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    studio = Studio(options.out, options.samples, options.steps, options.seeds)
+    studio = Studio(options.out, options.samples, options.steps, options.seeds, options.discovery_seed)
     bases = {"parent": studio.parent, "turbo": studio.turbo}
     wanted = points(options)
     for number in options.points:
