@@ -15,11 +15,14 @@ from .pairs import ImagePairsFromFolder, ImagePairsNode
 from .pocket import DrawPortrait, LoadPocketModel
 from .prompt_directions import DiscoverPromptDirections, ShiftPrompt
 from .recipes import LoadRecipe
+from .sets import LoadSliderSet, SaveSliderSet
 from .training import TrainSlider, TrainTextEncoderSlider, TrainVisualSlider
 
 NODES = (
     LoadSlider,
     SaveSlider,
+    LoadSliderSet,
+    SaveSliderSet,
     ConvertSlider,
     MergeSliders,
     CombineSliders,

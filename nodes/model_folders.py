@@ -129,6 +129,11 @@ def free_path(folder: Path, name: str, node: str, endings: Sequence[str] = (".sa
     return folder / f"{stem}{endings[0]}"
 
 
+def free_folder(root: Path, name: str, node: str) -> Path:
+    """Choose a folder below `root` that is not there: name, else name_2, and so on; see `free_path`."""
+    return free_path(root, name.strip().rstrip("/\\"), node, ("",))
+
+
 def name_fault(folder_name: str, name: str | None, node: str) -> bool | str:
     """Return what is wrong with the name of a file that a node is to write, or True: before anything runs.
 

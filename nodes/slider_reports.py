@@ -26,7 +26,7 @@ def described(slider: Slider, report: FileReport, size: int, gated: bool = False
     info = slider.info
     lines = [
         f"{slider.name}: {info.family or family_of(slider.layers)}",
-        *_ends(info),
+        *ends_of(info),
         *_calibrated(info),
         *([] if info.gate.always_open else [f"gate: {window(info.gate)}; {'applied' if gated else 'not applied'}"]),
         f"{len(slider.layers)} layers: {len(slider.model_layers)} of the model, "
@@ -110,7 +110,8 @@ def window(gate: Gate) -> str:
     return f"from {gate.start:g} to {gate.end:g} of sampling" + (f", ramp {gate.ramp:g}" if gate.ramp else "")
 
 
-def _ends(info: SliderInfo) -> list[str]:
+def ends_of(info: SliderInfo) -> list[str]:
+    """Say what lies at a slider's ends and in which range it is of use; [] if its file says neither."""
     low, high = info.useful_range
     if not (info.less or info.more):
         return [] if info.useful_range == SliderInfo.useful_range else [f"useful from {low:g} to {high:g}"]
