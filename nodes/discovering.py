@@ -13,24 +13,23 @@ from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io, ui
-from torch import Tensor
 
 from ..comfy_host.decoder import Decoder
 from ..comfy_host.image_encoder import ImageEncoder
-from ..comfy_host.joint_encoders import EmbedTexts, text_embedding
 from ..comfy_host.latents import fit_latent
 from ..comfy_host.seeded_sampling import SamplerSettings, first_entry
 from ..comfy_host.text_encoders import encode_prompts
-from ..discovery.names import names_of, told_apart, with_names
 from ..discovery.prompt_directions import PromptDirections
 from ..discovery.recipe import DiscoveryRecipe
 from ..discovery.run import Discovery, DiscoveryOptions, discover
+from ..evaluation.sweep import Sweep
 from ..evaluation.sweep_plan import SweepPlan
 from ..evaluation.sweep_sampling import Source, sample_sweep
 from ..sliders.stack import Stack
+from .direction_names import naming_by, unwanted_texts
 from .discovering_inputs import DEFAULT_NAME, how_inputs, what_inputs
 from .measurement_output import contact_sheet
-from .measuring_inputs import JOINT, VISION_ENCODERS, lines_of, with_weights
+from .measuring_inputs import VISION_ENCODERS, lines_of, with_weights
 from .report import REPORTS, Report
 from .resume_notes import fingerprint, node_id_of, note_stopped
 from .run_progress import told, watch_counts, watch_images, watch_training
@@ -71,6 +70,12 @@ class DiscoverSliders(io.ComfyNode):
                     tooltip="Trains these directions of the prompt, of Discover Prompt Directions, instead of "
                     "looking for others: the sliders then act on any prompt.",
                 ),
+                io.ClipVision.Input(
+                    "names_by",
+                    optional=True,
+                    tooltip="Names the directions by their images, where clip_vision cannot, such as DINOv2: "
+                    "an encoder that belongs with the text encoder.",
+                ),
             ],
             outputs=[
                 Sliders.Output(display_name="sliders", tooltip="A slider a direction, the widest first, all at 0."),
@@ -100,6 +105,7 @@ class DiscoverSliders(io.ComfyNode):
         leave_out: str = "",
         checkpoint_every: int = 0,
         prompt_directions: PromptDirections | None = None,
+        names_by: ClipVisionModel | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
         clip, vae = with_weights(clip, vae, "Discover Sliders")
@@ -109,8 +115,9 @@ class DiscoverSliders(io.ComfyNode):
                 f"Vision loads {VISION_ENCODERS}."
             )
         recipe = DiscoveryRecipe(prompts=tuple(lines_of(prompts)), **settings)
-        of_texts, warnings = _text_embedding(clip, clip_vision, words, leave_out)
-        unwanted = of_texts(lines_of(leave_out)) if of_texts and leave_out.strip() else None
+        unwanted = unwanted_texts(clip, clip_vision, lines_of(leave_out))
+        naming, nameless = naming_by(clip, clip_vision, names_by, words)
+        warnings = [nameless]
         node_id, shape = node_id_of(cls), first_entry(fit_latent(model, latent))
         options = DiscoveryOptions(
             watch_training(model, recipe, vae, checkpoint_every, None, node_id),
@@ -127,56 +134,28 @@ class DiscoverSliders(io.ComfyNode):
             raise InterruptProcessingException()
         if found.progress.stopped and checkpoint_every:
             warnings.append(note_stopped(name, node_id, found.progress.steps, recipe.steps))
-        stack = found.stack
-        if of_texts is not None and words.strip():
-            stack = _named(found, of_texts, words)
         source = Source(model, clip, vae, shape, _settings(recipe))
-        sheet, cut_short = _sheet(source, stack, recipe, node_id)
+        sweep, cut_short = _sweep(source, found.stack, recipe, node_id)
+        stack = naming.named(found, sweep) if naming else found.stack
+        sheet = torch.ones(1, 64, 64, 3) if sweep is None else contact_sheet(sweep.of(stack))
         report = told(found.progress, recipe.steps, bool(checkpoint_every))
         report += _report(found, stack, [_fewer(found, recipe), *warnings, cut_short])
         shown = report.on_node(ui.PreviewImage(sheet, cls=cls))
         return io.NodeOutput(stack, sheet, report.text, ui=shown)
 
 
-def _text_embedding(
-    clip: CLIP, clip_vision: ClipVisionModel, words: str, leave_out: str
-) -> tuple[EmbedTexts | None, list[str]]:
-    """The text encoder that belongs with the image encoder; without one None, and why names are missing.
-
-    Raises ValueError without one where texts are to be left out.
-    """
-    if not words.strip() and not leave_out.strip():
-        return None, []
-    try:
-        return text_embedding(clip, clip_vision, JOINT), []
-    except ValueError as error:
-        if leave_out.strip():
-            raise ValueError(f"Discover Sliders: leave_out takes encoders that belong together. {error}") from error
-        return None, [f"Directions have numbers for names. {error}"]
-
-
-def _named(found: Discovery, of_texts: EmbedTexts, words: str) -> Stack:
-    """The stack with names of words that the text encoder tells apart; as it is where these are too few."""
-    listed = list(dict.fromkeys(word.strip() for word in words.replace("\n", ",").split(",") if word.strip()))
-    texts = of_texts(listed)
-    apart = told_apart(texts)
-    if len(apart) < 2:
-        return found.stack
-    return with_names(found.stack, names_of(found.changes, texts[apart], [listed[at] for at in apart]))
-
-
 def _settings(recipe: DiscoveryRecipe) -> SamplerSettings:
     return SamplerSettings(recipe.sampling_steps, recipe.guidance, "euler", recipe.scheduler)
 
 
-def _sheet(source: Source, stack: Stack, recipe: DiscoveryRecipe, node_id: str | None) -> tuple[Tensor, str]:
-    """A strip a direction, on two seeds, (1, height, width, 3) in 0..1, and a note if a cancel cut it short."""
+def _sweep(source: Source, stack: Stack, recipe: DiscoveryRecipe, node_id: str | None) -> tuple[Sweep | None, str]:
+    """Images of each direction on two seeds, None if a cancel left none, and a note if it cut them short."""
     plan = SweepPlan(stack, recipe.prompts[:1], (recipe.seed, recipe.seed + 1), SHEET_STRENGTHS)
     try:
         sweep = sample_sweep(source, plan, watch_images(node_id))
     except InterruptProcessingException:  # the directions are trained, and are not to be lost for their pictures
-        return torch.ones(1, 64, 64, 3), "Cancelled before there was an image for the sheet."
-    return contact_sheet(sweep), "Cancelled: the sheet is not whole." if sweep.cancelled else ""
+        return None, "Cancelled before there was an image for the sheet."
+    return sweep, "Cancelled: the sheet is not whole." if sweep.cancelled else ""
 
 
 def _fewer(found: Discovery, recipe: DiscoveryRecipe) -> str:

@@ -59,6 +59,18 @@ def test_encoders_that_do_not_belong_together_leave_numbers_or_refuse_to_leave_t
         run({**models, "clip_vision": other_vision}, leave_out="ink sketch")
 
 
+def test_another_encoder_names_directions_that_theirs_cannot(models, other_vision):
+    """The other encoder has the same weights, so that both find the same; the images get the names then."""
+    output = run({**models, "clip_vision": other_vision}, names_by=models["clip_vision"])
+    stack, sheet, report = output.args
+    for position, each in enumerate(stack):
+        info = each.slider.info
+        assert {info.less, info.more} <= {"old", "young", "night", "noon"} and info.less != info.more
+        assert each.slider.name == f"found {position + 1} {info.more}"
+    assert "numbers for names" not in report and sheet.std() > 0.1
+    assert "2 directions" in report and stack[0].slider.name in report
+
+
 @pytest.fixture
 def other_vision(models):
     """The same weights, of another class."""
