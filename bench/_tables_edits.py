@@ -114,7 +114,7 @@ class ByPairs:
         return "slider by pairs", self.method, self.strength, [source, self.prompt, self.seed, self.iterations]
 
     def slider(self, studio: Studio) -> Slider:
-        recipe = VisualRecipe(method=self.method, steps=self.iterations, seed=self.seed)
+        recipe = VisualRecipe(method=self.method, steps=self.iterations, seed=self.seed, fit_strength=True)
         return studio.by_pairs(self.pairs, self.prompt, recipe)
 
     def sampled_by(self, studio: Studio, sign: int, entries: slice) -> tuple[Any, list]:

@@ -21,7 +21,7 @@ def parsed(description: str, given: Sequence[str] | None = None) -> argparse.Nam
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every cell")
     parser.add_argument("--people", type=int, default=16, help="images a measurement")
     parser.add_argument("--iterations", type=int, default=400, help="of training by words")
-    parser.add_argument("--visual-iterations", type=int, default=150, help="of training by pairs")
+    parser.add_argument("--visual-iterations", type=int, default=300, help="of training by pairs")
     parser.add_argument("--batch", type=int, help="of training by words; default 4, on a real model 1")
     parser.add_argument("--at-once", type=int, help="images sampled in one batch; default 16, on a real model 1")
     parser.add_argument("--eta", type=float, default=0.0, help="of every concept; default: chosen as by training")
