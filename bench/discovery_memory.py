@@ -4,7 +4,7 @@
 
 One step of training, as Discover Sliders makes it through a head, one direction at a time: beyond the loaded model,
 what is alive at its peak; on CUDA by the allocator, elsewhere by following every tensor. SDXL is whole. Of Flux a few
-blocks have full width, one more of each kind in turn, from which the 19 and 38 that it has follow: all blocks of a kind
+blocks have full width, one more of each kind in turn, from which its 19 and 38 follow: all blocks of a kind
 are alike. decoder: SDXL's, with gradients through it, at half the side; its memory grows with the area.
 """
 
