@@ -16,7 +16,7 @@ from ..sliders.formats.slider_files import save_slider
 from ..sliders.merge_sliders import Merged, merged_stack
 from ..sliders.slider import Slider
 from ..sliders.stack import Stack
-from .loading import DTYPES, FILE_NAME_TOOLTIP, as_one_slider
+from .loading import DTYPES, FILE_NAME_TOOLTIP, as_one_slider, precision_input
 from .model_folders import name_fault
 from .report import REPORTS, Report
 from .sockets import Sliders
@@ -48,12 +48,7 @@ class ConvertSlider(io.ComfyNode):
                     placeholder="the slider's own name",
                     tooltip=FILE_NAME_TOOLTIP,
                 ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(DTYPES),
-                    default="float16",
-                    tooltip="Number format of the weights in the file.",
-                ),
+                precision_input(),
                 io.Model.Input(
                     "model",
                     optional=True,

@@ -26,6 +26,17 @@ FILE_NAME_TOOLTIP = (
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
+def precision_input(advanced: bool = False) -> io.Input:
+    """Return the input that says in which number format weights are written."""
+    return io.Combo.Input(
+        "precision",
+        options=list(DTYPES),
+        default="float16",
+        advanced=advanced or None,
+        tooltip="Number format of the weights in the file; half precision is enough for sliders.",
+    )
+
+
 class LoadSlider(io.ComfyNode):
     """Reads a slider from a file."""
 
@@ -91,13 +102,7 @@ class SaveSlider(io.ComfyNode):
                     placeholder="the slider's own name",
                     tooltip=FILE_NAME_TOOLTIP,
                 ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(DTYPES),
-                    default="float16",
-                    advanced=True,
-                    tooltip="Number format of the weights in the file; half precision is enough for sliders.",
-                ),
+                precision_input(advanced=True),
             ],
             outputs=[Sliders.Output(display_name="sliders"), io.String.Output(display_name="file")],
             is_output_node=True,

@@ -16,7 +16,7 @@ from ..sliders.stack import Stack
 from ..sliders.units import RAW, strengths_in, unit_notes
 from ..training.resume import plain_name
 from .composing import units_input
-from .loading import DTYPES
+from .loading import DTYPES, precision_input
 from .model_folders import find_slider, free_folder, name_fault, slider_names, stamp
 from .report import REPORTS, Report
 from .slider_reports import ends_of
@@ -45,13 +45,7 @@ class SaveSliderSet(io.ComfyNode):
                 io.String.Input(
                     "name", default="", placeholder="what the sliders' names have in common", tooltip=NAME_TOOLTIP
                 ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(DTYPES),
-                    default="float16",
-                    advanced=True,
-                    tooltip="Number format of the weights in the files; half precision is enough for sliders.",
-                ),
+                precision_input(advanced=True),
             ],
             outputs=[Sliders.Output(display_name="sliders"), io.String.Output(display_name="folder")],
             is_output_node=True,
