@@ -14,19 +14,22 @@ from concept_sliders.sliders.formats.slider_files import load_slider
 from concept_sliders.sliders.stack import Stack
 from torch import Tensor
 
-PROMPT, DIRECTIONS, AT_ONCE, FAR = "portrait", 12, 3, 2.0
+PROMPT, DIRECTIONS, AT_ONCE = "portrait", 12, 3
 HAND_MADE_FAR = 1.0  # strengths of sliders whose ends were named
 PUBLISHED = gap_closed(12.12, 15.52, 11.72)
 RECALLED = 2048  # images
 
 
-def distances(studio: Studio, base: Base, count: int) -> list[str]:
-    """Point 4: pairwise distance, CLIP score and Fréchet distance to drawings, with three directions and none."""
+def distances(studio: Studio, base: Base, count: int, far: float) -> list[str]:
+    """Point 4: pairwise distance, CLIP score and Fréchet distance to drawings, with three directions and none.
+
+    far: random strengths lie between -far and far.
+    """
     drawn, found = studio.drawn(RECALLED)[0], studio.found(base, PROMPT, DIRECTIONS)
     text, closed, scores, frechet = studio.texts([PROMPT])[0], [], [], []
     for seed in range(3):
         bare, mixed, parent = (
-            studio.mixed(of, found.stack, PROMPT, count, sliders, FAR, seed)
+            studio.mixed(of, found.stack, PROMPT, count, sliders, far, seed)
             for of, sliders in ((base, 0), (base, AT_ONCE), (studio.parent, 0))
         )
         closed.append(gap_closed(*(mean_distance(each) for each in (mixed, bare, drawn))))
@@ -40,11 +43,11 @@ def distances(studio: Studio, base: Base, count: int) -> list[str]:
     ]
 
 
-def recalls(studio: Studio, base: Base, count: int) -> list[str]:
-    """Point 5: recall of drawings, by images with three random sliders of several kinds."""
+def recalls(studio: Studio, base: Base, count: int, far: float) -> list[str]:
+    """Point 5: recall of drawings, by images with three random sliders of several kinds; far: as above."""
     drawn = studio.drawn(count)[0]
 
-    def line(name: str, stack: Stack, far: float = FAR) -> str:
+    def line(name: str, stack: Stack, far: float = far) -> str:
         made = studio.mixed(base, stack, PROMPT, count, AT_ONCE, far, 0)
         precision, recall = precision_and_recall(drawn, made)
         return f"{name}: recall {recall:.3f}, precision {precision:.3f}"

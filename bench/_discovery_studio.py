@@ -145,15 +145,8 @@ class Studio:
 
         at_once: sliders in each image; 0 samples without any.
         """
-        question = (
-            base.name,
-            [slider_digest(each) for each in stack] if at_once else [],
-            prompt,
-            count,
-            at_once,
-            far,
-            seed,
-        )
+        mix = ([slider_digest(each) for each in stack], far) if at_once else ()
+        question = (base.name, mix, prompt, count, at_once, seed)
         return self.kept("mixed", question, lambda: self._mix(base, stack, prompt, count, at_once, far, seed))
 
     def _mix(self, base: Base, stack: Stack, prompt: str, count: int, at_once: int, far: float, seed: int) -> Tensor:
