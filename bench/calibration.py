@@ -1,9 +1,9 @@
 """Are equal steps of the control equal in effect? The pocket's sliders, on images that calibrating did not see.
 
     python3 dev.py bench calibration [--only pocket_age ...] [--folder FOLDER] [--sheets FOLDER]
-        [--count 64] [--calibration-count 32] [--intervals 8] [--turbo]
+        [--count 64] [--calibration-count 16] [--intervals 8] [--turbo]
 
-Each slider is calibrated as Calibrate Slider does it, on two prompts, and then sampled on `--count` other seeds of
+Each slider is calibrated as Calibrate Slider does it, on four prompts, and then sampled on `--count` other seeds of
 two other prompts, at equal steps of the control and at equal steps of raw strength over the same useful range. The
 table has the largest deviation of a step of the mean effect from the mean step, in both units. What is there or not,
 such as glasses, is read as a probability. `--turbo` samples with the few-step model, ten times as fast; `--sheets`
@@ -38,7 +38,12 @@ from concept_sliders.sliders.stack import Stack, StackedSlider
 from PIL import Image
 
 log = logging.getLogger("bench")
-SEEN = ("portrait of a person", "portrait of a woman")
+SEEN = (  # of several kinds, as the map is to hold for others
+    "portrait of a person",
+    "portrait of a woman",
+    "portrait of a person, flat colour",
+    "portrait of a person, night sky",
+)
 HELD_OUT = ("portrait of a man", "portrait of a person, with a hat")
 FIRST_SEED, FIRST_HELD_OUT = 0, 10_000
 AIM = 0.15  # the largest deviation that there may be in calibrated units
@@ -112,7 +117,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of files, without their ending")
     parser.add_argument("--sheets", type=Path, help="audit sheets are kept here")
     parser.add_argument("--count", type=int, default=64, help="held-out seeds")
-    parser.add_argument("--calibration-count", type=int, default=32, help="seeds that are calibrated on")
+    parser.add_argument("--calibration-count", type=int, default=16, help="seeds of a prompt to calibrate on")
     parser.add_argument("--intervals", type=int, default=8, help="equal steps from end to end")
     parser.add_argument("--limit", type=float, default=16.0, help="the largest strength to try")
     parser.add_argument("--turbo", action="store_true", help="sample with the few-step model")
