@@ -34,9 +34,9 @@ class Naming:
 
         sweep: images of all directions at both ends; of a cancelled run there may be none.
         """
-        changes = found.changes
+        changes: Tensor | None = found.changes
         if self.embed is not None:
-            changes = _seen(sweep, self.embed, len(found.stack)) if sweep is not None else None
+            changes = None if sweep is None else _seen(sweep, self.embed, len(found.stack))
         if changes is None or len(self.words) < 2:
             return found.stack
         return with_names(found.stack, names_of(changes, self.texts, self.words))
