@@ -3,11 +3,11 @@
     python3 dev.py bench calibration [--only pocket_age ...] [--folder FOLDER] [--sheets FOLDER]
         [--count 64] [--calibration-count 16] [--intervals 8] [--turbo]
 
-Each slider is calibrated as Calibrate Slider does it, on four prompts, and then sampled on `--count` other seeds of
-two other prompts, at equal steps of the control and at equal steps of raw strength over the same useful range. The
-table has the largest deviation of a step of the mean effect from the mean step, in both units. What is there or not,
-such as glasses, is read as a probability. `--turbo` samples with the few-step model, ten times as fast; `--sheets`
-keeps every audit sheet.
+Each slider is calibrated as Calibrate Slider does it, on four prompts, less any that names what it turns, and then
+sampled on `--count` other seeds of two other prompts, at equal steps of the control and at equal steps of raw strength
+over the same useful range. The table has the largest deviation of a step of the mean effect from the mean step, in both
+units. What is there or not, such as glasses, is read as a probability. `--turbo` samples with the few-step model, ten
+times as fast; `--sheets` keeps every audit sheet.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from concept_sliders.nodes.model_folders import SHIPPED
 from concept_sliders.pocket.measuring.probe import COLUMNS, load_probe
 from concept_sliders.pocket.models.loading import load_pocket, with_turbo
 from concept_sliders.sliders.formats.slider_files import load_slider
+from concept_sliders.sliders.slider import Slider
 from concept_sliders.sliders.stack import Stack, StackedSlider
 from PIL import Image
 
@@ -87,7 +88,7 @@ class Bench:
         slider = load_slider(file)
         placed = Stack.of(slider, gate=slider.info.gate)[0]
         seeds = range(FIRST_SEED, FIRST_SEED + self.options.calibration_count)
-        plan = CalibrationPlan(SEEN, tuple(seeds), self.options.limit, batch_size=self.options.batch)
+        plan = CalibrationPlan(seen_by(slider), tuple(seeds), self.options.limit, batch_size=self.options.batch)
         texts = EditTexts(slider.info.more, slider.info.less)
         found = calibrate(self.source, placed, texts, plan, self.instruments, lambda done, of: None)
         log.info("%s", told(found).text)
@@ -109,6 +110,11 @@ class Bench:
         means = [float(readings[at[s]].mean()) for s in strengths]
         log.info("  %s", ", ".join(f"{s:+.2f}: {mean:.3f}" for s, mean in zip(strengths, means)))
         return largest_deviation(means)
+
+
+def seen_by(slider: Slider) -> tuple[str, ...]:
+    """Return the prompts to calibrate on: those that do not name what the slider turns, as "night sky" the sky."""
+    return tuple(prompt for prompt in SEEN if slider.name.split()[-1] not in prompt)
 
 
 def main() -> None:
