@@ -4,10 +4,10 @@
         [--count 64] [--calibration-count 16] [--intervals 8] [--turbo]
 
 Each slider is calibrated as Calibrate Slider does it, on four prompts, less any that names what it turns, and then
-sampled on `--count` other seeds of two other prompts, at equal steps of the control and at equal steps of raw strength
-over the same useful range. The table has the largest deviation of a step of the mean effect from the mean step, in both
-units. What is there or not, such as glasses, is read as a probability. `--turbo` samples with the few-step model, ten
-times as fast; `--sheets` keeps every audit sheet.
+sampled on `--count` other seeds of two other prompts, at equal steps of the control and of raw strength over the same
+useful range. The table has the largest deviation of a step of the mean effect from the mean step, in both units. What
+is there or not, such as glasses, is read as a probability. `--turbo` samples with the few-step model, ten times as
+fast; `--sheets` keeps every audit sheet.
 """
 
 from __future__ import annotations
