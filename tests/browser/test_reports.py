@@ -4,12 +4,13 @@ import pytest
 import torch
 from concept_sliders.devtools.host import ROOT
 from concept_sliders.devtools.workflow import read_workflow
-from concept_sliders.tests.browser.reading import DONE, DRAWN, FIT, OPEN, REPORTED, SENT, show_anew, show_style
+from concept_sliders.tests.browser.reading import DRAWN, FIT, OPEN, REPORTED, SENT, show_anew, show_style
 from safetensors.torch import load_file, save_file
 
 STYLES = pytest.mark.parametrize("is_vue", [False, True], ids=["classic canvas", "Nodes 2.0"])
 KEY, LATE_WARNING = "concept_sliders_report", "concept_sliders.warning"  # as in nodes/report.py
 RUN = "() => app.queuePrompt(0)"
+RAN = "async () => Object.keys(await (await fetch('/history')).json())"  # the ids of all prompts that have ended
 MONOSPACE = """() => {
     const tables = [...document.querySelectorAll(".concept-sliders-report pre")];
     return tables.length > 0 && tables.every((pre) => getComputedStyle(pre).fontFamily.includes("monospace"));
@@ -46,6 +47,16 @@ def wait_until_it_says(page, node, words):
     page.evaluate(FIT)  # what is out of sight is not drawn
     page.wait_for_function(SAYS, arg=[node, words])
     return page.evaluate(REPORTED, node)
+
+
+def run_to_its_end(page):
+    """Queue the graph and wait; the id of its prompt, which may stand on a page that has run others before."""
+    before = page.evaluate(RAN)
+    page.evaluate(RUN)
+    page.wait_for_function(f"async (before) => (await ({RAN})()).length > before.length", arg=before)
+    (prompt,) = set(page.evaluate(RAN)) - set(before)
+    page.wait_for_timeout(500)  # what the server has sent of it is on the page
+    return prompt
 
 
 @STYLES
@@ -126,10 +137,8 @@ def test_a_late_warning_outlasts_the_end_of_its_prompt(page):
     graph = small("use_sliders")
     apply, late = of_class(graph, "ApplySliders"), {"kind": "warning", "text": "not merged"}
     page.evaluate(OPEN, graph)
-    page.evaluate(RUN)
+    prompt = run_to_its_end(page)
     wait_until_it_says(page, apply, "layers")
-    page.wait_for_function(DONE)
-    prompt = page.evaluate("async () => Object.keys(await (await fetch('/history')).json()).at(-1)")
     page.evaluate(SENT, [LATE_WARNING, {"node": apply, "prompt_id": prompt, "text": late["text"]}])
     assert late in wait_until_it_says(page, apply, late["text"])
     page.evaluate(SENT, ["execution_success", {"prompt_id": prompt}])
@@ -142,10 +151,8 @@ def test_what_another_workflow_reports_is_not_taken_over(page):
     graph = small("use_sliders")
     apply, fact = of_class(graph, "ApplySliders"), {"kind": "fact", "text": "of the first workflow"}
     page.evaluate(OPEN, graph)
-    page.evaluate(RUN)
+    prompt = run_to_its_end(page)
     wait_until_it_says(page, apply, "layers")
-    page.wait_for_function(DONE)
-    prompt = page.evaluate("async () => Object.keys(await (await fetch('/history')).json()).at(-1)")
     executed = ["executed", {"node": apply, "prompt_id": prompt, "output": {KEY: [fact]}}]
     page.evaluate(OPEN, {**graph, "id": "00000000-0000-4000-8000-000000000000"})
     page.evaluate(SENT, executed)
