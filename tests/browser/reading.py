@@ -1,5 +1,7 @@
 """Questions to the page: what stands on a node, and where nodes lie over each other or text is cut."""
 
+import time
+
 # The front end is there with the pack's nodes, and has opened what it opens by itself.
 READY = """() => Boolean(
     window.LiteGraph?.registered_node_types.ConceptSlidersApplySliders &&
@@ -36,6 +38,9 @@ REPORTED = """(id) => {
 DONE = (
     "async () => { const { exec_info } = await (await fetch('/prompt')).json(); return !exec_info.queue_remaining; }"
 )
+
+# The ids of all prompts that have ended.
+RAN = "async () => Object.keys(await (await fetch('/history')).json())"
 
 # All of the graph in view.
 FIT = """() => {
@@ -111,6 +116,14 @@ DRAWN = """() => {
 
 IS_VUE = "() => Boolean(LiteGraph.vueNodesMode)"
 SET_STYLE = "(is_vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', is_vue)"
+
+
+def wait_until(page, script, arg=None, seconds=180):
+    """Wait for what a script answers after asking the server: the page's own wait takes its promise for a yes."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(script, arg):
+        assert time.monotonic() < end, f"still not so after {seconds} s: {script}"
+        page.wait_for_timeout(200)
 
 
 def show_style(page, is_vue):

@@ -1,7 +1,7 @@
 """The example workflows as they lie on the page, in both node styles: before, while and after they run."""
 
 import pytest
-from concept_sliders.tests.browser.reading import DONE, FAULTS, FIT, OPEN, PREVIEW, show_anew, show_style
+from concept_sliders.tests.browser.reading import DONE, FAULTS, FIT, OPEN, PREVIEW, show_anew, show_style, wait_until
 from concept_sliders.tests.browser.test_reports import RUN, STYLES, small
 from concept_sliders.tests.browser.test_workflows import EXAMPLES
 
@@ -51,7 +51,7 @@ def run_and_look(page, graph):
     page.evaluate(PREVIEW, [str(node["id"]) for node in graph["nodes"] if node["type"] in WITH_PREVIEWS])
     page.evaluate(RUN)
     seen["running"] = faults(page)
-    page.wait_for_function(DONE)
+    wait_until(page, DONE)
     return {**seen, "done": faults(page)}
 
 

@@ -4,13 +4,22 @@ import pytest
 import torch
 from concept_sliders.devtools.host import ROOT
 from concept_sliders.devtools.workflow import read_workflow
-from concept_sliders.tests.browser.reading import DRAWN, FIT, OPEN, REPORTED, SENT, show_anew, show_style
+from concept_sliders.tests.browser.reading import (
+    DRAWN,
+    FIT,
+    OPEN,
+    RAN,
+    REPORTED,
+    SENT,
+    show_anew,
+    show_style,
+    wait_until,
+)
 from safetensors.torch import load_file, save_file
 
 STYLES = pytest.mark.parametrize("is_vue", [False, True], ids=["classic canvas", "Nodes 2.0"])
 KEY, LATE_WARNING = "concept_sliders_report", "concept_sliders.warning"  # as in nodes/report.py
 RUN = "() => app.queuePrompt(0)"
-RAN = "async () => Object.keys(await (await fetch('/history')).json())"  # the ids of all prompts that have ended
 MONOSPACE = """() => {
     const tables = [...document.querySelectorAll(".concept-sliders-report pre")];
     return tables.length > 0 && tables.every((pre) => getComputedStyle(pre).fontFamily.includes("monospace"));
@@ -53,7 +62,7 @@ def run_to_its_end(page):
     """Queue the graph and wait; the id of its prompt, which may stand on a page that has run others before."""
     before = page.evaluate(RAN)
     page.evaluate(RUN)
-    page.wait_for_function(f"async (before) => (await ({RAN})()).length > before.length", arg=before)
+    wait_until(page, f"async (before) => (await ({RAN})()).some((id) => !before.includes(id))", before)
     (prompt,) = set(page.evaluate(RAN)) - set(before)
     page.wait_for_timeout(500)  # what the server has sent of it is on the page
     return prompt
