@@ -36,11 +36,13 @@ HEAD_STEPS = DiscoveryRecipe(prompts=(PROMPT,)).head_steps
 
 
 class PublishedLessons(DirectionLessons):
-    """Lessons of three random sliders each, as published."""
+    """Lessons of a few random sliders each: of three, as published."""
+
+    at_once = PUBLISHED_AT_ONCE
 
     def __next__(self) -> DirectionLesson:
         whole = super().__next__()
-        some = torch.randperm(len(whole.x), generator=self.generator)[:PUBLISHED_AT_ONCE]
+        some = torch.randperm(len(whole.x), generator=self.generator)[: self.at_once]
         parts = {name: getattr(whole, name)[some] for name in ("x", "strengths", "before", "directions")}
         return DirectionLesson(sigma=whole.sigma, prompt=whole.prompt, embed=whole.embed, **parts)
 

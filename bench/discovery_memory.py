@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import _models
@@ -20,12 +19,12 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import torch
+from _discovery_cost import PublishedLessons
 from _live import peak_memory
 from concept_sliders.comfy_host.autograd import differentiable
 from concept_sliders.comfy_host.borrow import borrowed, for_autograd
 from concept_sliders.comfy_host.denoiser import Denoiser
 from concept_sliders.discovery.head import EmbeddingHead
-from concept_sliders.discovery.lessons import DirectionLessons
 from concept_sliders.discovery.recipe import DiscoveryRecipe
 from concept_sliders.discovery.trajectories import Trajectories
 from concept_sliders.training.loop import Training
@@ -93,14 +92,10 @@ def peak(patcher: Any, conditioning: list, shape: tuple[int, ...], directions: i
     return found.bytes / 2**30
 
 
-class _OneAtATime(DirectionLessons):
+class _OneAtATime(PublishedLessons):
     """Lessons of one direction: the peak of a step whose rows go one by one is that of one row."""
 
-    def __next__(self) -> Any:
-        whole = super().__next__()
-        cut: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows[:1]  # noqa: E731
-        parts = {name: cut(getattr(whole, name)) for name in ("x", "strengths", "before", "directions")}
-        return type(whole)(sigma=whole.sigma, prompt=whole.prompt, embed=whole.embed, **parts)
+    at_once = 1
 
 
 def decoder_peak(side: int) -> float:

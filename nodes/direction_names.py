@@ -10,7 +10,7 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.sd import CLIP
 from torch import Tensor
 
-from ..comfy_host.joint_encoders import EmbedTexts, image_embedding, text_embedding
+from ..comfy_host.joint_encoders import image_embedding, text_embedding
 from ..discovery.names import names_of, told_apart, with_names
 from ..discovery.run import Discovery
 from ..evaluation.sweep import Sweep
@@ -71,7 +71,7 @@ def unwanted_texts(clip: CLIP, clip_vision: ClipVisionModel, texts: list[str]) -
     if not texts:
         return None
     try:
-        of_texts: EmbedTexts = text_embedding(clip, clip_vision, JOINT)
+        of_texts = text_embedding(clip, clip_vision, JOINT)
     except ValueError as error:
         raise ValueError(f"Discover Sliders: leave_out takes encoders that belong together. {error}") from error
     return of_texts(texts)

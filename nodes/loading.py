@@ -78,9 +78,13 @@ class LoadSlider(io.ComfyNode):
         loaded, report = read_slider(path)
         about = described(loaded, report, path.stat().st_size, gated)
         about = about.warn(*unit_notes(units, loaded, [strength]), *calibrated_gate(units, loaded, gated))
-        gate = loaded.info.gate if gated and not loaded.info.gate.always_open else None
-        strengths = strengths_in(units, loaded, [strength])
-        return io.NodeOutput(Stack.of(loaded, strengths, gate), ui=about.on_node())
+        return io.NodeOutput(as_loaded(loaded, strength, gated, units), ui=about.on_node())
+
+
+def as_loaded(slider: Slider, strength: float, gated: bool, units: str) -> Stack:
+    """Return a stack of a slider from a file. gated: behind the gate that the file names, if it names one."""
+    gate = slider.info.gate if gated and not slider.info.gate.always_open else None
+    return Stack.of(slider, strengths_in(units, slider, [strength]), gate)
 
 
 class SaveSlider(io.ComfyNode):

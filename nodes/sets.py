@@ -13,10 +13,10 @@ from ..sliders.formats.slider_files import load_slider
 from ..sliders.formats.slider_sets import save_set
 from ..sliders.slider import Slider
 from ..sliders.stack import Stack
-from ..sliders.units import RAW, strengths_in, unit_notes
+from ..sliders.units import RAW, unit_notes
 from ..training.resume import plain_name
 from .composing import units_input
-from .loading import DTYPES, precision_input
+from .loading import DTYPES, as_loaded, precision_input
 from .model_folders import find_slider, free_folder, name_fault, slider_names, stamp
 from .report import REPORTS, Report
 from .slider_reports import ends_of
@@ -115,8 +115,7 @@ class LoadSliderSet(io.ComfyNode):
         stack, report = Stack(), Report()
         for place, file in enumerate(files_of(folder), 1):
             slider = load_slider(find_slider(file))
-            gate = slider.info.gate if gated and not slider.info.gate.always_open else None
-            stack += Stack.of(slider, strengths_in(units, slider, [strength]), gate)
+            stack += as_loaded(slider, strength, gated, units)
             report = report.fact(", ".join((f"{place} {slider.name}", *ends_of(slider.info))))
             report = report.warn(*unit_notes(units, slider, [strength]))
         return io.NodeOutput(stack, ui=report.on_node())
