@@ -39,6 +39,11 @@ def names_of(changes: Tensor, texts: Tensor, words: Sequence[str], count: int = 
     ]
 
 
+def trained_and_done(directions: Tensor, changes: Tensor) -> Tensor:
+    """Return what sliders were trained along, (K, D), and what a few images say they do, (K, D), in equal parts."""
+    return F.normalize(directions, dim=-1) + F.normalize(changes, dim=-1)
+
+
 def told_apart(texts: Tensor) -> list[int]:
     """Indices of the words, (W, D), that no other has the embedding of, as all those have that an encoder lacks."""
     unit = F.normalize(texts.double(), dim=-1)

@@ -31,8 +31,8 @@ STRIP_STEPS, STRIP_SEEDS = 4, 3  # of the strip of images: steps of the control 
 class CalibrationPlan:
     """What a calibration samples.
 
-    prompts, seeds: as of a `SweepPlan`. limit: the largest size of strength that is tried. steps: on each side, to
-    which strengths are refined. batch_size: images sampled at a time.
+    prompts, seeds: as of a `SweepPlan` whose prompts are sampled apart. limit: the largest size of strength that is
+    tried. steps: on each side, to which strengths are refined. batch_size: images sampled at a time.
     Raises ValueError for a limit that is not positive, or fewer than two steps.
     """
 
@@ -222,7 +222,8 @@ class _Run:
         self, strengths: tuple[float, ...], prompts: tuple[str, ...] = (), seeds: tuple[int, ...] = ()
     ) -> SweepPlan:
         of = self.plan
-        return SweepPlan(Stack((self.placed,)), prompts or of.prompts, seeds or of.seeds, strengths, of.batch_size)
+        asked = (prompts or of.prompts, seeds or of.seeds, strengths, of.batch_size)
+        return SweepPlan(Stack((self.placed,)), *asked, apart=True)
 
     def _tell(self, done: int, of: int) -> None:
         self.report(self._made + done, max(self._expected, self._made + of))

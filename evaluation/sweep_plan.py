@@ -9,7 +9,7 @@ from math import isfinite
 from ..sliders.stack import Stack
 from ..sliders.units import RAW, strengths_in
 
-MOST_SEEDS = 1024
+MOST_SEEDS, LARGEST_SEED = 1024, 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class SweepPlan:
     stack: each slider is measured alone, with its gates; the strengths that it has there are not used.
     prompts, seeds: every slider is measured on each seed of each prompt. strengths: in rising order, without 0: the
     original is sampled once for all sliders. batch_size: images sampled at a time. units: of the strengths; see
-    `units.strengths_in`.
+    `units.strengths_in`. apart: each prompt has seeds of its own, the first these, the next those that come after:
+    what the same noise makes of several prompts is alike, so that a mean over them tells less.
     Raises ValueError if there is no slider, prompt, seed or strength, or something stands there twice.
     """
 
@@ -44,6 +45,7 @@ class SweepPlan:
     strengths: tuple[float, ...]
     batch_size: int = 8
     units: str = RAW
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.stack):
@@ -67,6 +69,12 @@ class SweepPlan:
         turned = sum(len(self.strengths_of(slider)) for slider in range(len(self.stack)))
         return len(self.prompts) * len(self.seeds) * (1 + turned)
 
+    def seeds_of(self, prompt: str) -> tuple[int, ...]:
+        """Return the seeds that a prompt is sampled with."""
+        number = self.prompts.index(prompt) if self.apart else 0
+        further = number * (max(self.seeds) - min(self.seeds) + 1)
+        return tuple((seed + further) % (LARGEST_SEED + 1) for seed in self.seeds)
+
     def strengths_of(self, slider: int) -> tuple[float, ...]:
         """Return the strengths, as they act, of the slider at a position, each once and without 0."""
         found = strengths_in(self.units, self.stack[slider].slider, self.strengths)
@@ -89,7 +97,7 @@ class SweepPlan:
 
     def _of_prompt(self, prompt: str) -> list[PlannedImage]:
         turned = [(slider, strength) for slider in range(len(self.stack)) for strength in self.strengths_of(slider)]
-        return [PlannedImage(prompt, seed, *at) for seed in self.seeds for at in ((None, 0.0), *turned)]
+        return [PlannedImage(prompt, seed, *at) for seed in self.seeds_of(prompt) for at in ((None, 0.0), *turned)]
 
     def encoding(self, planned: PlannedImage) -> tuple[int, float] | None:
         """Return the slider and the strength that the prompt is encoded with; None without any."""
@@ -126,6 +134,6 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         raise ValueError(
             f"Seeds must be whole numbers separated by commas, or first:last such as 0:15; got {text!r}."
         ) from error
-    if not 1 <= len(seeds) <= MOST_SEEDS or not all(0 <= seed < 2**64 for seed in seeds):
+    if not 1 <= len(seeds) <= MOST_SEEDS or not all(0 <= seed <= LARGEST_SEED for seed in seeds):
         raise ValueError(f"Measuring takes 1 to {MOST_SEEDS} seeds from 0 to 2^64 - 1; got {text!r}.")
     return tuple(dict.fromkeys(seeds))

@@ -11,7 +11,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ..comfy_host.joint_encoders import image_embedding, text_embedding
-from ..discovery.names import names_of, told_apart, with_names
+from ..discovery.names import names_of, told_apart, trained_and_done, with_names
 from ..discovery.run import Discovery
 from ..evaluation.sweep import Sweep
 from ..sliders.stack import Stack
@@ -34,7 +34,7 @@ class Naming:
 
         sweep: images of all directions at both ends; of a cancelled run there may be none.
         """
-        changes: Tensor | None = found.changes
+        changes: Tensor | None = trained_and_done(found.components.directions, found.changes)
         if self.embed is not None:
             changes = None if sweep is None else _seen(sweep, self.embed, len(found.stack))
         if changes is None or len(self.words) < 2:

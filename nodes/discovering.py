@@ -36,7 +36,7 @@ from .run_progress import told, watch_counts, watch_images, watch_training
 from .sockets import PromptDirectionsSocket, Sliders
 from .training_inputs import checkpoint_inputs, range_inputs
 
-SHEET_STRENGTHS = (-2.0, -1.0, 1.0, 2.0)
+SHEET_STRENGTHS = (-1.0, -0.5, 0.5, 1.0)
 
 
 class DiscoverSliders(io.ComfyNode):
@@ -79,7 +79,7 @@ class DiscoverSliders(io.ComfyNode):
             ],
             outputs=[
                 Sliders.Output(display_name="sliders", tooltip="A slider a direction, the widest first, all at 0."),
-                io.Image.Output(display_name="sheet", tooltip="Each direction from -2 to 2, on two seeds."),
+                io.Image.Output(display_name="sheet", tooltip="Each direction from -1 to 1, on two seeds."),
                 io.String.Output(display_name="report"),
             ],
             hidden=[io.Hidden.unique_id],

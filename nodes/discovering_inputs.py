@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..comfy_host.seeded_sampling import SCHEDULERS
 from ..discovery.recipe import AXES, EMBEDDINGS, DiscoveryRecipe
 
 DEFAULT_NAME = "direction"
@@ -45,17 +46,7 @@ def what_inputs() -> list[io.Input]:
         ),
         io.String.Input("name", default=DEFAULT_NAME, tooltip="The sliders' name; a number and a word are added."),
         io.Int.Input("steps", default=200, min=1, max=100_000, tooltip="Training steps; each trains all directions."),
-        io.Int.Input(
-            "sampling_steps", default=20, min=1, max=1000, tooltip="Steps of each sample; 1 to 8 for few-step models."
-        ),
-        io.Float.Input(
-            "guidance",
-            default=defaults.guidance,
-            min=0.0,
-            max=30.0,
-            step=0.1,
-            tooltip="Classifier-free guidance scale of the samples; 1 for few-step models and such as have none.",
-        ),
+        *sample_inputs(defaults.guidance, defaults.scheduler),
         io.Int.Input(
             "seed", default=0, min=0, max=2**32 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="Of samples, initial weights and random choices: the same seed finds the same sliders.",
@@ -77,6 +68,29 @@ def what_inputs() -> list[io.Input]:
             "all directions are of style. Takes a clip_vision that belongs with the text encoder.",
         ),
     ]  # fmt: skip
+
+
+def sample_inputs(guidance: float, scheduler: str) -> list[io.Input]:
+    """Return the inputs that say how the samples are made that are looked at."""
+    return [
+        io.Int.Input(
+            "sampling_steps", default=20, min=1, max=1000, tooltip="Steps of each sample; 1 to 8 for few-step models."
+        ),
+        io.Float.Input(
+            "guidance",
+            default=guidance,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="Classifier-free guidance scale of the samples; 1 for few-step models and such as have none.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=list(SCHEDULERS),
+            default=scheduler,
+            tooltip="Of the samples, as in KSampler; sgm_uniform for most few-step models.",
+        ),
+    ]
 
 
 def how_inputs() -> list[io.Input]:

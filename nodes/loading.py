@@ -83,8 +83,7 @@ class LoadSlider(io.ComfyNode):
 
 def as_loaded(slider: Slider, strength: float, gated: bool, units: str) -> Stack:
     """Return a stack of a slider from a file. gated: behind the gate that the file names, if it names one."""
-    gate = slider.info.gate if gated and not slider.info.gate.always_open else None
-    return Stack.of(slider, strengths_in(units, slider, [strength]), gate)
+    return Stack.of(slider, strengths_in(units, slider, [strength]), slider.info.gate if gated else None)
 
 
 class SaveSlider(io.ComfyNode):

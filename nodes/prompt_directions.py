@@ -19,6 +19,7 @@ from ..comfy_host.text_encoders import encode_prompts
 from ..discovery.prompt_directions import PromptDirections
 from ..discovery.prompt_run import PromptRecipe, discover_in_prompt
 from ..sliders.sweep import parse_values, swept_latent
+from .discovering_inputs import sample_inputs
 from .image_strip import draw_strip
 from .measuring_inputs import with_weights
 from .report import REPORTS, Report
@@ -61,15 +62,7 @@ class DiscoverPromptDirections(io.ComfyNode):
                     tooltip="Differences that are sent back to the prompt; each takes a pass through the model and "
                     "back.",
                 ),
-                io.Int.Input(
-                    "sampling_steps", default=defaults.sampling_steps, min=1, max=1000,
-                    tooltip="Steps of each sample; 1 to 8 for few-step models.",
-                ),
-                io.Float.Input(
-                    "guidance", default=defaults.guidance, min=0.0, max=30.0, step=0.1,
-                    tooltip="Classifier-free guidance scale of the samples; 1 for few-step models and such as have "
-                    "none.",
-                ),
+                *sample_inputs(defaults.guidance, defaults.scheduler),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**32 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Of samples and random choices: the same seed finds the same directions.",

@@ -295,7 +295,7 @@ def trained_output(
     record = trained.slider.info.recipe
     report = told(trained.progress, recipe.steps, is_kept=options.checkpoints is not None)
     report = report.fact(*told_outcome(record)).warn(*trained.warnings, warn_outcome(record), not_noted)
-    gate = None if trained.slider.info.gate.always_open else trained.slider.info.gate
-    if gate:
-        report = report.fact(f"it acts where it was trained: {window(gate)} of sampling")
+    gate = trained.slider.info.gate
+    if not gate.always_open:
+        report = report.fact(f"it acts where it was trained: {window(gate)}")
     return io.NodeOutput(Stack.of(trained.slider, gate=gate), ui=report.on_node())

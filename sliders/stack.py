@@ -112,9 +112,10 @@ class Stack:
 
     @staticmethod
     def of(slider: Slider, strength: float | Sequence[float] = 1.0, gate: Gate | None = None) -> Stack:
-        """Make a stack of one slider, at one strength or at one strength per batch entry."""
+        """Make a stack of one slider, at one strength or at one strength per batch entry; an open gate is none."""
         values = (strength,) if isinstance(strength, (int, float)) else strength
-        return Stack((StackedSlider(slider, tuple(float(v) for v in values), () if gate is None else (gate,)),))
+        gates = () if gate is None or gate.always_open else (gate,)
+        return Stack((StackedSlider(slider, tuple(float(v) for v in values), gates),))
 
     def __len__(self) -> int:
         return len(self.sliders)

@@ -65,7 +65,8 @@ def test_training_leaves_a_slider_that_describes_itself(server, trained):
     assert info.recipe["concepts"][0]["preserve"] == ["with glasses", "without glasses"]
     assert info.family and info.base_model_hash
     (train,) = named(prompt, "Train Slider")
-    assert info.gate == Gate(0.1) and "from 0.1 to 1 of sampling" in " ".join(reported(entry, train))
+    assert info.gate == Gate(0.1)
+    assert "it acts where it was trained: from 0.1 to 1 of sampling" in reported(entry, train)
 
 
 def test_the_sweep_behind_it_is_a_strip_with_a_row_for_each_person(server, trained):

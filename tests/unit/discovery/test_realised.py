@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from concept_sliders.discovery.names import names_of
+from concept_sliders.discovery.names import names_of, trained_and_done
 from concept_sliders.discovery.realised import distinct, mutual_cosine, realised
 
 
@@ -33,6 +33,14 @@ def test_names_are_the_words_that_the_ends_move_towards():
     first, second = names_of(changes, texts, words, count=1)
     assert (first.less, first.more) == (("young",), ("old",))
     assert (second.less, second.more) == (("night",), ("noon",))
+
+
+def test_a_name_is_of_the_direction_trained_as_much_as_of_what_a_few_images_show():
+    age, glasses = torch.eye(4)[0], torch.eye(4)[1]
+    texts, words = torch.stack([age, -age, glasses, -glasses]), ["old", "young", "glasses", "no glasses"]
+    shown = 7 * (0.6 * age + 0.8 * glasses)  # the few people that were sampled get glasses
+    (alone,), (both,) = (names_of(of[None], texts, words) for of in (shown, trained_and_done(2 * age, shown)))
+    assert (alone.more[0], both.more[0], both.less[0]) == ("glasses", "old", "young")
 
 
 def test_words_without_embeddings_are_refused():

@@ -33,6 +33,19 @@ def test_every_slider_is_alone_at_every_strength_and_the_original_is_made_once()
         assert made.index(planned.original) <= at
 
 
+def test_prompts_that_are_sampled_apart_have_seeds_of_their_own():
+    found = plan(AGE, prompts=("a", "b", "c"), seeds=(3, 1, 9), apart=True)
+    made = [planned for batch in found.batches() for planned in batch]
+    assert len(made) == found.count == 3 * 3 * 3
+    seeds = {prompt: {planned.seed for planned in made if planned.prompt == prompt} for prompt in found.prompts}
+    assert seeds == {"a": {1, 3, 9}, "b": {10, 12, 18}, "c": {19, 21, 27}}
+
+
+def test_seeds_of_their_own_stay_within_the_largest():
+    found = plan(AGE, seeds=(2**64 - 2, 2**64 - 1), apart=True)
+    assert found.seeds_of("b") == (0, 1)
+
+
 def test_a_batch_has_one_strength_for_each_image_and_keeps_the_gates():
     found = plan(AGE + SMILE)
     batch = [
