@@ -114,12 +114,20 @@ def _others(
 
 
 def _coherence(of: SliderMeasurements, series: Tensor, zero: int, turned: Sequence[int]) -> tuple[float, ...]:
-    """Return the length of the images' mean change over their changes' mean length, at each strength."""
+    """Return how far the images change the same way, in [0, 1], at each strength.
+
+    Of changes c_i in the embedding, the root of mean c_i . c_j, i not j, over mean |c_i|^2: the length of what is
+    common to them, without what chance adds to the mean of n. One image changes like itself.
+    """
     if not of.measured.embeddings:
         return ()
     images = next(iter(of.measured.embeddings.values()))[series].double()
     changes = (images - images[:, [zero]])[:, turned]  # (n, S - 1, E)
-    return tuple((changes.mean(0).norm(dim=-1) / changes.norm(dim=-1).mean(0).clamp(min=1e-12)).tolist())
+    n, squares = len(changes), changes.square().sum(-1).mean(0)
+    if n == 1:
+        return (1.0,) * len(turned)
+    pairs = (n * changes.mean(0).square().sum(-1) - squares) / (n - 1)
+    return tuple((pairs / squares.clamp(min=1e-24)).clamp(0, 1).sqrt().tolist())
 
 
 def _moved(of: SliderMeasurements, series: Tensor, zero: int, values: Tensor) -> float:

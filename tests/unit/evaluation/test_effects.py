@@ -85,6 +85,18 @@ def test_without_texts_the_direction_between_the_ends():
     assert found.coherence == pytest.approx([1.0] * 4, abs=1e-6)
 
 
+def scattered(s, seed):
+    """All along one axis by 0.6, and each along one of its own by 0.8."""
+    return torch.ones(65) + 0.01 * s * (0.6 * torch.eye(65)[0] + 0.8 * torch.eye(65)[1 + seed])
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_coherence_is_what_the_changes_have_in_common_however_few_there_are(count):
+    texts = Instruments({"seeing": None}, ("seeing", lambda asked: torch.eye(65)[: len(asked)]))
+    found = response(measured(embedding=scattered, seeds=tuple(range(count))), EditTexts("old", "young"), texts)
+    assert found.coherence == pytest.approx([0.6] * 4, abs=1e-4)
+
+
 def test_distances_by_lpips_are_taken_as_lengths():
     """It grows with the square of a small change; rounding below 0 is none."""
     of = measured(readings=READINGS)
