@@ -3,7 +3,7 @@
     python3 dev.py bench calibration [--only pocket_age ...] [--folder FOLDER] [--sheets FOLDER]
         [--count 64] [--calibration-count 16] [--intervals 8] [--turbo]
 
-Each slider is calibrated as Calibrate Slider does it, on four prompts, less any that names what it turns, and then
+Each slider is calibrated as Calibrate Slider does it, on eight prompts, less any that names what it turns, and then
 sampled on `--count` other seeds of two other prompts, at equal steps of the control and of raw strength over the same
 useful range. The table has the largest deviation of a step of the mean effect from the mean step, in both units. What
 is there or not, such as glasses, is read as a probability. `--turbo` samples with the few-step model, ten times as
@@ -39,11 +39,15 @@ from concept_sliders.sliders.stack import Stack, StackedSlider
 from PIL import Image
 
 log = logging.getLogger("bench")
-SEEN = (  # of several kinds, as the map is to hold for others
+SEEN = (  # of many kinds, as the map is to hold for others
     "portrait of a person",
     "portrait of a woman",
+    "portrait of a man, ink sketch",
     "portrait of a person, flat colour",
+    "portrait of a man with glasses, pastel",
+    "portrait of a woman, with a hat",
     "portrait of a person, night sky",
+    "portrait of a person, long hair",
 )
 HELD_OUT = ("portrait of a man", "portrait of a person, with a hat")
 FIRST_SEED, FIRST_HELD_OUT = 0, 10_000

@@ -10,7 +10,7 @@ WORKS, PARTLY, FAILS = "works", "partly", "fails"
 WEAK = 0.5  # of the standard deviation of images without the slider: what it moves in all, at least
 ONE_SIDED = 1 / 3  # of the other side's reach
 ENTANGLED = 0.5  # of the effect: what something else may move
-COHERENT = 0.3  # of the length of the images' changes: what is common to them, at least
+COHERENT = 0.2  # of the length of the images' changes: what is common to them, at least
 MINUS_HINT = (
     "This side can only take away what images have: try prompts that show more of it. Train with both ends named, or "
     "a second slider with more and less exchanged."
