@@ -118,7 +118,8 @@ class Bench:
 
 def seen_by(slider: Slider) -> tuple[str, ...]:
     """Return the prompts to calibrate on: those that do not name what the slider turns, as "night sky" the sky."""
-    return tuple(prompt for prompt in SEEN if slider.name.split()[-1] not in prompt)
+    words = set(slider.name.split()[1:])  # after "pocket"
+    return tuple(prompt for prompt in SEEN if words.isdisjoint(prompt.replace(",", "").split()))
 
 
 def main() -> None:
