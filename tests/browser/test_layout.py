@@ -13,6 +13,7 @@ FEW = {
     "ConceptSlidersCalibrateSlider": {2: "0", 3: 1.0, 5: 1, 13: 2},
     "ConceptSlidersSliderReport": {2: "0, 1", 6: 1},
     "ConceptSlidersDiscoverSliders": {1: 2, 2: 4, 4: 2, 5: 1},
+    "ConceptSlidersPickSlider": {0: 1},
 }
 WITH_PREVIEWS = (
     "ConceptSlidersTrainSlider",

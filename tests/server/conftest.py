@@ -34,6 +34,7 @@ FEW = {
     "discover_sliders": {
         **SMALL_SWEEP,
         "People to Sweep Over": {"batch_size": 1},
+        "Pick Slider": {"position": 1},
         "Discover Sliders": {"directions": 2, "samples": 8, "steps": 3, "sampling_steps": 2},
     },
     "ten_sliders": {"People": {"batch_size": 2}, "KSampler": {"steps": 2}},
