@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of its training")
     parser.add_argument("--discovery-seed", type=int, default=0, help="of its samples, its weights and its lessons")
     parser.add_argument("--images", type=int, default=RECALLED, help="of points 4 and 5")
-    parser.add_argument("--far", type=float, default=2.0, help="the largest strength of directions there")
+    parser.add_argument("--far", type=float, default=2.5, help="the largest strength of directions there")
     parser.add_argument("--directions", type=int, nargs="*", default=[8, 32], help="numbers of them in point 9")
     parser.add_argument("--out", type=Path, default=Path("output/discover"), help="folder of what is kept")
     options = parser.parse_args()
