@@ -118,7 +118,7 @@ class Bench:
 
 def seen_by(slider: Slider) -> tuple[str, ...]:
     """Return the prompts to calibrate on: those that do not name what the slider turns, as "night sky" the sky."""
-    words = set(slider.name.split()[1:])  # after "pocket"
+    words = set(slider.name.split())
     return tuple(prompt for prompt in SEEN if words.isdisjoint(prompt.replace(",", "").split()))
 
 

@@ -34,8 +34,10 @@ class Naming:
 
         sweep: images of all directions at both ends; of a cancelled run there may be none.
         """
-        changes: Tensor | None = trained_and_done(found.components.directions, found.changes)
-        if self.embed is not None:
+        changes: Tensor | None
+        if self.embed is None:
+            changes = trained_and_done(found.components.directions, found.changes)
+        else:
             changes = None if sweep is None else _seen(sweep, self.embed, len(found.stack))
         if changes is None or len(self.words) < 2:
             return found.stack
